@@ -1,0 +1,71 @@
+"""Single-cell image extraction: one small, masked, normalised picture per cell, all in one HDF5 file.
+
+    import gpu_extract as gx
+
+    report = gx.extract("slide.tif", nucleus="nuclei.tif", cytosol="cells.tif", output="cells.h5sc")
+    cells = gx.open_cells("cells.h5sc")
+    cells[42]  # the (K, S, S) tile of cell 42
+
+Names are imported when they are first used, so that ``import gpu_extract`` is quick and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_extract.api import extract, iter_cells, plan
+    from gpu_extract.dataset import Cells, open_cells
+    from gpu_extract.errors import (
+        DeviceError,
+        GpuExtractError,
+        InputError,
+        LabelError,
+        OutputError,
+        RecipeError,
+        RunStoppedError,
+        SourceError,
+    )
+    from gpu_extract.model import CellImages
+    from gpu_extract.planning import Plan
+    from gpu_extract.recipe import Recipe
+    from gpu_extract.pipeline import Report
+
+    __version__: str
+
+_HOME = {
+    "extract": "api",
+    "iter_cells": "api",
+    "plan": "api",
+    "Cells": "dataset",
+    "open_cells": "dataset",
+    "CellImages": "model",
+    "Plan": "planning",
+    "Recipe": "recipe",
+    "Report": "pipeline",
+    "DeviceError": "errors",
+    "GpuExtractError": "errors",
+    "InputError": "errors",
+    "LabelError": "errors",
+    "OutputError": "errors",
+    "RecipeError": "errors",
+    "RunStoppedError": "errors",
+    "SourceError": "errors",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gpu-extract")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpu_extract' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gpu_extract.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

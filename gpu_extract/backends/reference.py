@@ -1,0 +1,191 @@
+"""The definition of an extraction, in float64, to be read like a methods section.
+
+The same text serves NumPy + SciPy and, given other `Libraries`, CuPy + cupyx. Every other backend is judged
+by this one; this one is judged by SciPy, by hand-made cases and by the files of the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.ndimage
+
+from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.recipe import MaskSteps, Program, Recipe
+
+__all__ = ["HOST", "Libraries", "extract", "extract_tile"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class Libraries(NamedTuple):
+    """The array module and its ``ndimage`` companion: numpy and scipy.ndimage, or cupy and cupyx.scipy.ndimage."""
+
+    xp: Any
+    ndimage: Any
+
+
+HOST = Libraries(np, scipy.ndimage)
+
+
+class Mask(NamedTuple):
+    """The masks of one cell made from one label plane, each (S, S); see SPEC section 3."""
+
+    filled: Array  # B, bool: the label, holes filled
+    dilated: Array  # D, bool: B expanded by a disk
+    soft: Array  # E, float64: D blurred
+    free: Array  # N, bool: not on a neighbour
+
+
+def extract(
+    window: Window,
+    batch: Batch,
+    program: Program,
+    levels: np.ndarray | None = None,
+    libraries: Libraries = HOST,
+) -> CellImages:
+    """The finished tiles of a batch, one cell after the other.
+
+    Parameters
+    ----------
+    window : Window
+        Covers all tiles of the batch as far as they lie on the slide.
+    batch : Batch
+    program : Program
+    levels : (C, 2) float64, optional
+        Lower and upper value of each channel where they are not the cell's own.
+    libraries : Libraries
+        Where the arithmetic runs.
+
+    Returns
+    -------
+    CellImages
+        In host memory.
+    """
+    S = program.recipe.tile_size
+    images = np.empty((len(batch), *program.tile_shape), program.output_dtype)
+    used = np.empty((len(batch), len(program.cut), 2))
+    for n, (cell_id, corner) in enumerate(zip(batch.ids, batch.corners, strict=True)):
+        y, x = int(corner[0]) - window.y0, int(corner[1]) - window.x0
+        labels = tuple(cut_tile(plane, y, x, S) for plane in window.labels)
+        pixels = cut_tile(window.image, y, x, S)
+        on_slide = cut_tile(np.ones(window.image.shape[1:], bool), y, x, S)
+        images[n], used[n] = extract_tile(labels, pixels, on_slide, int(cell_id), program, levels, libraries)
+    return CellImages(batch.rows, batch.ids, images, used)
+
+
+def cut_tile(planes: Array, y: int, x: int, size: int) -> Array:
+    """The ``size`` x ``size`` tile whose first pixel is (y, x) of the last two axes, 0 outside of them."""
+    height, width = planes.shape[-2:]
+    tile = np.zeros((*planes.shape[:-2], size, size), planes.dtype)
+    y0, y1, x0, x1 = max(y, 0), min(y + size, height), max(x, 0), min(x + size, width)
+    tile[..., y0 - y : y1 - y, x0 - x : x1 - x] = planes[..., y0:y1, x0:x1]
+    return tile
+
+
+def extract_tile(
+    labels: tuple[Array, ...],
+    pixels: Array,
+    on_slide: Array,
+    cell_id: int,
+    program: Program,
+    levels: np.ndarray | None = None,
+    libraries: Libraries = HOST,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The finished tile (K, S, S) of one cell, and the (C, 2) levels it was normalised with.
+
+    Parameters
+    ----------
+    labels : tuple of M arrays, (S, S), integer
+        The label planes under the tile.
+    pixels : (C, S, S)
+        The channels under the tile.
+    on_slide : (S, S) bool
+        False where the tile reaches past the slide.
+    cell_id : int
+    program, levels, libraries
+        As for `extract`.
+    """
+    xp, recipe = libraries.xp, program.recipe
+    labels = tuple(xp.asarray(plane) for plane in labels)
+    pixels, on_slide = xp.asarray(pixels), xp.asarray(on_slide)
+    masks = [cell_mask(labels[steps.plane], cell_id, steps, libraries) for steps in program.masks]
+
+    planes = [masks[m].soft for m in program.stored]
+    used = np.empty((len(program.cut), 2))
+    for c, m in enumerate(program.cut):
+        mask = masks[m]
+        raw = pixels[c] if recipe.normalization == "none" else pixels[c].astype(np.float64)
+        cut = xp.asarray(1)
+        region = mask.dilated
+        if recipe.neighbours == "exclude":
+            region = region & mask.free
+        if recipe.apply_masks:
+            cut = mask.soft * mask.free if recipe.neighbours == "exclude" else mask.soft
+        before, after = (cut, 1) if recipe.cut == "before" else (1, cut)
+
+        values = raw * before
+        used[c] = channel_levels(values, region & on_slide, recipe, xp) if levels is None else levels[c]
+        values = scale(values, used[c], recipe, xp) * after
+        if recipe.minmax and c not in recipe.minmax_except:
+            values = stretch(values)
+        planes.append(values)
+    return to_output(planes, len(program.stored), program, xp), used
+
+
+def cell_mask(labels: Array, cell_id: int, steps: MaskSteps, libraries: Libraries = HOST) -> Mask:
+    """B, D, E and N of one cell from the label plane under its tile, (S, S)."""
+    xp, ndimage = libraries
+    own = labels == cell_id
+    filled = ndimage.binary_fill_holes(own) if steps.fill_holes else own
+    dilated = filled
+    if steps.dilation:
+        dilated = ndimage.binary_dilation(filled, structure=disk(steps.dilation, xp))
+    soft = ndimage.gaussian_filter(dilated.astype(np.float64), steps.sigma, mode="nearest", truncate=4.0)
+    return Mask(filled, dilated, soft, (labels == 0) | own | filled)
+
+
+def disk(radius: int, xp: Any = np) -> Array:
+    """The disk ``dy^2 + dx^2 <= radius^2``, (2 radius + 1, 2 radius + 1) bool."""
+    y, x = xp.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return y * y + x * x <= radius * radius
+
+
+def channel_levels(values: Array, region: Array, recipe: Recipe, xp: Any) -> tuple[float, float]:
+    """The lower and upper quantile of a channel of one cell; (0, 0) where there is no pixel to take them from."""
+    pixels = values[region] if recipe.quantile_pixels == "mask" else values.ravel()
+    if not pixels.size:
+        return 0.0, 0.0
+    lo, hi = xp.quantile(pixels, xp.asarray(recipe.quantiles))
+    return float(lo), float(hi)
+
+
+def scale(values: Array, levels: np.ndarray, recipe: Recipe, xp: Any) -> Array:
+    """``clip((values - lo) / (hi - lo), 0, 1)``; for ``hi == lo`` see `Recipe.flat_channel`."""
+    if recipe.normalization == "none":
+        return values
+    lo, hi = float(levels[0]), float(levels[1])
+    if hi == lo:
+        if recipe.flat_channel == "zero":
+            return xp.zeros_like(values)
+        return xp.clip(values - lo, 0, 1)
+    return xp.clip((values - lo) / (hi - lo), 0, 1)
+
+
+def stretch(values: Array) -> Array:
+    """MinMax of SPEC section 3: ``(y - min) / (max - min)``, or y if max == min."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else values
+
+
+def to_output(planes: list[Array], n_masks: int, program: Program, xp: Any) -> np.ndarray:
+    """The planes in the output type, rounded once, half to even, in host memory."""
+    to_host: Callable[[Array], np.ndarray] = np.asarray if xp is np else xp.asnumpy
+    out = np.empty(program.tile_shape, program.output_dtype)
+    for k, plane in enumerate(planes):
+        if program.output_dtype.kind != "f" and plane.dtype.kind == "f":
+            plane = xp.rint(plane * program.unit)
+        out[k] = to_host(plane).astype(program.output_dtype)
+    return out

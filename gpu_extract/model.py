@@ -1,0 +1,273 @@
+"""The types that travel through an extraction: frozen, small, checked on construction.
+
+`Slide` -> planning -> `CellTable` -> `Batch` -> one `Window` is read -> backend -> `CellImages` -> store.
+Points are (y, x); boxes are (y0, x0, y1, x1), half open, in pixels of the slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import InputError, LabelError
+
+__all__ = ["Batch", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window"]
+
+# The pixel types of SPEC section 1; anything else would be rounded or reinterpreted on the way.
+IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
+MASK_NAMES = ("nucleus", "cytosol")
+
+
+class Raster(Protocol):
+    """A stack of P planes of H x W pixels that is read by region; nothing is read before `read`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(P, H, W)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type, in the machine's byte order."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the planes, length P; empty where the source has none."""
+
+    @property
+    def source(self) -> str:
+        """Where the pixels come from, in the user's words: a path, or ``array``."""
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """The pixels of a box that lies within the raster, (P, y1 - y0, x1 - x0), C-contiguous or a view."""
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One field of view: an image and its label planes, all of one height and width.
+
+    Parameters
+    ----------
+    image : Raster, (C, H, W)
+    masks : mapping of str to Raster, each (1, H, W)
+        The label planes by name: ``nucleus``, ``cytosol`` or both, in this order.
+    channel_names : tuple of str, length C
+    name : str
+        Unique among the slides of a run.
+    labels : mapping of str to str
+        The slide's own labels, for example ``{"well": "D03"}``.
+
+    Raises
+    ------
+    InputError, LabelError
+        If shapes or types do not fit, or names are not unique.
+    """
+
+    image: Raster
+    masks: Mapping[str, Raster]
+    channel_names: tuple[str, ...]
+    name: str = "slide"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.image.dtype.name not in IMAGE_DTYPES:
+            raise InputError(
+                f"image {self.image.source} has pixels of type {self.image.dtype}; "
+                f"it must be one of {', '.join(IMAGE_DTYPES)}: convert it"
+            )
+        if not self.masks:
+            raise LabelError("no label plane was given; give nucleus, cytosol or both (--nucleus, --cytosol)")
+        if tuple(self.masks) != tuple(name for name in MASK_NAMES if name in self.masks):
+            raise ValueError(f"masks are named {tuple(self.masks)}; allowed are {MASK_NAMES}, in this order")
+        for name, raster in self.masks.items():
+            self._check_labels(name, raster)
+        n_channels = self.image.shape[0]
+        if len(self.channel_names) != n_channels:
+            raise InputError(
+                f"{len(self.channel_names)} channel names for an image of {n_channels} channels: "
+                f"{', '.join(self.channel_names)}"
+            )
+        if len(set(self.channel_names)) != n_channels:
+            raise InputError(f"channel names must differ: {', '.join(self.channel_names)}")
+
+    def _check_labels(self, name: str, raster: Raster) -> None:
+        where = f"{name} labels {raster.source}"
+        if raster.dtype.kind not in "iu":
+            remedy = (
+                "number the objects first, for example with skimage.measure.label"
+                if raster.dtype.kind == "b"
+                else "a label plane holds the integer ids of cells; convert it after checking that none was rounded"
+            )
+            raise LabelError(f"{where} are of type {raster.dtype}; they must be integers: {remedy}")
+        planes, height, width = raster.shape
+        if planes != 1:
+            raise LabelError(f"{where} hold {planes} planes; give one plane (H, W)")
+        if (height, width) != self.size:
+            H, W = self.size
+            raise LabelError(
+                f"{where} are {height} x {width} pixels and the image {self.image.source} is {H} x {W} (H x W); "
+                f"they must be equal{_shape_hint((height, width), (H, W))}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.image.shape[1:]
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the label planes, length M."""
+        return tuple(self.masks)
+
+    def read(self, box: tuple[int, int, int, int]) -> Window:
+        """The image and label pixels of a box (y0, x0, y1, x1) within the slide."""
+        image = np.ascontiguousarray(self.image.read(*box))
+        labels = tuple(np.ascontiguousarray(raster.read(*box)[0]) for raster in self.masks.values())
+        return Window(image, labels, y0=box[0], x0=box[1])
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rectangle of a slide that was read for a batch.
+
+    Parameters
+    ----------
+    image : (C, h, w)
+    labels : tuple of M arrays, (h, w), any integer types
+    y0, x0 : int, pixels
+        Where the rectangle lies on the slide. Whatever lies outside it lies outside the slide.
+    """
+
+    image: NDArray[Any]
+    labels: tuple[NDArray[Any], ...]
+    y0: int
+    x0: int
+
+
+@dataclass(frozen=True)
+class DroppedCells:
+    """The ids that were seen and are not extracted, each with one reason."""
+
+    slide: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    reason: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def counts(self) -> dict[str, int]:
+        """How many cells were dropped for each reason, the commonest first."""
+        reasons, counts = np.unique(self.reason.astype(str), return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {str(reasons[i]): int(counts[i]) for i in order}
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """The cells that are extracted, in the order of the output's rows.
+
+    Parameters
+    ----------
+    slide : (N,) int64
+        Index of the cell's slide.
+    ids : (N,) uint64
+        Unique within a slide, ascending.
+    centers : (N, 2) int64, pixels
+        (y, x) of the centre, rounded half to even.
+    boxes : (N, 4) int64, pixels
+        Bounding box of all masks together.
+    areas : (N, M) int64, pixels
+        Area of each label; 0 where the plane does not have the id.
+    truncated : (N,) bool
+        Whether a mask does not fit in the tile.
+    dropped : DroppedCells
+    """
+
+    slide: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    centers: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    areas: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    dropped: DroppedCells
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        assert self.slide.shape == (n,)
+        assert self.centers.shape == (n, 2)
+        assert self.boxes.shape == (n, 4)
+        assert self.areas.shape[0] == n
+        assert self.truncated.shape == (n,)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells of one slide that are read and computed together.
+
+    Parameters
+    ----------
+    slide : int
+        Index of the slide.
+    rows : (n,) int64
+        Their rows in the output; the rows of all batches partition 0..N-1.
+    ids : (n,) uint64
+    corners : (n, 2) int64, pixels
+        (y, x) of each tile's first pixel on the slide; may lie outside it.
+    box : (y0, x0, y1, x1), pixels
+        The part of the slide that all tiles together cover.
+    """
+
+    slide: int
+    rows: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    corners: NDArray[np.int64]
+    box: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class CellImages:
+    """Finished tiles in host memory: what the store sees, and all it sees.
+
+    Parameters
+    ----------
+    rows : (n,) int64
+    ids : (n,) uint64
+    images : (n, K, S, S), the output type, C-contiguous
+    levels : (n, C, 2) float64
+        The lower and upper value that each channel was normalised with.
+    """
+
+    rows: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    images: NDArray[Any]
+    levels: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        n = len(self.rows)
+        assert self.ids.shape == (n,)
+        assert self.images.shape[0] == n
+        assert self.images.flags.c_contiguous
+        assert self.levels.shape[0] == n
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:
+    if labels == image[::-1]:
+        return "; the labels look transposed"
+    factor = round(max(image[0] / max(labels[0], 1), labels[0] / max(image[0], 1)))
+    if factor > 1 and all(abs(max(a, b) / factor - min(a, b)) < 1 for a, b in zip(labels, image, strict=True)):
+        return f"; one of them looks like a pyramid level, {factor} times smaller than the other"
+    if all(abs(a - b) <= 1 for a, b in zip(labels, image, strict=True)):
+        return "; one of them looks cropped by one pixel"
+    return ""
