@@ -1,0 +1,126 @@
+"""Arrays that the user has in memory or opened lazily, and rasters stacked to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import InputError
+from gpu_extract.model import Raster
+
+__all__ = ["ArrayRaster", "StackedRaster", "is_array", "raster_shape", "read_box"]
+
+
+def is_array(candidate: Any) -> bool:
+    """Whether this can be read by region as NumPy, Dask, Zarr and h5py arrays can."""
+    return all(hasattr(candidate, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
+
+
+def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
+    """(P, H, W) of an array of shape (P, H, W) or (H, W).
+
+    Raises
+    ------
+    InputError
+        If it has other dimensions, or no pixels.
+    """
+    if len(shape) not in (2, 3):
+        raise InputError(
+            f"{subject} has shape {tuple(shape)}; it must be (planes, H, W) or (H, W): "
+            "give one field, Z slice or time point at a time"
+        )
+    if min(shape) < 1:
+        raise InputError(f"{subject} has shape {tuple(shape)} and so no pixels; every side must be 1 or more")
+    planes, height, width = (1, *shape) if len(shape) == 2 else shape
+    return int(planes), int(height), int(width)
+
+
+def read_box(array: Any, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+    """(P, y1 - y0, x1 - x0) pixels of a (P, H, W) or (H, W) array, in native byte order."""
+    box = np.asarray(array[..., y0:y1, x0:x1])
+    box = box.astype(box.dtype.newbyteorder("="), copy=False)
+    return box[np.newaxis] if box.ndim == 2 else box
+
+
+class ArrayRaster:
+    """An array that the user opened, (P, H, W) or (H, W); read by slice, so that it is never copied whole.
+
+    Parameters
+    ----------
+    array : array
+    plane : str, optional
+        The label plane it holds; None if it holds an image.
+
+    Raises
+    ------
+    InputError
+    """
+
+    names: tuple[str, ...] = ()
+    source = "array"
+
+    def __init__(self, array: Any, plane: str | None) -> None:
+        subject = "image array" if plane is None else f"{plane} label array"
+        self._array = array
+        self.shape = raster_shape(array.shape, subject)
+        try:
+            self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        except TypeError as cause:
+            raise InputError(f"{subject} is of type {array.dtype}; convert it to a NumPy array") from cause
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return read_box(self._array, y0, x0, y1, x1)
+
+
+class StackedRaster:
+    """Rasters of one plane each, as the channels of one image.
+
+    Parameters
+    ----------
+    channels : sequence of Raster, each (1, H, W)
+    names : sequence of str
+        Their names, empty where one has none.
+
+    Raises
+    ------
+    InputError
+        If one has more planes, or they differ in size or type.
+    """
+
+    def __init__(self, channels: Sequence[Raster], names: Sequence[str]) -> None:
+        first = channels[0]
+        for channel in channels:
+            _check_channel(channel, first)
+        self._channels = tuple(channels)
+        self.shape = (len(channels), *first.shape[1:])
+        self.dtype = first.dtype
+        self.names = tuple(names)
+        self.source = ", ".join(channel.source for channel in channels)
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return np.concatenate([channel.read(y0, x0, y1, x1) for channel in self._channels])
+
+
+def _check_channel(channel: Raster, first: Raster) -> None:
+    planes, height, width = channel.shape
+    if planes != 1:
+        raise InputError(
+            f"image {channel.source} holds {planes} planes; "
+            "where several images are the channels of a slide, each must hold one"
+        )
+    if (height, width) != first.shape[1:]:
+        H, W = first.shape[1:]
+        raise InputError(
+            f"image {channel.source} is {height} x {width} pixels and {first.source} is {H} x {W} (H x W); "
+            "the channels of a slide must be equal in size"
+        )
+    if channel.dtype != first.dtype:
+        raise InputError(
+            f"image {channel.source} has pixels of type {channel.dtype} and {first.source} of {first.dtype}; "
+            "convert the channels of a slide to one type"
+        )

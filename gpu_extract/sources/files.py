@@ -1,0 +1,152 @@
+"""A file that a user gave: what it is, told by its first bytes, and access that notices when it changes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import GpuExtractError, SourceError
+from gpu_extract.sources.names import cleaned
+
+__all__ = ["SourceFile", "file_format", "translated"]
+
+READABLE = "this version reads .npy, .npz, TIFF and OME-TIFF"
+MAGIC = {
+    b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "npz",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+}
+# Formats that users are likely to have, refused by name rather than as unknown bytes.
+FOREIGN_MAGIC = {
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"ZISRAWFILE": "CZI",
+}
+ZARR_KEYS = ("zarr.json", ".zarray", ".zgroup")
+
+
+class SourceFile:
+    """A regular file, and what it was given as.
+
+    It is opened anew for each read: a run may have more slides than a process may have open files.
+
+    Parameters
+    ----------
+    path : str
+    plane : str, optional
+        The label plane it holds; None if it holds an image.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file, or it is not a regular one.
+    """
+
+    def __init__(self, path: str, plane: str | None) -> None:
+        self.path = path
+        self.plane = plane
+        with translated(f"{self} cannot be opened"):
+            status = self._status()
+        if stat.S_ISDIR(status.st_mode):
+            is_zarr = any(os.path.exists(os.path.join(path, key)) for key in ZARR_KEYS)
+            kind, remedy = ("a Zarr store", "convert it to OME-TIFF") if is_zarr else ("a folder", "give a file in it")
+            raise SourceError(f"{self} is {kind}; {READABLE}: {remedy}")
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError(f"{self} is not a regular file (a pipe or a device?); copy it to a file first")
+        self.nbytes = status.st_size
+        self._stamp = _stamp(status)
+
+    def __str__(self) -> str:
+        return f"image {self.path}" if self.plane is None else f"{self.plane} label plane {self.path}"
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The file opened for reading, as long as it is the one whose headers were checked.
+
+        Raises
+        ------
+        SourceError
+        """
+        with translated(f"{self} cannot be opened"):
+            if _stamp(self._status()) != self._stamp:
+                raise SourceError(f"{self} has changed since it was opened; run again once it is written")
+            stream = open(self.path, "rb")  # noqa: SIM115 - closed by the with below; only opening is translated
+        with stream:
+            yield stream
+
+    def mapped(
+        self, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], order: Literal["C", "F"] = "C"
+    ) -> NDArray[Any]:
+        """A part of the file as a read-only array; its pages are read when they are touched.
+
+        Raises
+        ------
+        SourceError
+        """
+        with self.open() as stream, translated(f"{self} cannot be read"):
+            return np.memmap(stream, dtype, "r", offset, shape, order)
+
+    def _status(self) -> os.stat_result:
+        try:
+            return os.stat(self.path)
+        except FileNotFoundError as cause:
+            raise SourceError(f"{self} does not exist; check the path") from cause
+
+
+def file_format(file: SourceFile) -> str:
+    """``npy``, ``npz`` or ``tiff``, by the file's first bytes and never by its name.
+
+    Raises
+    ------
+    SourceError
+        If it is something else; the message says what.
+    """
+    with file.open() as stream:
+        head = stream.read(64)
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    raise SourceError(f"{file} {_description(head)}; {READABLE}: convert it to OME-TIFF")
+
+
+@contextmanager
+def translated(problem: str, remedy: str = "check the file, or export it again") -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line of `SourceError`.
+
+    The libraries that parse files answer damage with exceptions of any kind, ZeroDivisionError among them.
+    """
+    try:
+        yield
+    except GpuExtractError:
+        raise
+    except Exception as cause:
+        detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        first_line = (detail.splitlines() or [type(cause).__name__])[0]
+        raise SourceError(f"{problem}: {cleaned(first_line)[:200]}; {remedy}") from cause
+
+
+def _description(head: bytes) -> str:
+    if not head:
+        return "is empty (0 bytes)"
+    for magic, name in FOREIGN_MAGIC.items():
+        if head.startswith(magic):
+            return f"is a {name} file"
+    # The last character may be cut in two.
+    text = head.decode("utf-8", "ignore")
+    if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
+        return f"is a text file that begins with {text[:40]!r}"
+    return f"is of an unknown format (it begins with the bytes {head[:8].hex(' ')})"
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,58 @@
+"""The OME-XML of a TIFF: the names of its channels, and the files it is spread over."""
+
+from __future__ import annotations
+
+import os
+from xml.etree import ElementTree as ET
+
+from gpu_extract.errors import SourceError
+from gpu_extract.sources.files import SourceFile
+from gpu_extract.sources.names import cleaned
+
+__all__ = ["check_ome_files", "ome_channel_names"]
+
+
+def ome_channel_names(xml: str) -> tuple[str, ...]:
+    """Names of the first image's channels, length C; empty where a channel has none."""
+    root = ET.fromstring(xml)
+    pixels = root.find("{*}Image/{*}Pixels")
+    channels = [] if pixels is None else pixels.findall("{*}Channel")
+    return tuple(channel.get("Name", "") for channel in channels)
+
+
+def check_ome_files(file: SourceFile, xml: str) -> None:
+    """Refuse an OME-TIFF whose other files are missing or lie outside its folder.
+
+    tifffile would fill missing files with zeros, and read any file that the XML names.
+
+    Raises
+    ------
+    SourceError
+    """
+    root = ET.fromstring(xml)
+    binary_only = root.find("{*}BinaryOnly")
+    if binary_only is not None:
+        main = cleaned(binary_only.get("MetadataFile", "another file"))
+        raise SourceError(f"{file} is one part of an OME-TIFF that {main} describes; give that file if it is a TIFF")
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(file.path)))
+    for name in sorted(_other_names(file, root)):
+        part = os.path.realpath(os.path.join(folder, name))
+        if os.path.dirname(part) != folder:
+            raise SourceError(
+                f"{file} is spread over several files, and {cleaned(name)} leads outside its folder; "
+                "put all files of an OME-TIFF into one folder and name them without folders"
+            )
+        if not os.path.isfile(part):
+            raise SourceError(f"{file} is spread over several files, and {cleaned(name)} is missing; copy it there")
+
+
+def _other_names(file: SourceFile, root: ET.Element) -> set[str]:
+    own = root.get("UUID")
+    names = set()
+    for uuid in root.iterfind("{*}Image/{*}Pixels/{*}TiffData/{*}UUID"):
+        name = uuid.get("FileName", "")
+        # A file that was renamed still knows itself by its UUID, where it has one.
+        is_self = uuid.text == own if own else name.lower() == os.path.basename(file.path).lower()
+        if name and not is_self:
+            names.add(name)
+    return names

@@ -1,0 +1,133 @@
+"""TIFF and OME-TIFF, read by region: only the strips and tiles that a box touches are decoded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFile, TiffPage
+
+from gpu_extract.errors import SourceError
+from gpu_extract.sources import tiff_checks
+from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.ome import check_ome_files, ome_channel_names
+from gpu_extract.sources.segments import SHARED, SegmentCache
+from gpu_extract.sources.tiff_plane import TiffPlane
+
+__all__ = ["TiffRaster", "open_tiff"]
+
+# Without a handler Python prints tifffile's warnings to stderr; what matters among them is refused below.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+Key = tuple["TiffRaster", int, int]  # (raster, plane, segment)
+
+
+class TiffRaster:
+    """The planes of a TIFF, each of H x W pixels of one type.
+
+    Parameters
+    ----------
+    planes : sequence of TiffPlane
+    names : sequence of str
+        Names of the planes, or empty.
+    source : str
+    cache : SegmentCache
+        Where decoded segments are kept between reads.
+    """
+
+    def __init__(
+        self,
+        planes: Sequence[TiffPlane],
+        names: Sequence[str],
+        source: str,
+        cache: SegmentCache[Key] = SHARED,
+    ) -> None:
+        self._planes = tuple(planes)
+        self._cache = cache
+        self.shape = (len(planes), *planes[0].shape)
+        self.dtype = planes[0].dtype
+        self.names = tuple(names)
+        self.source = source
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`.
+
+        Raises
+        ------
+        SourceError
+            If a strip or tile cannot be decoded, or the file has changed.
+        """
+        pixels = np.empty((len(self._planes), y1 - y0, x1 - x0), self.dtype)
+        keys: list[Key] = []
+        for index, plane in enumerate(self._planes):
+            if plane.is_raw:
+                pixels[index] = plane.mapped()[y0:y1, x0:x1]
+            else:
+                keys += [(self, index, segment) for segment in plane.segments(y0, x0, y1, x1)]
+        for (_, index, segment), decoded in self._cache.read(keys, self._decode).items():
+            self._planes[index].paste(segment, decoded, pixels[index], y0, x0)
+        return pixels
+
+    def _decode(self, keys: Sequence[Key]) -> Iterator[NDArray[Any]]:
+        for file, keys_of_file in groupby(keys, lambda key: self._planes[key[1]].file):
+            with file.open() as stream:
+                for _, index, segment in keys_of_file:
+                    yield self._planes[index].decode(stream, segment)
+
+
+def open_tiff(file: SourceFile) -> TiffRaster:
+    """The raster of a TIFF of any kind whose planes are channels; level 0 where it is a pyramid.
+
+    Raises
+    ------
+    SourceError, LabelError
+        If the headers show that its pixels cannot be read, or not without a guess.
+    """
+    with translated(f"{file} is a damaged TIFF"), TiffFile(file.path) as tif:
+        tiff_checks.check_pages(file, tif)
+        if tif.ome_metadata:
+            check_ome_files(file, tif.ome_metadata)
+        tiff_checks.check_series(file, tif.series)
+        return TiffRaster(_planes(file, tif), _names(tif), file.path)
+
+
+def _names(tif: TiffFile) -> tuple[str, ...]:
+    if tif.ome_metadata:
+        return ome_channel_names(tif.ome_metadata)
+    labels = (tif.imagej_metadata or {}).get("Labels", [])
+    return (labels,) if isinstance(labels, str) else tuple(labels)
+
+
+def _planes(file: SourceFile, tif: TiffFile) -> list[TiffPlane]:
+    pages = _full_pages(file, tif)
+    first = pages[0]
+    n_planes = tiff_checks.count_planes(file, tif.series[0]) * len(tif.series)
+    # One page may stand for all: by samples that are stored apart, or with the other planes right behind it.
+    is_whole = len(pages) == 1 and (first.is_final or first.samplesperpixel == n_planes)
+    if len(pages) != n_planes and not is_whole:
+        raise SourceError(f"{file} has {len(pages)} pages for {n_planes} planes; export it again")
+    per_page = n_planes // len(pages)
+    planes = []
+    for page in pages:
+        part = file if page.parent is tif else SourceFile(page.parent.filehandle.path, file.plane)
+        offsets, nbytes = (np.array(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
+        tiff_checks.check_page(part, page, first)
+        tiff_checks.check_segments(part, page, offsets, nbytes, per_page)
+        planes += [TiffPlane(part, page, index, offsets, nbytes) for index in range(per_page)]
+    return planes
+
+
+def _full_pages(file: SourceFile, tif: TiffFile) -> list[TiffPage]:
+    listed = [page for series in tif.series for page in series]
+    pages = [page for page in listed if page is not None]
+    if len(pages) < len(listed):
+        raise SourceError(f"{file} lacks {len(listed) - len(pages)} of its {len(listed)} planes; export it again")
+    for page in pages:
+        if page.parent.filehandle.closed:  # the other files of an OME-TIFF; closed again with `tif`
+            page.parent.filehandle.open()
+    # tifffile takes all pages of a series to be stored as its first one is; read in full, each tells.
+    return [page.aspage() for page in pages]

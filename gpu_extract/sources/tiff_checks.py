@@ -1,0 +1,217 @@
+"""What a TIFF may not be, told from its headers before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
+
+from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.names import cleaned
+
+__all__ = ["check_page", "check_pages", "check_segments", "check_series", "count_planes"]
+
+# Axes whose planes are channels: C is declared so; of I, Q and S (pages, samples) the file says nothing more.
+CHANNEL_AXES = "CIQS"
+# Codecs that round, or may, by the TIFF tag's number: a rounded label is another cell.
+LOSSY = {
+    6: "JPEG",
+    7: "JPEG",
+    33007: "JPEG",
+    34892: "JPEG",
+    33003: "JPEG 2000",
+    33004: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    22610: "JPEG XR",
+    34934: "JPEG XR",
+    34887: "LERC",
+    34927: "WebP",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+# The tags that say what the pixels are and where they lie, and the description, 270, in which OME and ImageJ
+# tell the axes; not those of resolution, dates and the like.
+DECISIVE_TAGS = frozenset(
+    [256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 338, 339, 347]
+)
+# How many bytes one stored byte can become: none, PackBits, Deflate by its two numbers. The other codecs have
+# no useful limit: a blank tile takes a few bytes.
+MAX_RATIO = {1: 1, 32773: 64, 8: 1032, 32946: 1032}
+# Writers make segments of some MB. What is larger was made to harm, or cannot be read by region.
+MAX_SEGMENT_NBYTES = 2**30
+
+
+def check_pages(file: SourceFile, tif: TiffFile) -> None:
+    """Refuse a file whose first page, or chain of pages, tifffile would read in part without saying so."""
+    n_pages = len(tif.pages)
+    if n_pages == 0:
+        raise SourceError(f"{file} is a TIFF without pages, perhaps truncated; copy or export it again")
+    _check_tags(file, tif.pages.first)
+    _, next_page = _directory(tif.pages[n_pages - 1])
+    if next_page != 0:
+        raise SourceError(
+            f"{file} is truncated or damaged: the page that follows page {n_pages - 1} cannot be read; "
+            "copy or export it again"
+        )
+
+
+def check_series(file: SourceFile, series: Sequence[TiffPageSeries]) -> None:
+    """Refuse a file of several images, unless they are single pages written one by one as channels."""
+    if not series:
+        raise SourceError(f"{file} is a TIFF without an image; export it again")
+    first = series[0]
+    are_pages = all(
+        each.kind == "shaped" and len(each) == 1 and (each.shape, each.dtype) == (first.shape, first.dtype)
+        for each in series
+    )
+    if len(series) > 1 and not are_pages:
+        images = ", ".join(f"{cleaned(each.name) or index} ({_sizes(each)})" for index, each in enumerate(series[:8]))
+        raise SourceError(f"{file} holds {len(series)} images: {images}; save the one to extract alone")
+    if first.transform is not None:
+        raise SourceError(f"{file} stores its pixels by a formula ({first.kind}); convert it to OME-TIFF")
+
+
+def count_planes(file: SourceFile, series: TiffPageSeries) -> int:
+    """The number of planes of a series whose planes can only be channels.
+
+    Raises
+    ------
+    SourceError, LabelError
+        If there are Z slices, time points or the like, or several samples in each pixel.
+    """
+    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    others = [pair for pair in zip(axes, shape, strict=True) if pair[0] not in "YX" and pair[1] != 1]
+    if axes[-1] == "S" and shape[-1] > 1:
+        raise _interleaved(file, shape[-1])
+    if not others:
+        return 1
+    if len(others) > 1 or others[0][0] not in CHANNEL_AXES:
+        raise SourceError(
+            f"{file} has the axes {_sizes(series)}; only C, Y and X are read: save one Z slice, projection "
+            "or time point per file, or declare the pages as channels"
+        )
+    return others[0][1]
+
+
+def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:
+    """Refuse a page that differs from the first, is inverted, or is coded such that it cannot be read."""
+    _check_tags(file, page)
+    if min(page.imagelength, page.imagewidth) < 1:
+        raise SourceError(f"{file} is damaged: page {page.index} has no pixels; export it again")
+    if page.dtype is None:
+        raise SourceError(
+            f"{file} has samples of {page.bitspersample} bits, which are not read; export it with 8, 16 or 32"
+        )
+    if (page.imagelength, page.imagewidth, page.dtype) != (first.imagelength, first.imagewidth, first.dtype):
+        raise SourceError(f"{file} has pages that differ in size or type (page {page.index}); save one image per file")
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        raise SourceError(f"{file} is stored inverted (MinIsWhite); save it as MinIsBlack, where 0 is dark")
+    if file.plane is not None and page.compression in LOSSY:
+        raise LabelError(
+            f"{file} is compressed with {LOSSY[page.compression]}, which may change ids; "
+            "export the labels again with deflate or LZW"
+        )
+    with translated(f"{file} is coded in a way that cannot be read", "export it with deflate or LZW"):
+        page.decode(None, 0)  # decodes nothing, and fails where it never could
+
+
+def check_segments(
+    file: SourceFile, page: TiffPage, offsets: NDArray[np.int64], nbytes: NDArray[np.int64], n_planes: int
+) -> None:
+    """Refuse a page whose strips or tiles are missing, beyond the end of the file, or impossibly large.
+
+    Parameters
+    ----------
+    offsets, nbytes : (n,) int64, bytes
+        Where they lie in the file, and how long they are there.
+    n_planes : int
+        How many planes the page stands for.
+    """
+    expected = math.prod(page.chunked)
+    if not len(offsets) == len(nbytes) == expected:
+        raise SourceError(
+            f"{file} is damaged: page {page.index} lists {len(offsets)} of {expected} strips or tiles; export it again"
+        )
+    n_absent = np.count_nonzero((offsets <= 0) | (nbytes <= 0))
+    if n_absent:
+        raise SourceError(
+            f"{file} is sparse: {n_absent} of {expected} strips or tiles are absent on page {page.index} and "
+            "would read as zeros; export it with all of them"
+        )
+    if page.is_final:  # the planes follow one another, whatever the headers say of their strips
+        needed = np.array([n_planes * page.imagelength * _nbytes(page, page.imagewidth)])
+        offsets = offsets[:1]
+    else:
+        needed = nbytes
+        _check_decoded_size(file, page, int(nbytes.sum()))
+    # Not the sum of both, which can exceed int64 in a damaged file.
+    if np.any(needed > file.nbytes - offsets):
+        raise SourceError(
+            f"{file} is truncated: page {page.index} reaches beyond the {file.nbytes} bytes that are there; "
+            "copy or export it again"
+        )
+
+
+def _check_tags(file: SourceFile, page: TiffPage) -> None:
+    tags, _ = _directory(page)
+    # tifffile leaves out a tag that it cannot read, and takes the default for what the tag would have said.
+    unread = [code for code in tags if code in DECISIVE_TAGS and code not in page.tags]
+    if unread:
+        raise SourceError(
+            f"{file} is truncated or damaged: tag {unread[0]} of page {page.index} cannot be read; "
+            "copy or export it again"
+        )
+
+
+def _directory(page: TiffPage | TiffFrame) -> tuple[list[int], int]:
+    """The codes of a page's tags, and the offset of the next page, as they stand in the file."""
+    tiff, handle = page.parent.tiff, page.parent.filehandle
+    byteorder: Literal["little", "big"] = "little" if page.parent.byteorder == "<" else "big"
+    handle.seek(page.offset)
+    n_tags = int.from_bytes(handle.read(tiff.tagnosize), byteorder)
+    entries = handle.read(n_tags * tiff.tagsize)
+    codes = [int.from_bytes(entries[at : at + 2], byteorder) for at in range(0, len(entries), tiff.tagsize)]
+    return codes, int.from_bytes(handle.read(tiff.offsetsize), byteorder)
+
+
+def _check_decoded_size(file: SourceFile, page: TiffPage, stored: int) -> None:
+    claimed = page.samplesperpixel * page.imagelength * _nbytes(page, page.imagewidth)
+    if claimed > stored * MAX_RATIO.get(page.compression, math.inf):
+        raise SourceError(
+            f"{file} is damaged: page {page.index} claims {claimed} bytes of pixels, more than the {stored} "
+            "bytes stored for it can hold; export it again"
+        )
+    segment = _nbytes(page, math.prod(page.chunks))
+    if segment > MAX_SEGMENT_NBYTES:
+        raise SourceError(
+            f"{file} has strips or tiles of {segment} bytes, and at most {MAX_SEGMENT_NBYTES} are read; "
+            "export it with tiles, for example of 512 x 512 pixels"
+        )
+
+
+def _nbytes(page: TiffPage, n_pixels: int) -> int:
+    return -(-n_pixels * page.bitspersample // 8)
+
+
+def _interleaved(file: SourceFile, n_samples: int) -> SourceError | LabelError:
+    if file.plane is not None:
+        return LabelError(
+            f"{file} is a picture with {n_samples} colours per pixel (RGB), where one integer id is needed; "
+            "export the ids instead of their colours"
+        )
+    return SourceError(
+        f"{file} holds {n_samples} interleaved samples per pixel, perhaps an RGB picture; if they are "
+        "channels, save them as pages: tifffile.imwrite(path, channels, photometric='minisblack'), (C, H, W)"
+    )
+
+
+def _sizes(series: TiffPageSeries) -> str:
+    pairs = zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True)
+    return " ".join(f"{axis}={length}" for axis, length in pairs if length != 1 or axis in "YX")
