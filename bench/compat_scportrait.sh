@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Checks that scPortrait 1.8.0 itself opens, trains from and plots our .h5sc files.
+#
+#   bench/compat_scportrait.sh [VENV_DIR [FILE]]
+#
+# Without FILE the checkout is installed and `gpu-extract demo` writes the file that is checked; with FILE that
+# one is checked and the checkout is not installed. The virtual environment is made if it is missing, reused if it
+# is there, and thrown away at the end if no folder is named.
+#
+#   VENV        the same as the first argument
+#   PYTHON      interpreter for the virtual environment (default python3; 3.11 to 3.13)
+#   TORCH_SPEC  what pip installs for torch (default torch). On a plain machine pip's default torch brings several
+#               GB of CUDA libraries; name a CPU build to avoid that, for example TORCH_SPEC=torch==2.13.0 where
+#               pip is set up to find one. torch and scPortrait are resolved in one step: by itself scPortrait would
+#               pull the newest torchvision, which replaces the torch that is there.
+set -euo pipefail
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+venv=${1:-${VENV:-$scratch/venv}}
+file=${2:-}
+
+[[ -x $venv/bin/python ]] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet "${TORCH_SPEC:-torch}" "scportrait==1.8.0"
+
+# torchvision's usual wheel is built for CUDA; beside a CPU build of torch its compiled operators do not load, and
+# its import fails where it registers two of them. Nothing that is checked here calls them: declaring them is enough.
+if ! "$venv/bin/python" -c 'import torchvision' 2>"$scratch/torchvision.log"; then
+    if ! grep -q 'operator torchvision::nms does not exist' "$scratch/torchvision.log"; then
+        cat "$scratch/torchvision.log" >&2
+        exit 1
+    fi
+    site_packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+    cat >>"$site_packages/torchvision/extension.py" <<'PYTHON'
+
+
+if not _has_ops():
+    for _name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+PYTHON
+fi
+
+if [[ -z $file ]]; then
+    "$venv/bin/python" -m pip install --quiet "$checkout"
+    "$venv/bin/gpu-extract" demo -o "$scratch/demo"
+    file=$scratch/demo/cells.h5sc
+fi
+MPLBACKEND=Agg "$venv/bin/python" "$checkout/bench/compat_scportrait.py" "$file"
