@@ -1,7 +1,7 @@
-"""From label planes to the cells that are extracted, and to the batches in which they are read.
+"""From label statistics to the cells that are extracted, and to the batches in which they are read.
 
-One pass over the label planes, a strip at a time, gives `LabelStatistics`; the border, mismatch and subset rules
-of SPEC section 2 give the `CellTable`, in which every id that was seen is kept, or dropped with one reason.
+The border, mismatch and subset rules give the `CellTable`, in which every id that was seen is kept, or dropped
+with one reason; `batches` gives the order of work.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
-from gpu_extract.model import Batch, CellTable, DroppedCells, Raster, Slide
+from gpu_extract.labels import LabelStatistics, label_statistics
+from gpu_extract.model import Batch, CellTable, DroppedCells, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["LabelStatistics", "Plan", "Selection", "batches", "label_statistics", "make_plan"]
-
-# What one strip of a label plane may take in memory.
-STRIP_NBYTES = 64 << 20
+__all__ = ["Plan", "Selection", "batches", "make_plan"]
 
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
@@ -28,35 +26,6 @@ BAND_TILES = 2
 BATCH_CELLS = 64
 # A batch's window and tiles together; a single cell may need more.
 BATCH_NBYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class LabelStatistics:
-    """What is known of each label of one plane, ids ascending.
-
-    Parameters
-    ----------
-    ids : (n,) uint64
-    counts : (n,) int64, pixels
-    sums : (n, 2) int64, pixels
-        Sums of the y and of the x coordinates.
-    boxes : (n, 4) int64, pixels
-    touches : (n,) bool
-        Whether the label has a pixel on the first or last row or column of the slide.
-    """
-
-    ids: NDArray[np.uint64]
-    counts: NDArray[np.int64]
-    sums: NDArray[np.int64]
-    boxes: NDArray[np.int64]
-    touches: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def centers(self) -> NDArray[np.int64]:
-        """(n, 2) mean (y, x) of the pixels, divided in float64, rounded half to even."""
-        return np.round(self.sums / self.counts[:, None]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -132,87 +101,6 @@ def make_plan(slides: Sequence[Slide], recipe: Recipe, selection: Selection | No
     return Plan(slides, program, cells)
 
 
-def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
-    """Count, coordinate sums, box and border contact of each label of a plane (1, H, W), 0 left out.
-
-    Read a strip of rows at a time; the memory needed is a strip and the labels' statistics.
-
-    Raises
-    ------
-    LabelError
-        If a label is negative.
-    """
-    _, H, W = raster.shape
-    rows = max(1, STRIP_NBYTES // (W * raster.dtype.itemsize))
-    negative, lowest = 0, 0
-    strips = []
-    for y0 in range(0, H, rows):
-        labels = raster.read(y0, 0, min(y0 + rows, H), W)[0]
-        if labels.dtype.kind == "i" and labels.min() < 0:
-            negative += int(np.count_nonzero(labels < 0))
-            lowest = min(lowest, int(labels.min()))
-        else:
-            strips.append(_strip_statistics(labels, y0, (H, W)))
-    if negative:
-        raise LabelError(
-            f"{where} hold {negative} negative pixels (lowest {lowest}); ids of cells must be 0 (background) or more"
-        )
-    return _merge(strips)
-
-
-def _strip_statistics(labels: NDArray[Any], y0: int, size: tuple[int, int]) -> LabelStatistics:
-    """The statistics of a strip of rows (h, W) that begins at row ``y0``, from its runs of equal labels."""
-    H, W = size
-    starts = np.empty(labels.shape, bool)
-    starts[:, 0] = True
-    np.not_equal(labels[:, 1:], labels[:, :-1], out=starts[:, 1:])
-    flat = np.flatnonzero(starts)
-    lengths = np.diff(flat, append=labels.size)
-    values = labels.ravel()[flat]
-    kept = values != 0
-    flat, lengths, ids = flat[kept], lengths[kept], values[kept].astype(np.uint64)
-    y, x = np.divmod(flat, W)
-    y += y0
-    last_x = x + lengths - 1
-    return _merge(
-        [
-            LabelStatistics(
-                ids=ids,
-                counts=lengths,
-                # A run of n pixels from x has the x sum n x + n (n - 1) / 2.
-                sums=np.stack([y * lengths, x * lengths + lengths * (lengths - 1) // 2], axis=1),
-                boxes=np.stack([y, x, y + 1, last_x + 1], axis=1),
-                touches=(y == 0) | (y == H - 1) | (x == 0) | (last_x == W - 1),
-            )
-        ]
-    )
-
-
-def _merge(parts: list[LabelStatistics]) -> LabelStatistics:
-    """The statistics of labels of which each may occur several times in the parts."""
-    ids = np.concatenate([part.ids for part in parts])
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] + np.uint64(1)))
-
-    def gathered(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part, name) for part in parts])[order]
-
-    if not len(ids):
-        empty = np.zeros((0, 4), np.int64)
-        return LabelStatistics(ids, empty[:, 0], empty[:, :2], empty, np.zeros(0, bool))
-    boxes = gathered("boxes")
-    low = np.minimum.reduceat(boxes[:, :2], starts, axis=0)
-    high = np.maximum.reduceat(boxes[:, 2:], starts, axis=0)
-    return LabelStatistics(
-        ids=ids[starts],
-        counts=np.add.reduceat(gathered("counts"), starts),
-        sums=np.add.reduceat(gathered("sums"), starts, axis=0),
-        boxes=np.concatenate([low, high], axis=1),
-        touches=np.logical_or.reduceat(gathered("touches"), starts),
-    )
-
-
 def _slide_cells(slide: Slide, index: int, recipe: Recipe, selection: Selection) -> CellTable:
     """The cells of one slide, kept and dropped."""
     statistics = []
@@ -231,7 +119,7 @@ def _slide_cells(slide: Slide, index: int, recipe: Recipe, selection: Selection)
             _mark(reasons, np.isin(every.ids, touching), "mask touches the slide's border")
     if recipe.border == "window":
         w, size = recipe.tile_size // 2, np.array(slide.size)
-        inside = ((every.centers > w) & (every.centers < size - w)).all(axis=1)
+        inside = np.all((every.centers > w) & (every.centers < size - w), axis=1)
         _mark(reasons, ~inside, "window leaves the slide")
     _mark(reasons, ~_selected(every.ids, reasons == "", selection), "not selected")
     return _split(every, reasons)
@@ -252,7 +140,7 @@ def _all_cells(statistics: list[LabelStatistics], slide: int, tile_size: int) ->
         boxes[at, 2:] = np.maximum(boxes[at, 2:], plane.boxes[:, 2:])
         areas[at, m] = plane.counts
     corners = centers - tile_size // 2
-    truncated = ((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size)).any(axis=1)
+    truncated = np.any((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size), axis=1)
     nothing = DroppedCells(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, object))
     return CellTable(np.full(n, slide), ids, centers, boxes, areas, truncated, nothing)
 
@@ -306,35 +194,56 @@ def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
 
 def _join(parts: list[CellTable]) -> CellTable:
     """One table of all slides, in their order."""
-    names = ("slide", "ids", "centers", "boxes", "areas", "truncated")
-    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-    dropped = [
-        np.concatenate([getattr(part.dropped, name) for part in parts]) for name in ("slide", "ids", "reason")
-    ]
-    return CellTable(*joined, DroppedCells(*dropped))
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def dropped(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part.dropped, name) for part in parts])
+
+    return CellTable(
+        slide=joined("slide"),
+        ids=joined("ids"),
+        centers=joined("centers"),
+        boxes=joined("boxes"),
+        areas=joined("areas"),
+        truncated=joined("truncated"),
+        dropped=DroppedCells(slide=dropped("slide"), ids=dropped("ids"), reason=dropped("reason")),
+    )
 
 
 def batches(plan: Plan) -> Iterator[Batch]:
     """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band."""
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
-    tile_nbytes = int(np.prod(plan.program.tile_shape)) * plan.program.output_dtype.itemsize
-    size = int(np.clip(BATCH_NBYTES // tile_nbytes, 1, BATCH_CELLS))
     bands = cells.centers[:, 0] // (BAND_TILES * S)
     order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide))
-    # A batch ends where its slide or its band does, and when it is full.
     breaks = np.flatnonzero(np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
-        for start in range(0, len(band), size):
-            yield _batch(plan, band[start : start + size], corners)
+        for rows in _cut_band(plan, band, corners[band, 1]):
+            yield _batch(plan, np.sort(rows), corners)
+
+
+def _cut_band(plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
+    program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
+    S = program.recipe.tile_size
+    tile_nbytes = int(np.prod(program.tile_shape)) * program.output_dtype.itemsize
+    n_most = int(np.clip(BATCH_NBYTES // tile_nbytes, 1, BATCH_CELLS))
+    pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
+    pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
+    reach = BATCH_NBYTES // (pixel_nbytes * (BAND_TILES + 1) * S) - S
+    start = 0
+    while start < len(band):
+        end = int(np.searchsorted(left, left[start] + max(reach, 0), side="right"))
+        end = min(end, start + n_most)
+        yield band[start:end]
+        start = end
 
 
 def _batch(plan: Plan, rows: NDArray[np.int64], corners: NDArray[np.int64]) -> Batch:
-    rows = np.sort(rows)
     slide = int(plan.cells.slide[rows[0]])
     H, W = plan.slides[slide].size
-    low, high = corners[rows].min(axis=0), corners[rows].max(axis=0) + plan.program.recipe.tile_size
-    # A tile may lie wholly off the slide only if its label is in several pieces; the window is then empty.
-    y0, x0 = np.clip(low, 0, (H, W))
-    y1, x1 = np.clip(high, 0, (H, W))
-    return Batch(slide, rows, plan.cells.ids[rows], corners[rows], (int(y0), int(x0), int(y1), int(x1)))
+    y0, x0 = np.maximum(corners[rows].min(axis=0), 0).tolist()
+    y1, x1 = np.minimum(corners[rows].max(axis=0) + plan.program.recipe.tile_size, (H, W)).tolist()
+    return Batch(slide, rows, plan.cells.ids[rows], corners[rows], (y0, x0, y1, x1))

@@ -35,11 +35,10 @@ class Numbers(NamedTuple):
     upper: float
 
 
-def extract(
-    window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None
-) -> CellImages:
+def extract(window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None) -> CellImages:
     """The finished tiles of a batch; parameters and result as for `reference.extract`."""
     n, C = len(batch), len(program.cut)
+    levels = program.fixed_levels if levels is None else levels
     images = np.empty((n, *program.tile_shape), program.output_dtype)
     used = np.empty((n, C, 2))
     labels = label_planes(window.labels)

@@ -346,7 +346,7 @@ def quantile_pair(pool, size, zeros, lower, upper):
 
 @njit(nogil=True, cache=True)
 def quantile(pool, size, zeros, q):
-    """numpy's linear quantile ``q`` of ``pool[:size]`` and ``zeros`` zeros besides."""
+    """Numpy's linear quantile ``q`` of ``pool[:size]`` and ``zeros`` zeros besides."""
     total = size + zeros
     position = (total - 1) * q
     before = min(int(np.floor(position)), total - 1)
@@ -361,10 +361,7 @@ def quantile(pool, size, zeros, q):
 
 @njit(nogil=True, cache=True)
 def ranked(pool, size, zeros, before, after):
-    """The values of rank ``before`` and ``after``, its successor or itself, of pool[:size] and ``zeros`` zeros.
-
-    Reorders ``pool``.
-    """
+    """The values of rank ``before`` and ``after``, its successor or itself, of pool[:size] and ``zeros`` zeros."""
     total = size + zeros
     if after < INSERTION_LIMIT:
         lowest = extremes(pool, size, zeros, after + 1, 1.0)
@@ -372,12 +369,13 @@ def ranked(pool, size, zeros, before, after):
     if total - before <= INSERTION_LIMIT:
         highest = extremes(pool, size, zeros, total - before, -1.0)
         return -highest[total - 1 - before], -highest[total - 1 - after]
-    pool[size:total] = 0.0
-    select(pool, total, before)
-    successor = pool[before] if after == before else pool[after]
+    everything = np.zeros(total)
+    everything[:size] = pool[:size]
+    select(everything, before)
+    successor = everything[after]
     for i in range(after, total):
-        successor = min(successor, pool[i])
-    return pool[before], successor
+        successor = min(successor, everything[i])
+    return everything[before], successor
 
 
 @njit(nogil=True, cache=True)
@@ -393,9 +391,9 @@ def extremes(pool, size, zeros, keep, sign):
 
 
 @njit(nogil=True, cache=True)
-def select(pool, size, rank):
-    """Reorder pool[:size] so that ``pool[rank]`` is the value of that rank and none after it is smaller (Hoare)."""
-    low, high = 0, size - 1
+def select(pool, rank):
+    """Reorder ``pool`` so that ``pool[rank]`` is the value of that rank and none after it is smaller (Hoare)."""
+    low, high = 0, pool.shape[0] - 1
     while low < high:
         pivot = pool[(low + high) // 2]
         i, j = low, high

@@ -55,7 +55,7 @@ def extract(
     batch : Batch
     program : Program
     levels : (C, 2) float64, optional
-        Lower and upper value of each channel where they are not the cell's own.
+        Lower and upper value of each channel, where neither the recipe nor the cell itself gives them.
     libraries : Libraries
         Where the arithmetic runs.
 
@@ -65,6 +65,7 @@ def extract(
         In host memory.
     """
     S = program.recipe.tile_size
+    levels = program.fixed_levels if levels is None else levels
     images = np.empty((len(batch), *program.tile_shape), program.output_dtype)
     used = np.empty((len(batch), len(program.cut), 2))
     for n, (cell_id, corner) in enumerate(zip(batch.ids, batch.corners, strict=True)):

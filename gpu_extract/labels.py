@@ -1,0 +1,127 @@
+"""What is known of each label of a plane, from one pass over it: count, coordinate sums, box, border contact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import LabelError
+from gpu_extract.model import Raster
+
+__all__ = ["LabelStatistics", "label_statistics"]
+
+# Pixels of one strip of a label plane; its runs take about as much memory again.
+STRIP_PIXELS = 4 << 20
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """What is known of each label of one plane, ids ascending.
+
+    Parameters
+    ----------
+    ids : (n,) uint64
+    counts : (n,) int64, pixels
+    sums : (n, 2) int64, pixels
+        Sums of the y and of the x coordinates.
+    boxes : (n, 4) int64, pixels
+    touches : (n,) bool
+        Whether the label has a pixel on the first or last row or column of the slide.
+    """
+
+    ids: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    touches: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def centers(self) -> NDArray[np.int64]:
+        """(n, 2) mean (y, x) of the pixels, divided in float64, rounded half to even."""
+        return np.round(self.sums / self.counts[:, None]).astype(np.int64)
+
+
+def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
+    """Count, coordinate sums, box and border contact of each label of a plane (1, H, W), 0 left out.
+
+    Read a strip of rows at a time; the memory needed is a strip and the labels' statistics.
+
+    Raises
+    ------
+    LabelError
+        If a label is negative.
+    """
+    _, H, W = raster.shape
+    rows = max(1, STRIP_PIXELS // W)
+    negative, lowest = 0, 0
+    strips = []
+    for y0 in range(0, H, rows):
+        labels = raster.read(y0, 0, min(y0 + rows, H), W)[0]
+        if labels.dtype.kind == "i" and labels.min() < 0:
+            negative += int(np.count_nonzero(labels < 0))
+            lowest = min(lowest, int(labels.min()))
+        else:
+            strips.append(_strip_statistics(labels, y0, (H, W)))
+    if negative:
+        raise LabelError(
+            f"{where} hold {negative} negative pixels (lowest {lowest}); ids of cells must be 0 (background) or more"
+        )
+    return _merge(strips)
+
+
+def _strip_statistics(labels: NDArray[Any], y0: int, size: tuple[int, int]) -> LabelStatistics:
+    """The statistics of a strip of rows (h, W) that begins at row ``y0``, from its runs of equal labels."""
+    H, W = size
+    starts = np.empty(labels.shape, bool)
+    starts[:, 0] = True
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=starts[:, 1:])
+    flat = np.flatnonzero(starts)
+    lengths = np.diff(flat, append=labels.size)
+    values = labels.ravel()[flat]
+    kept = values != 0
+    flat, lengths, ids = flat[kept], lengths[kept], values[kept].astype(np.uint64)
+    y, x = np.divmod(flat, W)
+    y += y0
+    last_x = x + lengths - 1
+    return _merge(
+        [
+            LabelStatistics(
+                ids=ids,
+                counts=lengths,
+                # A run of n pixels from x has the x sum n x + n (n - 1) / 2.
+                sums=np.stack([y * lengths, x * lengths + lengths * (lengths - 1) // 2], axis=1),
+                boxes=np.stack([y, x, y + 1, last_x + 1], axis=1),
+                touches=(y == 0) | (y == H - 1) | (x == 0) | (last_x == W - 1),
+            )
+        ]
+    )
+
+
+def _merge(parts: list[LabelStatistics]) -> LabelStatistics:
+    """The statistics of labels of which each may occur several times in the parts."""
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] + np.uint64(1)))
+
+    def gathered(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])[order]
+
+    if not len(ids):
+        empty = np.zeros((0, 4), np.int64)
+        return LabelStatistics(ids, empty[:, 0], empty[:, :2], empty, np.zeros(0, bool))
+    boxes = gathered("boxes")
+    low = np.minimum.reduceat(boxes[:, :2], starts, axis=0)
+    high = np.maximum.reduceat(boxes[:, 2:], starts, axis=0)
+    return LabelStatistics(
+        ids=ids[starts],
+        counts=np.add.reduceat(gathered("counts"), starts),
+        sums=np.add.reduceat(gathered("sums"), starts, axis=0),
+        boxes=np.concatenate([low, high], axis=1),
+        touches=np.logical_or.reduceat(gathered("touches"), starts),
+    )

@@ -1,0 +1,148 @@
+"""Passes over whole images, a strip at a time: are all pixels finite, and exact quantiles of a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import InputError
+from gpu_extract.model import Raster, Slide
+from gpu_extract.recipe import Program
+
+__all__ = ["check_finite", "image_quantiles", "slide_levels", "zero_nonfinite"]
+
+# Pixels of one strip of one channel.
+STRIP_PIXELS = 4 << 20
+# Quantiles are found digit by digit; 16 bits make a histogram that stays in the cache.
+DIGIT_BITS = 16
+
+
+def slide_levels(slides: Sequence[Slide], program: Program) -> list[NDArray[np.float64] | None]:
+    """For each slide the (C, 2) quantiles of its channels, or None where they are not taken over whole images."""
+    recipe = program.recipe
+    if recipe.normalization != "quantile" or recipe.quantile_scope == "cell":
+        return [None] * len(slides)
+    rasters = [slide.image for slide in slides]
+    if recipe.quantile_scope == "dataset":
+        return [image_quantiles(rasters, recipe.quantiles)] * len(slides)
+    return [image_quantiles([raster], recipe.quantiles) for raster in rasters]
+
+
+def check_finite(slide: Slide) -> None:
+    """Read a float image once and refuse NaN and infinite pixels.
+
+    Raises
+    ------
+    InputError
+        Says how many there are, and where the first one of each channel is.
+    """
+    if slide.image.dtype.kind != "f":
+        return
+    found: dict[int, tuple[int, int, int]] = {}  # channel -> how many, y and x of the first
+    for y0, strip in _strips(slide.image):
+        for channel, bad in enumerate(~np.isfinite(strip)):
+            if bad.any():
+                y, x = divmod(int(bad.argmax()), bad.shape[1])
+                n, *first = found.get(channel, (0, y + y0, x))
+                found[channel] = (n + int(np.count_nonzero(bad)), first[0], first[1])
+    if found:
+        where = "; ".join(
+            f"{n} in channel {slide.channel_names[channel]}, the first at y {y}, x {x}"
+            for channel, (n, y, x) in sorted(found.items())
+        )
+        raise InputError(
+            f"image {slide.image.source} has pixels that are NaN or infinite ({where}); "
+            "mend it, or use a recipe with nonfinite = 'zero'"
+        )
+
+
+def zero_nonfinite(image: NDArray[Any]) -> NDArray[Any]:
+    """The image with NaN and infinite pixels set to 0; the input itself if it has none."""
+    finite = np.isfinite(image)
+    return image if finite.all() else np.where(finite, image, image.dtype.type(0))
+
+
+def image_quantiles(rasters: Sequence[Raster], quantiles: tuple[float, float]) -> NDArray[np.float64]:
+    """Numpy's linear quantiles of each channel over all pixels of the images together, (C, 2), exact.
+
+    NaN and infinite pixels count as 0. The memory needed is a strip and some histograms.
+    """
+    total = sum(raster.shape[1] * raster.shape[2] for raster in rasters)
+    positions = [q * (total - 1) for q in quantiles]
+    ranks = [(int(p), min(int(p) + 1, total - 1)) for p in positions]
+    result = np.empty((rasters[0].shape[0], 2))
+    ordered = _order_statistics(rasters, sorted({rank for pair in ranks for rank in pair}))
+    for channel, values in enumerate(ordered):
+        for i, (position, pair) in enumerate(zip(positions, ranks, strict=True)):
+            ends = [float(values[rank]) for rank in pair]
+            result[channel, i] = np.quantile(ends, position - int(position))
+    return result
+
+
+def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[int, Any]]:
+    """For each channel the pixel values of the given ranks over all images, by radix selection.
+
+    Each pass over the images fixes the next 16 bits of every wanted value: of the pixels that share the bits
+    found so far, a histogram of the next ones says in which bin the rank falls.
+    """
+    n_channels, dtype = rasters[0].shape[0], rasters[0].dtype
+    bits = dtype.itemsize * 8
+    digit_bits = min(bits, DIGIT_BITS)
+    # (prefix found so far, rank among the pixels that share it) of each wanted rank
+    found = [{rank: (0, rank) for rank in ranks} for _ in range(n_channels)]
+    for shift in range(bits - digit_bits, -1, -digit_bits):
+        histograms: list[dict[int, NDArray[np.int64]]] = [
+            {prefix: np.zeros(1 << digit_bits, np.int64) for prefix, _ in wanted.values()} for wanted in found
+        ]
+        for raster in rasters:
+            for _, strip in _strips(raster):
+                for channel, by_prefix in enumerate(histograms):
+                    keys = _sortable(zero_nonfinite(strip[channel]) if dtype.kind == "f" else strip[channel])
+                    digits = (keys >> shift) & ((1 << digit_bits) - 1)
+                    for prefix, histogram in by_prefix.items():
+                        inside = (
+                            digits if shift == bits - digit_bits else digits[keys >> (shift + digit_bits) == prefix]
+                        )
+                        histogram += np.bincount(inside.ravel(), minlength=1 << digit_bits)
+        for wanted, by_prefix in zip(found, histograms, strict=True):
+            for rank, (prefix, inner) in wanted.items():
+                cumulative = np.cumsum(by_prefix[prefix])
+                digit = int(np.searchsorted(cumulative, inner, side="right"))
+                before = int(cumulative[digit - 1]) if digit else 0
+                wanted[rank] = ((prefix << digit_bits) | digit, inner - before)
+    return [{rank: _from_sortable(key, dtype) for rank, (key, _) in wanted.items()} for wanted in found]
+
+
+def _sortable(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Unsigned integers in the order of the values: sign bit flipped, and negative floats reversed."""
+    bits = values.dtype.itemsize * 8
+    keys = values.view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    sign = np.uint64(1 << (bits - 1))
+    if values.dtype.kind == "u":
+        return keys
+    if values.dtype.kind == "i":
+        return keys ^ sign
+    everything = np.uint64((1 << bits) - 1)
+    return np.asarray(np.where(keys & sign, keys ^ everything, keys | sign))
+
+
+def _from_sortable(key: int, dtype: np.dtype[Any]) -> Any:
+    """The value whose `_sortable` key this is."""
+    bits = dtype.itemsize * 8
+    sign = 1 << (bits - 1)
+    if dtype.kind == "i":
+        key ^= sign
+    elif dtype.kind == "f":
+        key = key & ~sign if key & sign else key ^ ((1 << bits) - 1)
+    return np.array(key, f"u{dtype.itemsize}").view(dtype)[()]
+
+
+def _strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The image from top to bottom in strips (C, h, W), each with its first row."""
+    _, H, W = raster.shape
+    rows = max(1, STRIP_PIXELS // W)
+    for y0 in range(0, H, rows):
+        yield y0, np.ascontiguousarray(raster.read(y0, 0, min(y0 + rows, H), W))

@@ -1,0 +1,71 @@
+"""Both backends against the files that SPARCSpy 1.0.0 and scPortrait 1.8.0 wrote."""
+
+import numpy as np
+import pytest
+from slides import GOLDEN, SHARED, as_slide, one_batch
+
+from gpu_extract import Recipe, demo_data
+from gpu_extract.backends import choose
+from gpu_extract.planning import make_plan
+
+PEERS = ["scportrait", "sparcspy"]
+
+
+def peer_recipe(peer):
+    return Recipe.preset(peer).replace(tile_size=64)
+
+
+def ht29():
+    sample = demo_data.paths()
+    return as_slide(sample.image, sample.nucleus, sample.cytosol)
+
+
+def assert_agrees(images, expected, device):
+    ulps = np.abs(images.view(np.int16).astype(int) - expected.view(np.int16).astype(int))
+    if device == "reference":
+        assert ulps.max() == 0
+    else:
+        assert ulps.max() <= 1
+        assert (ulps == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+def test_ht29_is_what_the_peers_wrote(peer, device):
+    golden = np.load(GOLDEN / f"ht29.{peer}.s64.npz")
+    window, batch, program = one_batch(ht29(), peer_recipe(peer))
+    assert (batch.ids == golden["cell_ids"]).all()
+    cells = choose(device).extract(window, batch, program, None)
+    assert_agrees(cells.images[golden["rows"]], golden["images"], device)
+
+
+def test_the_dropped_ids_are_scportraits():
+    golden = np.load(GOLDEN / "ht29.scportrait.s64.npz")
+    dropped = make_plan([ht29()], peer_recipe("scportrait")).cells.dropped
+    assert (np.sort(dropped.ids) == np.sort(golden["removed"])).all()
+    assert dropped.counts() == {"window leaves the slide": len(golden["removed"])}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["ht29", "dsb"])
+def test_all_cells_of_the_team_s_golden_files(name, peer, device):
+    golden = np.load(SHARED / "golden" / f"{name}.{peer}.s64.npz")
+    folder = SHARED / "data" / {"ht29": "ht29_cellprofiler", "dsb": "dsb_nuclei"}[name]
+    cytosol = folder / "cytosol.npy"
+    slide = as_slide(folder / "image.npy", folder / "nucleus.npy", cytosol if cytosol.exists() else None)
+    window, batch, program = one_batch(slide, peer_recipe(peer))
+    assert (batch.ids == golden["cell_ids"]).all()
+    assert_agrees(choose(device).extract(window, batch, program, None).images, golden["images"], device)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
+@pytest.mark.parametrize("name", ["ht29", "dsb"])
+def test_the_dropped_ids_equal_removed_classes(name):
+    folder = SHARED / "data" / {"ht29": "ht29_cellprofiler", "dsb": "dsb_nuclei"}[name]
+    removed = np.load(SHARED / "golden" / f"{name}.scportrait.s64.npz")["removed"]
+    if name == "ht29":
+        removed = np.loadtxt(SHARED / "golden" / "ht29.scportrait.removed_classes.csv", dtype=int)
+    plan = make_plan([as_slide(folder / "image.npy", folder / "nucleus.npy")], peer_recipe("scportrait"))
+    assert sorted(plan.cells.dropped.ids.tolist()) == sorted(removed.tolist())
