@@ -6,7 +6,8 @@
     ├── InputError         what was given cannot be extracted; the message says what, where and what to do
     │   ├── SourceError    a file cannot be read, or does not hold what it should
     │   ├── LabelError     a label plane is not one, or does not fit its image
-    │   └── RecipeError    a parameter is unknown or out of its range
+    │   ├── RecipeError    a parameter is unknown or out of its range
+    │   └── UnknownCellError  a file has no cell of that id, or several; a KeyError too
     ├── OutputError        the output cannot be written there, or is not a file of cells
     ├── DeviceError        the device asked for does not work here
     └── RunStoppedError    stopped half way (Ctrl-C, SIGTERM, a full disk); what was written is kept
@@ -26,6 +27,7 @@ __all__ = [
     "RecipeError",
     "RunStoppedError",
     "SourceError",
+    "UnknownCellError",
 ]
 
 
@@ -47,6 +49,12 @@ class LabelError(InputError):
 
 class RecipeError(InputError):
     """A parameter of the recipe is unknown or out of its range."""
+
+
+class UnknownCellError(InputError, KeyError):
+    """A file has no cell of that id, or several."""
+
+    __str__ = Exception.__str__  # KeyError's shows quotes and backslashes
 
 
 class OutputError(GpuExtractError):

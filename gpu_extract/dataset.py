@@ -1,0 +1,295 @@
+"""Reading back: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
+
+Files of `gpu_extract.store` have one chunk a cell, of which h5py reads the bytes and isal makes the tile: 15
+microseconds a cell, where h5py's own indexing takes 5 ms in a list of rows. Files of scPortrait, and whatever
+else has the same names in it, are read through h5py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import ArrayLike, NDArray
+
+from gpu_extract.errors import GpuExtractError, InputError, OutputError, UnknownCellError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Cells", "open_cells"]
+
+ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
+
+# What `Cells.info` tells of scPortrait's own entries, beside the compression.
+NORMALIZATION = ("normalization", "normalization_range_lower", "normalization_range_upper")
+
+
+def open_cells(path: str | os.PathLike[str]) -> Cells:
+    """The cells of an ``.h5sc`` file, to be closed after use or opened by ``with``.
+
+    Raises
+    ------
+    OutputError
+        If there is no such file, or it is not one of cells, or it is damaged.
+    """
+    return Cells(path)
+
+
+class Cells:
+    """The cells of a file, by id or by row; tables are read when they are asked for.
+
+    Cells pickle as their path and are opened again where they arrive.
+
+    Parameters
+    ----------
+    path : path
+
+    Attributes
+    ----------
+    path : Path
+    planes : tuple of str, length K
+        Names of a tile's planes: masks first, then channels.
+    mask_planes, channel_planes : tuple of str, length M and C
+    tile_size : int, pixels
+    dtype : numpy.dtype
+    ids : (N,) uint64
+        Id of each row's cell.
+
+    Raises
+    ------
+    OutputError
+        If there is no such file, or it is not one of cells, or it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise OutputError(f"{path} {'is a folder' if self.path.is_dir() else 'does not exist'}")
+        with _damage_told(self.path):
+            self._file = h5py.File(self.path, "r")
+            try:
+                self._read_facts()
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _read_facts(self) -> None:
+        images = self._images = self._file["obsm/single_cell_images"]
+        # Another file that is named in this one could be any file of the user's.
+        if images.file != self._file or images.external or images.is_virtual:
+            raise OutputError(f"{self.path} keeps its tiles in other files; that is not read")
+        if images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise OutputError(f"{self.path} has tiles of shape {images.shape}; they must be (N, K, S, S)")
+        shared = self._file["uns/single_cell_images"]
+        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
+        n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
+        self.mask_planes, self.channel_planes = self.planes[:n_masks], self.planes[n_masks:]
+        self.tile_size: int = images.shape[2]
+        self.dtype: np.dtype[Any] = images.dtype
+        self.ids: NDArray[np.uint64] = self._file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+        if (len(self.ids), len(self.planes)) != images.shape[:2]:
+            raise OutputError(
+                f"{self.path} has tiles of shape {images.shape} for {len(self.ids)} ids and {len(self.planes)} planes"
+            )
+        self._compressed = images.compression == "gzip"
+        n_filters = images.id.get_create_plist().get_nfilters()
+        self._is_direct = images.chunks == (1, *images.shape[1:]) and n_filters == int(self._compressed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what has been read stays valid."""
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_cells, (self.path,)
+
+    def __repr__(self) -> str:
+        S = self.tile_size
+        return f"<{len(self)} cells of {len(self.planes)} planes, {S} x {S} {self.dtype}, in {self.path}>"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, cell: object) -> bool:
+        return len(self._rows_of(cell)) > 0
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Each cell's id and tile, in the order of rows."""
+        for row, cell_id in enumerate(self.ids.tolist()):
+            yield cell_id, self.read([row])[0]
+
+    def __getitem__(self, cell: int | tuple[str, int]) -> NDArray[Any]:
+        """The tile of a cell, (K, S, S), by its id, or by slide and id.
+
+        Raises
+        ------
+        UnknownCellError
+            If no cell has the id, or cells of several slides have it.
+        OutputError
+            If the tile is damaged.
+        """
+        rows = self._rows_of(cell)
+        if len(rows) == 0:
+            raise UnknownCellError(f"{self.path} has no cell {_spelled(cell)}{self._hint(cell)}")
+        if len(rows) > 1:
+            raise UnknownCellError(
+                f"{self.path} has {len(rows)} cells {_spelled(cell)}, of slides "
+                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_spelled(cell)}]"
+            )
+        tile: NDArray[Any] = self.read(rows)[0]
+        return tile
+
+    def read(self, rows: ArrayLike) -> NDArray[Any]:
+        """The tiles of many rows, in the order given.
+
+        Parameters
+        ----------
+        rows : (n,) int
+            From 0 to N - 1, in any order, repeated or not.
+
+        Returns
+        -------
+        (n, K, S, S) array of the file's dtype
+
+        Raises
+        ------
+        InputError
+            If ``rows`` are not a list of whole numbers from 0 to N - 1.
+        OutputError
+            If a tile is damaged.
+        """
+        wanted = np.asarray(rows)
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and len(wanted)):
+            raise InputError(f"rows are of type {wanted.dtype} and shape {wanted.shape}; give a list of whole numbers")
+        outside = (wanted < 0) | (wanted >= len(self))
+        if outside.any():
+            raise InputError(f"row {wanted[outside][0]} is not in the file; rows are 0 to {len(self) - 1}")
+        tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
+        read = self._decode if self._is_direct else self._images.__getitem__
+        for tile, row in zip(tiles, wanted.tolist(), strict=True):
+            with self._reading(f", row {row} (cell {self.ids[row]})"):
+                tile[...] = read(row)
+        return tiles
+
+    def _decode(self, row: int) -> NDArray[Any]:
+        _, chunk = self._images.id.read_direct_chunk((row, 0, 0, 0))
+        shape = self._images.shape[1:]
+        if self._compressed:
+            # Never more than a tile: a small chunk can claim gigabytes.
+            stream = isal_zlib.decompressobj(ZLIB_STREAM)
+            chunk = stream.decompress(chunk, prod(shape) * self.dtype.itemsize + 1)
+            if not stream.eof:
+                raise ValueError("its gzip stream does not end")
+        return np.frombuffer(chunk, self.dtype).reshape(shape)
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """What is known of each cell, a row each, in the order of rows."""
+        return self._table("obs")
+
+    @cached_property
+    def dropped(self) -> pd.DataFrame:
+        """The cells that were seen and left out: ``slide``, ``cell_id`` and ``reason``."""
+        import pandas as pd
+
+        name = "uns/gpu_extract/dropped"
+        with self._reading():
+            if name not in self._file:
+                return pd.DataFrame(columns=["slide", "cell_id", "reason"])
+        return self._table(name)
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """How the file was made: compression, normalisation, and the texts that `gpu_extract` left in it.
+
+        Of ours: ``version``, ``recipe`` (TOML), ``sources`` (JSON); and ``dropped``, cells by reason.
+        """
+        with self._reading():
+            shared = self._file["uns/single_cell_images"]
+            facts = {name: shared[name][()].item() for name in NORMALIZATION}
+            facts["compression"] = shared["compression"].asstr()[()]
+            for name, item in self._file.get("uns/gpu_extract", {}).items():
+                if isinstance(item, h5py.Dataset):
+                    facts[name] = item.asstr()[()]
+        return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
+
+    def _table(self, name: str) -> pd.DataFrame:
+        from anndata.io import read_elem
+
+        with self._reading():
+            table: pd.DataFrame = read_elem(self._file[name])
+            return table
+
+    @cached_property
+    def _by_id(self) -> NDArray[np.int64]:
+        return np.argsort(self.ids, kind="stable")
+
+    def _rows_of(self, cell: Any) -> NDArray[np.int64]:
+        slide, cell_id = _parts(cell)
+        if not isinstance(cell_id, int | np.integer) or not 0 <= cell_id < 2**64:
+            return np.empty(0, np.int64)
+        bounds = [np.searchsorted(self.ids, np.uint64(cell_id), side, sorter=self._by_id) for side in ("left", "right")]
+        rows = self._by_id[slice(*bounds)]
+        if slide is None:
+            return rows
+        return rows[[name == slide for name in self._slides_of(rows)]]
+
+    def _slides_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Name of each row's slide; files of scPortrait have none."""
+        return list(self.obs["slide"].iloc[rows]) if "slide" in self.obs else [""] * len(rows)
+
+    def _hint(self, cell: Any) -> str:
+        """Why a cell may not be there."""
+        slide, cell_id = _parts(cell)
+        dropped = self.dropped[self.dropped["cell_id"] == cell_id]
+        if slide is not None:
+            dropped = dropped[dropped["slide"] == slide]
+        if len(dropped):
+            return f"; it was dropped: {dropped['reason'].iloc[0]}"
+        return f"; ids run from {self.ids.min()} to {self.ids.max()}, rows are read by cells.read([row])"
+
+    @contextmanager
+    def _reading(self, where: str = "") -> Iterator[None]:
+        if not self._file:
+            raise OutputError(f"{self.path} is closed; open it again")
+        with _damage_told(self.path, where):
+            yield
+
+
+@contextmanager
+def _damage_told(path: Path, where: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file raises into an OutputError."""
+    try:
+        yield
+    except GpuExtractError:
+        raise
+    except Exception as error:  # HDF5 and AnnData raise nearly anything on a damaged file
+        first_line = str(error).partition("\n")[0]
+        raise OutputError(f"{path}{where} is damaged, or not a file of cells: {first_line}") from error
+
+
+def _spelled(cell: object) -> str:
+    slide, cell_id = _parts(cell)
+    return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
+
+
+def _parts(cell: Any) -> tuple[Any, Any]:
+    """Slide, None if it was not given, and id."""
+    return cell if isinstance(cell, tuple) and len(cell) == 2 else (None, cell)

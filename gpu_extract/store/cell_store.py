@@ -1,0 +1,165 @@
+"""`CellStore`: the writer of one output file, from its first cell to its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from gpu_extract.errors import RunStoppedError
+from gpu_extract.store.chunk_log import ChunkLog, write_all
+from gpu_extract.store.codecs import EncodedCells
+from gpu_extract.store.contents import Contents
+from gpu_extract.store.index import check_index, write_index
+from gpu_extract.store.journal import pack_header, read_journal
+from gpu_extract.store.layout import skeleton
+from gpu_extract.store.target import Target, check_output, sync_folder
+
+__all__ = ["CellStore"]
+
+
+class CellStore:
+    """An output file that is being written; `create` makes one.
+
+    Cells go to ``OUT.partial``, and ``OUT.journal`` tells which of them are on the disk. ``OUT`` appears when
+    `finish` has checked it. Of `finish`, `keep` and `abandon` the first one that is called ends the store; later
+    calls of `keep` and `abandon` do nothing. All methods are called from one thread.
+
+    Attributes
+    ----------
+    path : Path
+        The final name.
+    compression : {"gzip", "none"}
+        What `encode` is to be called with.
+    """
+
+    def __init__(self, target: Target, contents: Contents, compression: str, journal: int) -> None:
+        head = skeleton(contents, compression)
+        header = pack_header(head, len(contents.cells), len(contents.program.cut))
+        self.path = target.path
+        self.compression = compression
+        self._target = target
+        self._n_cells, self._tile_nbytes = len(contents.cells), contents.tile_nbytes
+        self._journal = journal
+        self._partial = _start(target, len(head), header, journal)
+        self._log = ChunkLog(self._partial, journal, chunks_end=len(head), journal_end=len(header))
+        self._is_open = True
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        contents: Contents,
+        *,
+        compression: str = "gzip",
+        overwrite: bool = False,
+    ) -> CellStore:
+        """A store for these contents, ready for `append`; it keeps every other run out of ``path``.
+
+        Parameters
+        ----------
+        path : path
+            The final name.
+        contents : Contents
+        compression : {"gzip", "none"}
+        overwrite : bool
+            Drop the remains of an unfinished run now, and replace a finished file in `finish`.
+
+        Raises
+        ------
+        OutputError
+            If the output cannot be written there, is there already, or another run is writing it.
+        """
+        target = check_output(path, compression, overwrite=overwrite)
+        with target.writing():
+            journal = target.claim()
+            try:
+                return cls(target, contents, compression, journal)
+            except BaseException:
+                target.discard()
+                os.close(journal)
+                raise
+
+    def append(self, encoded: EncodedCells) -> None:
+        """Write a batch.
+
+        Raises
+        ------
+        RunStoppedError
+            If the disk is full or fails; what was written before is kept, and the store is closed.
+        """
+        assert encoded.tile_nbytes == self._tile_nbytes
+        try:
+            self._log.append(encoded)
+        except OSError as error:
+            raise self._stopped(error) from error
+
+    def finish(self) -> Path:
+        """Complete the file, check it and give it its name.
+
+        Returns
+        -------
+        Path
+            The finished file.
+
+        Raises
+        ------
+        RunStoppedError
+            If the disk is full or fails; what was written before is kept, and the store is closed.
+        OutputError
+            If a cell is missing, or ``path`` has been taken meanwhile; the store is as before.
+        """
+        try:
+            self._log.seal()
+            journal = read_journal(self._target.journal)
+            write_index(self._partial, journal)
+            check_index(self._target.partial, journal)
+            self._target.publish()
+        except OSError as error:
+            raise self._stopped(error) from error
+        self._close()
+        return self.path
+
+    def keep(self) -> None:
+        """Make durable what was written, and leave it beside the output's name; nothing if there is no cell."""
+        if not self._is_open:
+            return
+        # What cannot be sealed is lost, and was never said to be kept.
+        with contextlib.suppress(OSError):
+            self._log.seal()
+        if self._log.n_sealed:
+            self._close()
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        if self._is_open:
+            self._target.discard()
+            self._close()
+
+    def _close(self) -> None:
+        self._is_open = False
+        self._log.stop()
+        os.close(self._partial)
+        os.close(self._journal)  # and with it goes the lock
+
+    def _stopped(self, error: OSError) -> RunStoppedError:
+        self.keep()
+        kept = f"{self._log.n_sealed} of {self._n_cells} cells are kept in {self._target.partial}"
+        return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
+
+
+def _start(target: Target, n_head: int, header: bytes, journal: int) -> int:
+    """A descriptor of a new partial file, a hole of ``n_head`` bytes; the journal knows of it."""
+    partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(partial, n_head)
+        os.fsync(partial)
+        write_all(journal, header, 0)
+        os.fsync(journal)
+        sync_folder(target.path.parent)
+    except BaseException:
+        os.close(partial)
+        raise
+    return partial

@@ -1,0 +1,131 @@
+"""Chunks appended to the partial file, and sealed in its journal every few seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from gpu_extract.store.codecs import EncodedCells
+from gpu_extract.store.journal import Record, join, pack_record
+
+__all__ = ["ChunkLog", "write_all"]
+
+# What a kill can cost at most. Sealing more often costs nothing that could be measured, but wears disks.
+SEAL_SECONDS = 2.0
+SEAL_NBYTES = 512 << 20
+# Linux takes no more buffers in one call.
+IOV_MAX = 1024
+
+
+class ChunkLog:
+    """The growing end of a partial file, and the thread that makes it durable.
+
+    Parameters
+    ----------
+    partial, journal : int
+        Descriptors of the two files; they stay the caller's.
+    chunks_end, journal_end : int, bytes
+        Where the next chunk and the next record go.
+
+    Attributes
+    ----------
+    n_sealed : int
+        Cells that are durable.
+    """
+
+    def __init__(self, partial: int, journal: int, *, chunks_end: int, journal_end: int) -> None:
+        self.n_sealed = 0
+        self._partial, self._journal = partial, journal
+        self._chunks_end, self._journal_end = chunks_end, journal_end
+        self._unsealed: deque[Record] = deque()
+        self._unsealed_nbytes = 0
+        self._failure: OSError | None = None
+        self._sealing = threading.Lock()
+        self._due = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._seal_regularly, name="gpu-extract-seal", daemon=True)
+        self._thread.start()
+
+    def append(self, encoded: EncodedCells) -> None:
+        """Write a batch's chunks behind the others.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written, or what came before could not be made durable.
+        """
+        if self._failure is not None:
+            raise self._failure
+        record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.levels)
+        _write_chunks(self._partial, encoded.chunks, self._chunks_end)
+        self._unsealed.append(record)
+        self._chunks_end += record.nbytes
+        self._unsealed_nbytes += record.nbytes
+        if self._unsealed_nbytes >= SEAL_NBYTES:
+            self._unsealed_nbytes = 0
+            self._due.set()
+
+    def seal(self) -> None:
+        """Make durable what was appended before the call: first the chunks, then the record that tells of them.
+
+        Raises
+        ------
+        OSError
+            If that fails. No later call succeeds: after a failed sync nobody knows what is on the disk.
+        """
+        with self._sealing:
+            if self._failure is not None:
+                raise self._failure
+            records = [self._unsealed.popleft() for _ in range(len(self._unsealed))]
+            if not records:
+                return
+            try:
+                self._write_record(join(records))
+            except OSError as error:
+                self._failure = error
+                raise
+
+    def stop(self) -> None:
+        """End the thread; what is not sealed stays so."""
+        self._stopped = True
+        self._due.set()
+        self._thread.join()
+
+    def _write_record(self, record: Record) -> None:
+        os.fdatasync(self._partial)
+        packed = pack_record(record)
+        write_all(self._journal, packed, self._journal_end)
+        os.fdatasync(self._journal)
+        self._journal_end += len(packed)
+        self.n_sealed += len(record)
+
+    def _seal_regularly(self) -> None:
+        while True:
+            self._due.wait(SEAL_SECONDS)
+            self._due.clear()
+            if self._stopped:
+                return
+            # The next append raises it, where the user can be told.
+            with contextlib.suppress(OSError):
+                self.seal()
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; one call may write less, at a signal or beyond 2 GiB."""
+    rest = memoryview(data)
+    while rest:
+        n = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[n:], offset + n
+
+
+def _write_chunks(descriptor: int, chunks: Sequence[bytes], offset: int) -> None:
+    for start in range(0, len(chunks), IOV_MAX):
+        some = chunks[start : start + IOV_MAX]
+        nbytes = sum(map(len, some))
+        n = os.pwritev(descriptor, some, offset)
+        if n < nbytes:
+            write_all(descriptor, b"".join(some)[n:], offset + n)
+        offset += nbytes

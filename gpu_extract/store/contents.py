@@ -1,0 +1,115 @@
+"""What is known of an output file before its first tile is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from gpu_extract.errors import InputError
+from gpu_extract.model import MASK_NAMES, CellTable, Slide
+from gpu_extract.recipe import Program
+
+__all__ = ["Contents"]
+
+# The columns of obs that are ours; a slide's label of the same name would be ambiguous.
+OWN_COLUMNS = (
+    "_index",
+    "scportrait_cell_id",
+    "slide",
+    "center_y",
+    "center_x",
+    "bbox_y0",
+    "bbox_x0",
+    "bbox_y1",
+    "bbox_x1",
+    *(f"area_{name}" for name in MASK_NAMES),
+    "truncated",
+)
+# HDF5 holds the size of a chunk, which is a tile here, in 32 bits.
+MAX_TILE_NBYTES = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The cells of a file, where they come from and how they are made.
+
+    Parameters
+    ----------
+    cells : CellTable
+    slides : tuple of Slide
+        All with the same label planes and channels.
+    program : Program
+    provenance : mapping of str to str
+        More texts to store beside the recipe, for example the command line.
+
+    Raises
+    ------
+    InputError
+        If there is no cell, the slides differ in planes, or a name or label cannot be stored.
+    """
+
+    cells: CellTable
+    slides: tuple[Slide, ...]
+    program: Program
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.cells):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
+            raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
+        assert len(self.plane_names) == self.program.n_planes
+        if self.tile_nbytes > MAX_TILE_NBYTES:
+            raise InputError(
+                f"a tile takes {self.tile_nbytes} bytes; HDF5 takes {MAX_TILE_NBYTES} at most: lower tile_size"
+            )
+        names = [slide.name for slide in self.slides]
+        if len(set(names)) != len(names):
+            raise InputError(f"slide names must differ: {', '.join(names)}")
+        for slide in self.slides:
+            self._check_slide(slide)
+
+    def _check_slide(self, slide: Slide) -> None:
+        first = self.slides[0]
+        planes = slide.mask_names + slide.channel_names
+        if planes != first.mask_names + first.channel_names:
+            raise InputError(
+                f"slide {slide.name} has planes {', '.join(planes)} and slide {first.name} has "
+                f"{', '.join(first.mask_names + first.channel_names)}; the slides of one file must have the same"
+            )
+        for text in (slide.name, *slide.channel_names, *slide.labels, *slide.labels.values()):
+            _check_text(text)
+        for key in slide.labels:
+            if key in OWN_COLUMNS:
+                raise InputError(f"label {key!r} of slide {slide.name} has the name of a column; rename it")
+            if key in ("", ".", "..") or "/" in key:
+                raise InputError(f"label {key!r} of slide {slide.name} cannot name a column in HDF5; rename it")
+
+    @property
+    def tile_nbytes(self) -> int:
+        """Bytes of a tile, not compressed."""
+        return prod(self.program.tile_shape) * self.program.output_dtype.itemsize
+
+    @property
+    def mask_planes(self) -> tuple[str, ...]:
+        """Names of a tile's mask planes as scPortrait spells them, length M."""
+        return tuple(f"seg_all_{name}" for name in self.slides[0].mask_names)
+
+    @property
+    def plane_names(self) -> tuple[str, ...]:
+        """Names of all planes of a tile, length K."""
+        return self.mask_planes + self.slides[0].channel_names
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the slides' labels, in the order in which they first occur."""
+        return tuple(dict.fromkeys(key for slide in self.slides for key in slide.labels))
+
+
+def _check_text(text: str) -> None:
+    try:
+        storable = b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        storable = False
+    if not storable:
+        raise InputError(f"{text!r} cannot be stored as text in HDF5; rename it")

@@ -1,0 +1,188 @@
+"""The journal of an unfinished file: what is needed to finish it, and which of its cells are on the disk.
+
+::
+
+    header   "gxcells" and a zero byte, format, C, N, sizes of the skeleton
+             (unpacked, packed), fingerprint | skeleton | CRC-32
+    record   n | rows, sizes, checksums, levels of the n chunks | CRC-32
+    record   ...
+
+All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on.
+Records are only ever appended, each after its chunks have reached the disk, so that whatever a kill or a power
+cut leaves behind, the records up to the first damaged one are true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.codecs import checksum
+
+__all__ = ["Journal", "Record", "join", "pack_header", "pack_record", "read_journal"]
+
+MAGIC = b"gxcells\0"
+FORMAT = 1
+HEADER = struct.Struct("<8sIIQQQ32s")
+RECORD = struct.Struct("<Q")
+SEAL = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Chunks that follow each other in the partial file.
+
+    Parameters
+    ----------
+    rows : (n,) int64
+    sizes : (n,) uint32, bytes
+    checksums : (n,) uint32
+        CRC-32 of each chunk.
+    levels : (n, C, 2) float64
+    """
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.uint32]
+    checksums: NDArray[np.uint32]
+    levels: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its chunks."""
+        return int(self.sizes.sum(dtype=np.uint64))
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal says, as far as it is sound.
+
+    Parameters
+    ----------
+    fingerprint : bytes
+        SHA-256 of the skeleton, which holds the cells, the recipe and the sources: two runs with the same
+        fingerprint write the same file.
+    n_cells, n_channels : int
+        N and C of the finished file.
+    skeleton : bytes
+        The HDF5 file without its tiles.
+    records : tuple of Record
+        What is on the disk, in the order of the partial file.
+    nbytes : int, bytes
+        Length of the journal up to the first damaged record.
+    """
+
+    fingerprint: bytes
+    n_cells: int
+    n_channels: int
+    skeleton: bytes
+    records: tuple[Record, ...]
+    nbytes: int
+
+    @property
+    def n_written(self) -> int:
+        """Cells that are on the disk."""
+        return sum(map(len, self.records))
+
+
+def join(records: Sequence[Record]) -> Record:
+    """Several records, one at least, as one."""
+    return Record(
+        rows=np.concatenate([record.rows for record in records]),
+        sizes=np.concatenate([record.sizes for record in records]),
+        checksums=np.concatenate([record.checksums for record in records]),
+        levels=np.concatenate([record.levels for record in records]),
+    )
+
+
+def pack_header(skeleton: bytes, n_cells: int, n_channels: int) -> bytes:
+    """The header of a new journal."""
+    packed = isal_zlib.compress(skeleton, 1)
+    fingerprint = hashlib.sha256(skeleton).digest()
+    fields = HEADER.pack(MAGIC, FORMAT, n_channels, n_cells, len(skeleton), len(packed), fingerprint)
+    return _sealed(fields + packed)
+
+
+def pack_record(record: Record) -> bytes:
+    """A record as it stands in the journal."""
+    arrays = (
+        record.rows.astype("<i8"),
+        record.sizes.astype("<u4"),
+        record.checksums.astype("<u4"),
+        record.levels.astype("<f8"),
+    )
+    return _sealed(RECORD.pack(len(record)) + b"".join(array.tobytes() for array in arrays))
+
+
+def read_journal(path: str | Path) -> Journal:
+    """What is durable of an unfinished file: the journal up to its first damaged record.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be read, or its header is not that of a journal.
+    """
+    try:
+        data = memoryview(Path(path).read_bytes())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+    if bytes(data[: len(MAGIC)]) != MAGIC:
+        raise OutputError(f"{path} is not the journal of an unfinished run")
+    if len(data) < HEADER.size:
+        raise OutputError(f"{path} is cut short")
+    _, version, n_channels, n_cells, n_skeleton, n_packed, fingerprint = HEADER.unpack_from(data)
+    if version != FORMAT:
+        raise OutputError(f"{path} has format {version}; this version of gpu-extract reads {FORMAT}")
+    header = _unsealed(data[: HEADER.size + n_packed + SEAL.size])
+    if header is None:
+        raise OutputError(f"{path} is damaged")
+    skeleton = isal_zlib.decompress(header[HEADER.size :], bufsize=n_skeleton)
+    records, nbytes = _read_records(data, HEADER.size + n_packed + SEAL.size, n_channels)
+    return Journal(fingerprint, n_cells, n_channels, skeleton, records, nbytes)
+
+
+def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[Record, ...], int]:
+    """The sound records from ``start`` on, and where they end."""
+    records = []
+    while len(data) - start >= RECORD.size:
+        (n,) = RECORD.unpack_from(data, start)
+        end = start + RECORD.size + n * (16 + 16 * n_channels) + SEAL.size
+        body = _unsealed(data[start:end]) if end <= len(data) else None
+        if body is None:
+            break
+        records.append(_unpack_record(body[RECORD.size :], n, n_channels))
+        start = end
+    return tuple(records), start
+
+
+def _unpack_record(body: memoryview, n: int, n_channels: int) -> Record:
+    def column(dtype: str, offset: int, count: int) -> NDArray[Any]:
+        return np.frombuffer(body, dtype, count, offset)
+
+    return Record(
+        rows=column("<i8", 0, n),
+        sizes=column("<u4", 8 * n, n),
+        checksums=column("<u4", 12 * n, n),
+        levels=column("<f8", 16 * n, 2 * n * n_channels).reshape(n, n_channels, 2),
+    )
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + SEAL.pack(checksum(data))
+
+
+def _unsealed(data: memoryview) -> memoryview | None:
+    """The data before its seal, or None if they do not agree."""
+    body, seal = data[: -SEAL.size], data[-SEAL.size :]
+    return body if seal == SEAL.pack(checksum(body)) else None

@@ -1,0 +1,209 @@
+"""The output's name and the two files beside it that hold an unfinished run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.codecs import check_compression
+from gpu_extract.store.journal import read_journal
+
+__all__ = ["Target", "check_output", "unfinished"]
+
+# What link(2) says on file systems that have no hard links (FAT, many network and FUSE mounts).
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a file of cells is to appear, and where it grows until then.
+
+    Parameters
+    ----------
+    path : Path
+        The final name; a symbolic link is followed.
+    overwrite : bool
+        Whether a finished file, or the remains of a run, may be replaced.
+    """
+
+    path: Path
+    overwrite: bool
+
+    @property
+    def partial(self) -> Path:
+        """The future file: a hole for everything but the tiles, then the tiles."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def journal(self) -> Path:
+        """The journal of `partial`; who holds its lock is the one run that writes there."""
+        return self.path.with_name(self.path.name + ".journal")
+
+    def check(self) -> None:
+        """Refuse a place that cannot be written to, or holds something already.
+
+        Raises
+        ------
+        OutputError, OSError
+        """
+        folder = self.path.parent
+        if not folder.exists():
+            raise OutputError(f"{self.path} cannot be written: there is no folder {folder}; make it first")
+        if not folder.is_dir():
+            raise OutputError(f"{self.path} cannot be written: {folder} is not a folder")
+        if self.path.is_dir():
+            raise OutputError(f"{self.path} is a folder; give the name of a file")
+        if self.path.exists() and not self.path.is_file():
+            raise OutputError(f"{self.path} is not a regular file; choose another name")
+        if self.path.exists() and not self.overwrite:
+            raise OutputError(f"{self.path} exists; choose another name, or replace it with --overwrite")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{self.path} cannot be written: folder {folder} is read-only")
+        if _is_locked(self.journal):
+            raise OutputError(f"another run is writing {self.path}")
+        remains = unfinished(self.path)
+        if remains and not self.overwrite:
+            raise OutputError(f"{remains}; start again with --overwrite")
+
+    def claim(self) -> int:
+        """A descriptor of the journal, empty, that keeps every other run out until it is closed.
+
+        Raises
+        ------
+        OutputError
+            If another run holds it, or has come and gone since `check`.
+        OSError
+        """
+        while True:
+            with ExitStack() as on_failure:
+                journal = os.open(self.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                on_failure.callback(os.close, journal)
+                try:
+                    fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise OutputError(f"another run is writing {self.path}") from error
+                # Otherwise the run that held the lock has finished and removed this journal: try again.
+                if _is_at(journal, self.journal):
+                    self._clear(journal)
+                    on_failure.pop_all()
+                    return journal
+
+    def publish(self) -> None:
+        """Give the finished partial file its name, and remove the journal.
+
+        Raises
+        ------
+        OutputError
+            If the name has been taken meanwhile and is not to be replaced.
+        OSError
+        """
+        if self.overwrite:
+            os.replace(self.partial, self.path)
+        else:
+            try:
+                _rename_new(self.partial, self.path)
+            except FileExistsError as error:
+                raise OutputError(
+                    f"{self.path} was made by someone else meanwhile; the finished file is {self.partial}"
+                ) from error
+        sync_folder(self.path.parent)
+        os.unlink(self.journal)
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the partial file and its journal."""
+        self.partial.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+    def _clear(self, journal: int) -> None:
+        if not self.overwrite and (os.fstat(journal).st_size or self.partial.exists()):
+            raise OutputError(f"another run has just written beside {self.path}; start again")
+        self.partial.unlink(missing_ok=True)
+        os.ftruncate(journal, 0)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an OSError of the block into an OutputError."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: bool) -> Target:
+    """The place for a new file of cells, checked; nothing is written.
+
+    Raises
+    ------
+    OutputError
+        If the compression is unknown, the path cannot be written to, a file is there already or a run has not
+        finished there.
+    """
+    check_compression(compression)
+    path = Path(path)
+    target = Target(path.resolve() if path.is_symlink() else path, overwrite)
+    with target.writing():
+        target.check()
+    return target
+
+
+def unfinished(path: Path) -> str | None:
+    """What an unfinished run has left beside a path, in words; None if nothing."""
+    target = Target(path, overwrite=False)
+    if not (target.partial.exists() or target.journal.exists()):
+        return None
+    if _is_locked(target.journal):
+        return f"another run is writing {path}"
+    try:
+        n_written = read_journal(target.journal).n_written
+    except OutputError:
+        n_written = 0  # killed before it had begun, or not a journal: nothing that could be used
+    return f"{target.partial} holds {n_written} cells of an unfinished run"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the file system can do that for a folder."""
+    # Some network file systems cannot; what is in the files has been synced by itself.
+    with suppress(OSError), ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, descriptor)
+        os.fsync(descriptor)
+
+
+def _is_locked(journal: Path) -> bool:
+    try:
+        with open(journal, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no journal
+    return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _rename_new(old: Path, new: Path) -> None:
+    """Rename a file, or raise FileExistsError and leave both as they are."""
+    try:
+        os.link(old, new)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # Only a name that appears between these two lines could be replaced.
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from error
+        os.rename(old, new)
+    else:
+        os.unlink(old)

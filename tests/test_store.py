@@ -1,0 +1,328 @@
+"""The store: files of cells that other programs open, and the makers of small input that its tests share."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+
+from gpu_extract.errors import InputError, OutputError
+from gpu_extract.model import CellImages, CellTable, DroppedCells, Slide
+from gpu_extract.recipe import Recipe
+from gpu_extract.store import CellStore, Contents, check_output, encode, verify
+from gpu_extract.store.layout import skeleton
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "ht29.scportrait.s64.h5sc"
+S = 6
+
+
+class ArrayRaster:
+    """The Raster protocol over an array."""
+
+    def __init__(self, array, source="array"):
+        self.array, self.source, self.names = array, source, ()
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def read(self, y0, x0, y1, x1):
+        return self.array[:, y0:y1, x0:x1]
+
+
+def make_slide(name="slide", labels=None, masks=("nucleus", "cytosol"), channels=("DNA", "tubulin"), dtype="uint16"):
+    return Slide(
+        image=ArrayRaster(np.zeros((len(channels), 20, 20), dtype), f"{name}.tif"),
+        masks={mask: ArrayRaster(np.zeros((1, 20, 20), np.int32), f"{name}.{mask}.tif") for mask in masks},
+        channel_names=channels,
+        name=name,
+        labels=labels or {},
+    )
+
+
+def make_contents(n_cells, slides=None, n_dropped=0, recipe=None, ids=None, **more):
+    """Contents of ``n_cells`` cells, spread over the slides in order, with distinct numbers in every column."""
+    slides = slides or (make_slide(),)
+    n, n_masks = np.arange(n_cells), len(slides[0].mask_names)
+    table = CellTable(
+        slide=n * len(slides) // max(n_cells, 1),
+        ids=np.asarray(n + 10 if ids is None else ids, np.uint64),
+        centers=np.stack([n + 100, n + 200], 1),
+        boxes=n[:, None] * 10 + np.arange(4),
+        areas=n[:, None] + 1000 * np.arange(1, n_masks + 1),
+        truncated=n % 3 == 0,
+        dropped=DroppedCells(
+            slide=np.zeros(n_dropped, np.int64),
+            ids=np.arange(n_dropped, dtype=np.uint64) + 2**40,
+            reason=np.array(["touches the border"] * n_dropped, object),
+        ),
+    )
+    recipe = recipe or Recipe(tile_size=S)
+    slide = slides[0]
+    program = recipe.program(slide.mask_names, len(slide.channel_names), slide.image.dtype)
+    return Contents(table, tuple(slides), program, **more)
+
+
+def make_images(contents, seed=0):
+    """Random tiles of all cells."""
+    program, cells = contents.program, contents.cells
+    random = np.random.default_rng(seed)
+    shape = (len(cells), *program.tile_shape)
+    floating = program.output_dtype.kind == "f"
+    images = random.random(shape) if floating else random.integers(0, 256, shape)
+    levels = random.random((len(cells), len(program.cut), 2))
+    return CellImages(np.arange(len(cells)), cells.ids, images.astype(program.output_dtype), levels)
+
+
+def part(images, start, stop):
+    """Some rows of a batch, as a batch."""
+    return CellImages(
+        images.rows[start:stop], images.ids[start:stop], images.images[start:stop], images.levels[start:stop]
+    )
+
+
+def fill(store, images, batch=100):
+    """Append all cells, a batch at a time."""
+    for start in range(0, len(images), batch):
+        store.append(encode(part(images, start, start + batch), store.compression))
+
+
+def write(path, contents, images=None, **choices):
+    """A finished file."""
+    store = CellStore.create(path, contents, **choices)
+    fill(store, make_images(contents) if images is None else images)
+    return store.finish()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cells.h5sc"
+
+
+def only_file(path):
+    return [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+RECIPES = {
+    "float16": Recipe(tile_size=S),
+    "float32": Recipe(tile_size=S, output_dtype="float32"),
+    "uint8": Recipe(tile_size=S, output_dtype="uint8"),
+    "uint16": Recipe(tile_size=S, normalization="none"),
+}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("dtype", RECIPES)
+def test_stock_h5py_reads_every_tile_back(path, dtype, compression):
+    contents = make_contents(30, recipe=RECIPES[dtype])
+    images = make_images(contents)
+    assert write(path, contents, images, compression=compression) == path
+    with h5py.File(path) as file:
+        dataset = file["obsm/single_cell_images"]
+        assert dataset.dtype == dtype
+        assert dataset.chunks == (1, *contents.program.tile_shape)
+        assert dataset.compression == (None if compression == "none" else "gzip")
+        np.testing.assert_array_equal(dataset[:], images.images)
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 1025, 5000])
+def test_any_number_of_cells(path, n_cells):
+    contents = make_contents(n_cells)
+    images = make_images(contents)
+    store = CellStore.create(path, contents)
+    fill(store, images, batch=1500)  # more than one pwritev takes
+    store.finish()
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["obsm/single_cell_images"][:], images.images)
+        np.testing.assert_array_equal(file["obsm/normalization_lower"][:], images.levels[:, :, 0])
+        np.testing.assert_array_equal(file["obsm/normalization_upper"][:], images.levels[:, :, 1])
+    assert verify(path).n_cells == n_cells
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("n_cells", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 2, 30, 45])
+def test_hdf5_finds_chunks_of_any_size_in_place(path, size, n_cells, compression):
+    # HDF5 allots space by other rules below 2 KiB, for a single chunk and without a filter.
+    contents = make_contents(n_cells, recipe=Recipe(tile_size=size, normalization="none"))
+    images = make_images(contents)
+    write(path, contents, images, compression=compression)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["obsm/single_cell_images"][:], images.images)
+
+
+def test_batches_may_come_in_any_order(path):
+    contents = make_contents(300)
+    images = make_images(contents)
+    store = CellStore.create(path, contents)
+    for start in (200, 0, 100):
+        store.append(encode(part(images, start, start + 100), "gzip"))
+    store.finish()
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["obsm/single_cell_images"][:], images.images)
+        np.testing.assert_array_equal(file["obsm/normalization_upper"][:], images.levels[:, :, 1])
+
+
+def test_anndata_opens_it_with_every_table(path):
+    slides = (make_slide("A", {"well": "D03", "time": "0"}), make_slide("B", {"well": "D04"}))
+    contents = make_contents(4, slides, n_dropped=2, provenance={"command": "gpu-extract run"})
+    images = make_images(contents)
+    write(path, contents, images)
+    data = anndata.read_h5ad(path)
+
+    assert list(data.obs_names) == ["0", "1", "2", "3"]
+    assert data.obs["scportrait_cell_id"].dtype == np.uint64
+    assert list(data.obs["slide"]) == ["A", "A", "B", "B"]
+    assert list(data.obs["well"]) == ["D03", "D03", "D04", "D04"]
+    assert list(data.obs["time"].isna()) == [False, False, True, True]
+    assert data.obs.loc["2", "center_y":"truncated"].to_dict() == {
+        **{"center_y": 102, "center_x": 202},
+        **{"bbox_y0": 20, "bbox_x0": 21, "bbox_y1": 22, "bbox_x1": 23},
+        **{"area_nucleus": 1002, "area_cytosol": 2002, "truncated": False},
+    }
+    assert data.obs["center_x"].dtype == data.obs["area_nucleus"].dtype == np.int64
+    assert data.obs["truncated"].dtype == bool
+    np.testing.assert_array_equal(data.obsm["spatial"], contents.cells.centers[:, ::-1])
+    np.testing.assert_array_equal(data.obsm["single_cell_images"], images.images)
+    assert list(data.var["channels"]) == ["seg_all_nucleus", "seg_all_cytosol", "DNA", "tubulin"]
+
+    ours = data.uns["gpu_extract"]
+    assert ours["command"] == "gpu-extract run"
+    assert ours["dropped"].to_dict("list") == {
+        "slide": ["A", "A"],
+        "cell_id": [2**40, 2**40 + 1],
+        "reason": ["touches the border"] * 2,
+    }
+    assert json.loads(ours["sources"])[1] == {
+        "slide": "B",
+        "labels": {"well": "D04"},
+        "image": "B.tif",
+        "nucleus": "B.nucleus.tif",
+        "cytosol": "B.cytosol.tif",
+    }
+
+
+def test_the_recipe_in_the_file_is_the_recipe(path, tmp_path):
+    contents = make_contents(1, recipe=Recipe.preset("scportrait").replace(tile_size=S))
+    write(path, contents)
+    toml = tmp_path / "recipe.toml"
+    toml.write_text(anndata.read_h5ad(path).uns["gpu_extract"]["recipe"])
+    assert Recipe.from_toml(toml) == contents.program.recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(tile_size=S, quantiles=(0.01, 0.9)), (True, 0.01, 0.9)),
+        (Recipe(tile_size=S, normalization="range", value_range=(3.0, 900.0)), (True, 3.0, 900.0)),
+        (Recipe(tile_size=S, normalization="dtype"), (True, 0.0, 1.0)),
+        (Recipe(tile_size=S, normalization="none"), (False, 0.0, 1.0)),
+    ],
+)
+def test_normalization_is_told_as_scportrait_tells_it(path, recipe, expected):
+    write(path, make_contents(1, recipe=recipe))
+    with h5py.File(path) as file:
+        attributes = file["obsm/single_cell_images"].attrs
+        assert (attributes["normalization"], *attributes["normalization_range"]) == expected
+
+
+def _shape_of(file):
+    """Every object and attribute of a file with its type, but for what differs from one dataset to another."""
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = (item.dtype, item.ndim)
+        for key, value in item.attrs.items():
+            # Fixed-length texts are as long as the longest name.
+            dtype = item.attrs.get_id(key).dtype
+            found[f"{name}@{key}"] = (dtype.kind, np.ndim(value))
+
+    visit("", file)
+    file.visititems(visit)
+    return found
+
+
+def test_layout_is_that_of_scportraits_own_file(path):
+    if not GOLDEN.exists():
+        pytest.skip(f"{GOLDEN} is not here")
+    write(path, make_contents(3, (make_slide(channels=("ch0", "ch1", "ch2")),)))
+    with h5py.File(GOLDEN) as theirs, h5py.File(path) as ours:
+        expected, found = _shape_of(theirs), _shape_of(ours)
+        assert expected.items() <= found.items()
+        for name in ("channel_names", "channel_mapping"):
+            key = "obsm/single_cell_images"
+            np.testing.assert_array_equal(ours[key].attrs[name], theirs[key].attrs[name])
+
+
+def test_one_label_plane_and_names_of_any_length(path):
+    name = "αTubulin, a name that nobody cuts to fifteen characters"
+    contents = make_contents(2, (make_slide(masks=("cytosol",), channels=(name,)),))
+    write(path, contents)
+    with h5py.File(path) as file:
+        names = [text.decode() for text in file["obsm/single_cell_images"].attrs["channel_names"]]
+        assert names == ["seg_all_cytosol", name]
+        assert "area_nucleus" not in file["obs"]
+
+
+def test_same_input_same_bytes(tmp_path):
+    contents = make_contents(2000, n_dropped=3)
+    start = int(time.time())
+    one, two = (write(tmp_path / name, contents).read_bytes() for name in ("one.h5sc", "two.h5sc"))
+    assert one == two
+    # Both may have been made within one second: no time of day is in the skeleton either.
+    head = skeleton(contents, "gzip")
+    assert not any(struct.pack("<I", second) in head for second in range(start, int(time.time()) + 1))
+
+
+def test_the_skeleton_alone_is_an_hdf5_file():
+    contents = make_contents(2000)
+    with h5py.File(io.BytesIO(skeleton(contents, "gzip"))) as file:
+        assert file["obsm/single_cell_images"].shape == (2000, *contents.program.tile_shape)
+
+
+@pytest.mark.parametrize("compression", ["lzf", "zstd", "", "GZIP"])
+def test_other_compressions_are_refused(path, compression):
+    with pytest.raises(OutputError, match="must be gzip or none"):
+        CellStore.create(path, make_contents(1), compression=compression)
+    with pytest.raises(OutputError, match="must be gzip or none"):
+        check_output(path, compression, overwrite=False)
+    with pytest.raises(OutputError, match="must be gzip or none"):
+        encode(make_images(make_contents(1)), compression)
+
+
+@pytest.mark.parametrize("key", ["slide", "center_y", "area_nucleus", "_index", "a/b", "", ".."])
+def test_labels_that_cannot_be_columns_are_refused(key):
+    with pytest.raises(InputError, match="rename it"):
+        make_contents(1, (make_slide(labels={key: "x"}),))
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff"])
+def test_names_that_are_no_text_are_refused(text):
+    with pytest.raises(InputError, match="cannot be stored"):
+        make_contents(1, (make_slide(channels=("DNA", text)),))
+
+
+def test_paths_that_are_no_text_are_stored(path):
+    slide = make_slide()
+    slide.image.source = "bad\udcff.tif"
+    write(path, make_contents(1, (slide,)))
+    sources = json.loads(anndata.read_h5ad(path).uns["gpu_extract"]["sources"])
+    assert sources[0]["image"] == slide.image.source
+
+
+def test_slides_of_one_file_fit_together():
+    with pytest.raises(InputError, match="must have the same"):
+        make_contents(2, (make_slide("A"), make_slide("B", channels=("DNA", "actin"))))
+    with pytest.raises(InputError, match="must differ"):
+        make_contents(2, (make_slide("A"), make_slide("A")))
+
+
+def test_no_cell_is_no_file():
+    with pytest.raises(InputError, match="no cell to extract; dropped were 2 touches the border"):
+        make_contents(0, n_dropped=2)
