@@ -26,11 +26,12 @@ if TYPE_CHECKING:
         RecipeError,
         RunStoppedError,
         SourceError,
+        UnknownCellError,
     )
     from gpu_extract.model import CellImages
+    from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
-    from gpu_extract.pipeline import Report
 
     __version__: str
 
@@ -52,6 +53,7 @@ _HOME = {
     "RecipeError": "errors",
     "RunStoppedError": "errors",
     "SourceError": "errors",
+    "UnknownCellError": "errors",
 }
 
 __all__ = [*_HOME, "__version__"]

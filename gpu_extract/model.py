@@ -17,7 +17,7 @@ from gpu_extract.errors import InputError, LabelError
 
 __all__ = ["Batch", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window"]
 
-# The pixel types of SPEC section 1; anything else would be rounded or reinterpreted on the way.
+# The pixel types of images; anything else would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
 MASK_NAMES = ("nucleus", "cytosol")
 

@@ -71,7 +71,7 @@ class Plan:
         """Bytes of all tiles, uncompressed."""
         return len(self.cells) * int(np.prod(self.program.tile_shape)) * self.program.output_dtype.itemsize
 
-    def fitting_tile_size(self, share: float = 0.99) -> int:
+    def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""
         centers, boxes = self.cells.centers, self.cells.boxes
         reach = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)

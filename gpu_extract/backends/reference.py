@@ -31,7 +31,7 @@ HOST = Libraries(np, scipy.ndimage)
 
 
 class Mask(NamedTuple):
-    """The masks of one cell made from one label plane, each (S, S); see SPEC section 3."""
+    """The masks of one cell made from one label plane, each (S, S)."""
 
     filled: Array  # B, bool: the label, holes filled
     dilated: Array  # D, bool: B expanded by a disk
@@ -176,7 +176,7 @@ def scale(values: Array, levels: np.ndarray, recipe: Recipe, xp: Any) -> Array:
 
 
 def stretch(values: Array) -> Array:
-    """MinMax of SPEC section 3: ``(y - min) / (max - min)``, or y if max == min."""
+    """``(y - min) / (max - min)``, or y if max == min."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else values
 

@@ -1,0 +1,199 @@
+"""What a script or a notebook calls: `plan`, `extract`, `iter_cells`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_extract import backends, pipeline, planning
+from gpu_extract.errors import InputError, OutputError
+from gpu_extract.model import CellImages
+from gpu_extract.recipe import Recipe
+from gpu_extract.sources import open_slide
+from gpu_extract.store import CellStore, Contents, check_output
+
+__all__ = ["extract", "iter_cells", "plan"]
+
+LAYOUTS = ("h5sc", "sparcspy")
+
+
+def plan(
+    image: Any,
+    *,
+    nucleus: Any = None,
+    cytosol: Any = None,
+    recipe: str | os.PathLike[str] | Recipe = "standard",
+    tile_size: int | None = None,
+    border: str | None = None,
+    ids: Sequence[int] | None = None,
+    n_cells: int | None = None,
+    seed: int = 0,
+    channel_names: Sequence[str] | None = None,
+) -> planning.Plan:
+    """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
+
+    Parameters
+    ----------
+    image : array-like, path, or list of them
+        (C, H, W) or (H, W), of uint8, uint16, int16, uint32, float16, float32 or float64: an array (NumPy, or
+        anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF or OME-TIFF. Several are the
+        channels of one slide.
+    nucleus, cytosol : array-like or path, optional
+        (H, W) integer ids of cells, 0 is background. One at least; with both, what belongs together has one id.
+    recipe : str, path or Recipe
+        A preset (``standard``, ``sparcspy``, ``scportrait``), a TOML file, or a `Recipe`.
+    tile_size, border : optional
+        Instead of the recipe's own; see `Recipe`.
+    ids : sequence of int, optional
+        Extract these cells only.
+    n_cells : int, optional
+        Extract this many cells, drawn at random with ``seed``.
+    channel_names : sequence of str, optional
+        Instead of the names in the image's metadata.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError
+        If the input cannot be extracted; the message says what, where and what to do.
+    """
+    changes = {"tile_size": tile_size, "border": border}
+    wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
+    slide = open_slide(image, nucleus=nucleus, cytosol=cytosol, channel_names=channel_names)
+    return planning.make_plan([slide], wanted, planning.Selection(_as_ids(ids), n_cells, seed))
+
+
+def extract(
+    image: Any,
+    *,
+    output: str | os.PathLike[str],
+    nucleus: Any = None,
+    cytosol: Any = None,
+    device: str = "auto",
+    threads: int | None = None,
+    compression: str = "gzip",
+    layout: str = "h5sc",
+    overwrite: bool = False,
+    progress: pipeline.Progress | None = None,
+    **choices: Any,
+) -> pipeline.Report:
+    """Extract every cell of a slide into an ``.h5sc`` file, and say what was done.
+
+    Parameters
+    ----------
+    image, nucleus, cytosol
+        As for `plan`.
+    output : path
+        The file to write. It appears under this name when it is complete.
+    device : str
+        ``auto``, ``cpu`` or ``reference``.
+    threads : int, optional
+        Threads that compute and encode; by default the cores that this process may use.
+    compression : {"gzip", "none"}
+    layout : {"h5sc"}
+    overwrite : bool
+        Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
+    progress : callable, optional
+        Called with the number of cells written so far, and of all.
+    **choices
+        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``: as for `plan`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError
+        Before anything is written, where that can be known.
+    RunStoppedError
+        If the output cannot be written on, for example because the disk is full.
+    """
+    backend, threads = backends.choose(device), as_threads(threads)
+    path = Path(output)
+    check_layout(layout)
+    check_output(path, compression, overwrite=overwrite)
+    _check_not_an_input(path, image, nucleus, cytosol)
+    planned = plan(image, nucleus=nucleus, cytosol=cytosol, **choices)
+    contents = Contents(planned.cells, planned.slides, planned.program)
+    store = CellStore.create(path, contents, compression=compression, overwrite=overwrite)
+    return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
+
+
+def iter_cells(
+    image: Any,
+    *,
+    nucleus: Any = None,
+    cytosol: Any = None,
+    device: str = "auto",
+    threads: int | None = None,
+    **choices: Any,
+) -> Iterator[CellImages]:
+    """Extract without a file: batches of finished tiles, one after the other.
+
+    Parameters are those of `extract`. Batches come in the order in which they are read; ``rows`` says where
+    each cell would stand in the file.
+
+    Yields
+    ------
+    CellImages
+        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``levels`` (n, C, 2), in host memory.
+    """
+    backend, threads = backends.choose(device), as_threads(threads)
+    planned = plan(image, nucleus=nucleus, cytosol=cytosol, **choices)
+
+    def batches() -> Iterator[CellImages]:
+        with ThreadPoolExecutor(threads, "gpu-extract") as workers:
+            yield from pipeline.tiles(planned, backend, workers, threads)
+
+    return batches()
+
+
+def as_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
+    """The recipe itself, the preset of that name, or the one in a TOML file."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    name = os.fspath(recipe)
+    return Recipe.from_toml(name) if name.endswith(".toml") else Recipe.preset(name)
+
+
+def as_threads(threads: int | None) -> int:
+    """A positive number of threads; by default the cores that this process may use."""
+    if threads is None:
+        return pipeline.default_threads()
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be 1 or more")
+    return threads
+
+
+def check_layout(layout: str) -> None:
+    """Refuse a layout that this version does not write."""
+    if layout == "sparcspy":
+        raise OutputError("layout 'sparcspy' comes with a later version; 'h5sc' is what this one writes")
+    if layout not in LAYOUTS:
+        raise OutputError(f"unknown layout {layout!r}; it must be 'h5sc'")
+
+
+def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+    if ids is None:
+        return None
+    try:
+        return np.unique(np.array([int(i) for i in ids], np.uint64))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"ids must be whole numbers from 1 to 2^64 - 1: {error}") from error
+
+
+def _check_not_an_input(output: Path, *inputs: Any) -> None:
+    """Refuse to write over a file that is read."""
+    for given in inputs:
+        for one in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(one, str | os.PathLike) and os.path.realpath(one) == os.path.realpath(output):
+                raise OutputError(f"output {output} is one of the inputs; choose another name")

@@ -1,0 +1,377 @@
+"""The command line: arguments in, exit codes out.
+
+0 done; 1 the input or the arguments are wrong, one line on stderr; 2 usage; 3 stopped half way. Results go to
+stdout, progress and warnings to stderr. This is the only module that prints.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from gpu_extract import api
+from gpu_extract.console import progress_on_stderr
+from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.pipeline import Progress, Report
+from gpu_extract.planning import Plan
+
+app = typer.Typer(
+    name="gpu-extract",
+    help="Cut one picture out of a microscopy slide per cell: centred, masked, normalised, all in one file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="IMAGE...", help="The image, or the one-channel images of a slide.", show_default=False),
+]
+Nucleus = Annotated[Path | None, typer.Option(help="Label plane of the nuclei.", metavar="LABELS")]
+Cytosol = Annotated[Path | None, typer.Option(help="Label plane of the whole cells.", metavar="LABELS")]
+Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels; 128, or the recipe's own.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.")]
+Border = Annotated[str | None, typer.Option(help="mask, window or keep; the recipe's own.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
+Compression = Annotated[str, typer.Option(help="gzip or none.")]
+Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later version.")]
+Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
+NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+Slides = Annotated[Path | None, typer.Option(help="A table of slides; comes with a later version.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Comes with a later version.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+@app.command()
+def run(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
+    image: Images = None,
+    nucleus: Nucleus = None,
+    cytosol: Cytosol = None,
+    size: Size = None,
+    recipe: RecipeName = "standard",
+    border: Border = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    compression: Compression = "gzip",
+    layout: Layout = "h5sc",
+    ids: Ids = None,
+    n_cells: NCells = None,
+    seed: Seed = 0,
+    slides: Slides = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Extract every cell of a slide into OUT (.h5sc)."""
+    if resume:
+        raise OutputError("--resume comes with a later version; --overwrite starts again")
+    with _running(output, quiet=quiet) as progress:
+        done = api.extract(
+            _images(image, slides),
+            nucleus=nucleus,
+            cytosol=cytosol,
+            output=output,
+            device=device,
+            threads=threads,
+            compression=compression,
+            layout=layout,
+            overwrite=overwrite,
+            progress=progress,
+            **_choices(recipe, size, border, ids, n_cells, seed),
+        )
+    _print_report(done)
+
+
+@app.command()
+def plan(
+    image: Images = None,
+    nucleus: Nucleus = None,
+    cytosol: Cytosol = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Only checked.")] = None,
+    size: Size = None,
+    recipe: RecipeName = "standard",
+    border: Border = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    compression: Compression = "gzip",
+    layout: Layout = "h5sc",
+    ids: Ids = None,
+    n_cells: NCells = None,
+    seed: Seed = 0,
+    slides: Slides = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what `run` with the same arguments would do; nothing is written."""
+    from gpu_extract import backends
+    from gpu_extract.store import check_output
+
+    if resume:
+        raise OutputError("--resume comes with a later version; --overwrite starts again")
+    api.as_threads(threads)
+    api.check_layout(layout)
+    if output is not None:
+        check_output(output, compression, overwrite=overwrite)
+    chosen = backends.choose(device).device
+    planned = api.plan(
+        _images(image, slides),
+        nucleus=nucleus,
+        cytosol=cytosol,
+        **_choices(recipe, size, border, ids, n_cells, seed),
+    )
+    _print_plan(planned, chosen)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
+        "gpu-extract-demo"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Extract the shipped sample, real HT29 cells: cells.h5sc and gallery.png."""
+    from gpu_extract import demo_data
+
+    sample = demo_data.paths()
+    cells, picture = output / "cells.h5sc", output / "gallery.png"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {output} cannot be made: {error.strerror}; choose another with -o") from error
+    with _running(cells, quiet=quiet) as progress:
+        done = api.extract(
+            sample.image,
+            nucleus=sample.nucleus,
+            cytosol=sample.cytosol,
+            output=cells,
+            tile_size=64,
+            overwrite=_is_demo_file(cells),
+            progress=progress,
+        )
+    _print_report(done)
+    _write_gallery(cells, picture, n_cells=10, seed=0, overwrite=True)
+    print(f"{picture}: look at it; report.html comes with a later version")
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Say what a file of cells holds and how it was made."""
+    from gpu_extract.dataset import open_cells
+
+    with open_cells(file) as cells:
+        print(f"{file}: {len(cells)} cells, {len(cells.planes)} planes of {_square(cells.tile_size)} {cells.dtype}")
+        print(f"planes: {', '.join(cells.planes)}")
+        for name, value in cells.info.items():
+            text = str(value).strip()
+            print(f"{name}:" + ("\n  " + text.replace("\n", "\n  ") if "\n" in text else f" {text}"))
+
+
+@app.command()
+def verify(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Read every cell of a file and check it; exit code 1 if anything is wrong."""
+    from gpu_extract.store import verify as check
+
+    print(f"{file}: sound, {check(file)}")
+
+
+@app.command()
+def gallery(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
+    n_cells: Annotated[int, typer.Option(help="Cells to show, drawn at random.")] = 10,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw some cells of a file: a row a cell, a column a plane."""
+    _write_gallery(file, output, n_cells=n_cells, seed=seed, overwrite=overwrite)
+    print(output)
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.html")],
+) -> None:
+    """Comes with a later version: a page about a run."""
+    raise OutputError("report comes with a later version; 'gpu-extract info' and 'gpu-extract gallery' work now")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell which devices work here, and which versions are installed."""
+    import h5py
+
+    from gpu_extract import backends
+    from gpu_extract.pipeline import default_threads
+
+    print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}, {default_threads()} cores")
+    for device in ("cpu", "reference", "cuda"):
+        try:
+            backends.choose(device)
+        except GpuExtractError as error:
+            print(f"  {device:<10} no: {error}")
+        else:
+            print(f"  {device:<10} works")
+    print(f"device 'auto' is {backends.choose('auto').device!r}")
+    print(f"HDF5 {h5py.version.hdf5_version}")
+    for package in ("numpy", "scipy", "numba", "h5py", "anndata", "isal", "tifffile", "imagecodecs"):
+        print(f"  {package:<12} {version(package)}")
+
+
+def main() -> None:
+    """The entry point of ``gpu-extract``."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except RunStoppedError as error:
+        sys.exit(_fail(error, 3))
+    except GpuExtractError as error:
+        sys.exit(_fail(error, 1))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM stops a run as Ctrl-C does, with what was written kept."""
+    raise KeyboardInterrupt
+
+
+def _fail(error: GpuExtractError, code: int) -> int:
+    print(f"gpu-extract: {error}", file=sys.stderr)
+    return code
+
+
+def _images(image: list[Path] | None, slides: Path | None) -> Path | list[Path]:
+    if slides is not None:
+        raise InputError("--slides comes with a later version; give the IMAGE files of one slide")
+    if not image:
+        raise typer.BadParameter("give at least one IMAGE")
+    return image[0] if len(image) == 1 else image
+
+
+def _choices(
+    recipe: str, size: int | None, border: str | None, ids: Path | None, n_cells: int | None, seed: int
+) -> dict[str, Any]:
+    """The arguments that `api.plan` and `api.extract` share."""
+    return {
+        "recipe": recipe,
+        "tile_size": size,
+        "border": border,
+        "ids": None if ids is None else _read_ids(ids),
+        "n_cells": n_cells,
+        "seed": seed,
+    }
+
+
+def _read_ids(path: Path) -> list[int]:
+    """The ids in a text file, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise InputError(f"ids {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"ids {path} is not a text file; it must hold one id a line") from error
+    for number, line in enumerate(lines, 1):
+        if not line.isascii() or not line.isdecimal():
+            raise InputError(f"entry {number} of ids {path} is {line[:40]!r}; it must hold one whole number a line")
+    return [int(line) for line in lines]
+
+
+def _is_demo_file(path: Path) -> bool:
+    """Whether an earlier `demo` wrote this file, so that a new one may replace it."""
+    from gpu_extract.dataset import open_cells
+
+    try:
+        with open_cells(path) as cells:
+            return "demo_data" in str(cells.info.get("sources"))
+    except GpuExtractError:
+        return False
+
+
+def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwrite: bool) -> None:
+    import numpy as np
+
+    from gpu_extract.dataset import open_cells
+    from gpu_extract.report import write_gallery
+
+    if n_cells < 1:
+        raise InputError(f"n_cells is {n_cells}; it must be 1 or more")
+    with open_cells(file) as cells:
+        n = min(n_cells, len(cells))
+        rows = np.sort(np.random.default_rng(seed).choice(len(cells), n, replace=False))
+        write_gallery(
+            picture,
+            cells.read(rows),
+            cells.ids[rows],
+            cells.planes,
+            len(cells.mask_planes),
+            n_total=len(cells),
+            title=file.name,
+            overwrite=overwrite,
+        )
+
+
+@contextmanager
+def _running(output: Path, *, quiet: bool) -> Iterator[Progress]:
+    """Progress of a run, and a clear word on what is left behind when it is stopped."""
+    done = (0, 0)
+    with progress_on_stderr(quiet=quiet) as show:
+
+        def progress(n_cells: int, total: int) -> None:
+            nonlocal done
+            done = (n_cells, total)
+            show(n_cells, total)
+
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            n_cells, total = done
+            if not n_cells:
+                raise RunStoppedError("stopped before any cell was written") from None
+            raise RunStoppedError(
+                f"stopped at {n_cells:,} of {total:,} cells, which are kept in {output}.partial; "
+                "going on from there comes with a later version, --overwrite starts again"
+            ) from None
+
+
+def _print_report(report: Report) -> None:
+    print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
+    _print_dropped(report.dropped)
+    print(
+        f"device {report.device}, {report.threads} threads, {report.seconds:.1f} s, "
+        f"{report.cells_per_second:,.0f} cells/s"
+    )
+    for line in report.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def _print_plan(planned: Plan, device: str) -> None:
+    cells, program = planned.cells, planned.program
+    names = planned.slides[0].mask_names + planned.slides[0].channel_names
+    print(f"{len(cells):,} cells on device {device}")
+    _print_dropped(cells.dropped.counts())
+    print(f"planes: {', '.join(names)}")
+    print(f"tiles of {_square(program.recipe.tile_size)} pixels, {program.output_dtype}")
+    print(f"{planned.nbytes / 1e6:,.1f} MB before compression")
+    most, every = planned.fitting_tile_size(0.99), planned.fitting_tile_size(1.0)
+    print(f"{int(cells.truncated.sum()):,} cells do not fit: 99 % need {_square(most)}, all need {_square(every)}")
+
+
+def _print_dropped(dropped: dict[str, int]) -> None:
+    for reason, n in dropped.items():
+        print(f"dropped {n:,}: {reason}")
+
+
+def _square(size: int) -> str:
+    return f"{size} x {size}"

@@ -1,0 +1,204 @@
+"""The way of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
+
+One thread reads, ``threads`` threads compute and encode, the caller's thread writes. Each stage works a few
+batches ahead of the next one and no further, so a slow disk stops the reader. An error in any stage stops the
+others and is raised in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from gpu_extract.backends import Backend
+from gpu_extract.errors import InputError
+from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
+from gpu_extract.planning import Plan, batches
+from gpu_extract.store import CellStore, EncodedCells, encode
+
+__all__ = ["Progress", "Report", "default_threads", "run", "tiles"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+# Called with the number of cells written so far, and of all.
+Progress = Callable[[int, int], None]
+
+# Windows that are read ahead of the computation.
+WINDOWS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an extraction did.
+
+    Parameters
+    ----------
+    path : Path
+        The finished file.
+    n_cells, n_truncated : int
+        Cells written, and those of them whose mask does not fit in the tile.
+    dropped : dict of str to int
+        How many cells were dropped for each reason.
+    device : str
+    threads : int
+    seconds : float
+        From the first read to the finished file.
+    stage_seconds : dict of str to float
+        Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
+    warnings : tuple of str
+        What a careful reader should know about the input, one line each.
+    """
+
+    path: Path
+    n_cells: int
+    n_truncated: int
+    dropped: dict[str, int]
+    device: str
+    threads: int
+    seconds: float
+    stage_seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def cells_per_second(self) -> float:
+        """Cells written per second of the whole run."""
+        return self.n_cells / self.seconds
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage, summed over threads."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run(
+    plan: Plan, backend: Backend, store: CellStore, threads: int, progress: Progress = lambda written, total: None
+) -> Report:
+    """Extract the plan's cells into a store and finish it.
+
+    Where the input turns out to be wrong, nothing is left behind; where the run is stopped otherwise, what was
+    written is kept beside the output's name.
+    """
+    start, watch = time.perf_counter(), Stopwatch()
+    flat = np.zeros(len(plan.program.cut), np.int64)
+    try:
+        with ThreadPoolExecutor(threads, "gpu-extract") as workers:
+
+            def encoded(images: CellImages) -> tuple[EncodedCells, CellImages]:
+                with watch.stage("encode"):
+                    return encode(images, store.compression), images
+
+            written = 0
+            computed = tiles(plan, backend, workers, threads, watch)
+            for chunks, images in in_order(workers, encoded, computed, ahead=threads + 1):
+                with watch.stage("write"):
+                    store.append(chunks)
+                flat += (images.levels[:, :, 0] == images.levels[:, :, 1]).sum(axis=0)
+                written += len(images)
+                progress(written, len(plan.cells))
+        with watch.stage("write"):
+            path = store.finish()
+    except InputError:
+        store.abandon()
+        raise
+    except BaseException:
+        store.keep()
+        raise
+    return Report(
+        path=path,
+        n_cells=len(plan.cells),
+        n_truncated=int(plan.cells.truncated.sum()),
+        dropped=plan.cells.dropped.counts(),
+        device=backend.device,
+        threads=threads,
+        seconds=time.perf_counter() - start,
+        stage_seconds=watch.seconds,
+        warnings=tuple(_warnings(plan, flat.tolist())),
+    )
+
+
+def tiles(
+    plan: Plan, backend: Backend, workers: Executor, threads: int, watch: Stopwatch | None = None
+) -> Iterator[CellImages]:
+    """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`."""
+    watch = watch or Stopwatch()
+    recipe = plan.program.recipe
+    if recipe.nonfinite == "error":
+        for slide in plan.slides:
+            check_finite(slide)
+    levels = slide_levels(plan.slides, plan.program)
+
+    def read(batch: Batch) -> tuple[Batch, Window]:
+        with watch.stage("read"):
+            window = plan.slides[batch.slide].read(batch.box)
+            if recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
+                window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
+            return batch, window
+
+    def compute(task: tuple[Batch, Window]) -> CellImages:
+        batch, window = task
+        with watch.stage("compute"):
+            return backend.extract(window, batch, plan.program, levels[batch.slide])
+
+    with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
+        windows = in_order(reader, read, batches(plan), ahead=WINDOWS_AHEAD)
+        yield from in_order(workers, compute, windows, ahead=threads + 1)
+
+
+def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:
+    """``function`` of each item, computed by ``workers`` up to ``ahead`` items ahead, yielded in order.
+
+    When the consumer stops, or an item fails, what has not begun is cancelled.
+    """
+    waiting: deque[Future[Out]] = deque()
+    try:
+        for item in items:
+            waiting.append(workers.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:
+    n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
+    if n_truncated:
+        yield (
+            f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off; "
+            f"99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
+        )
+    for name, n in zip(plan.slides[0].channel_names, flat, strict=True):
+        if n:
+            yield f"channel {name} is flat in {n} of {len(plan.cells)} cells (its lower and upper value are equal)"

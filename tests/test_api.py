@@ -1,0 +1,164 @@
+import subprocess
+import sys
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from slides import small_slide
+
+import gpu_extract as gx
+
+IMAGE, NUCLEUS, CYTOSOL = small_slide(3)
+
+
+def extract(tmp_path, image=IMAGE, name="cells.h5sc", **choices):
+    choices = {"nucleus": NUCLEUS, "cytosol": CYTOSOL, "tile_size": 24, **choices}
+    return gx.extract(image, output=tmp_path / name, **choices)
+
+
+def images_of(path):
+    with h5py.File(path) as file:
+        return file["obsm/single_cell_images"][:]
+
+
+def test_the_example_of_the_readme(tmp_path):
+    report = extract(tmp_path)
+    assert report.device == "cpu"
+    assert report.n_cells + sum(report.dropped.values()) == len(np.unique(CYTOSOL)) - 1
+    with gx.open_cells(report.path) as cells:
+        assert len(cells) == report.n_cells
+        cell_id = int(cells.ids[3])
+        assert cells[cell_id].shape == (5, 24, 24)
+        assert (cells[cell_id] == cells.read([3])[0]).all()
+        assert cells.planes == ("seg_all_nucleus", "seg_all_cytosol", "ch0", "ch1", "ch2")
+    adata = anndata.read_h5ad(report.path)
+    assert adata.obsm["single_cell_images"].shape == (report.n_cells, 5, 24, 24)
+    lower, upper = adata.obsm["normalization_lower"], adata.obsm["normalization_upper"]
+    assert (lower < upper).all()
+
+
+def test_arrays_npy_npz_tiff_and_single_channels_give_the_same_cells(tmp_path):
+    expected = images_of(extract(tmp_path, name="expected.h5sc").path)
+    np.save(tmp_path / "image.npy", IMAGE)
+    np.savez_compressed(tmp_path / "image.npz", IMAGE)
+    tifffile.imwrite(tmp_path / "image.ome.tif", IMAGE, metadata={"axes": "CYX"})
+    channels = []
+    for n, channel in enumerate(IMAGE):
+        channels.append(tmp_path / f"channel{n}.tif")
+        tifffile.imwrite(channels[-1], channel, byteorder=">")
+    tifffile.imwrite(tmp_path / "cytosol.tif", CYTOSOL, compression="zlib", tile=(32, 32))
+    for n, image in enumerate([tmp_path / "image.npy", tmp_path / "image.npz", tmp_path / "image.ome.tif", channels]):
+        report = extract(tmp_path, image, f"{n}.h5sc", cytosol=tmp_path / "cytosol.tif")
+        assert (images_of(report.path) == expected).all()
+    with gx.open_cells(report.path) as cells:
+        assert cells.planes[2:] == ("channel0", "channel1", "channel2")
+
+
+class Lazy:
+    """An array that is read by slice only, as dask's, zarr's and h5py's are."""
+
+    shape, dtype, ndim = IMAGE.shape, IMAGE.dtype, IMAGE.ndim
+
+    def __getitem__(self, key):
+        return IMAGE[key]
+
+
+def test_anything_that_reads_by_slice_is_an_image(tmp_path):
+    expected = images_of(extract(tmp_path, name="expected.h5sc").path)
+    assert (images_of(extract(tmp_path, Lazy()).path) == expected).all()
+
+
+def test_devices_agree(tmp_path):
+    a, b = (images_of(extract(tmp_path, name=f"{device}.h5sc", device=device).path) for device in ("cpu", "reference"))
+    assert (a == b).mean() > 0.999
+
+
+def test_iter_cells_yields_what_extract_writes(tmp_path):
+    images = images_of(extract(tmp_path).path)
+    seen = 0
+    for batch in gx.iter_cells(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=24):
+        assert (batch.images == images[batch.rows]).all()
+        seen += len(batch)
+    assert seen == len(images)
+
+
+def test_iter_cells_can_be_left_early_and_refuses_at_once():
+    assert next(iter(gx.iter_cells(IMAGE, nucleus=NUCLEUS, tile_size=24))).images.shape[1:] == (4, 24, 24)
+    with pytest.raises(gx.RecipeError):
+        gx.iter_cells(IMAGE, nucleus=NUCLEUS, tile_size=0)
+
+
+def test_plan_reads_no_pixel_of_the_image():
+    class Unreadable(Lazy):
+        def __getitem__(self, key):
+            raise AssertionError("read")
+
+    plan = gx.plan(Unreadable(), nucleus=NUCLEUS, cytosol=CYTOSOL, recipe="scportrait", tile_size=20, border="keep")
+    assert len(plan.cells) == len(np.unique(CYTOSOL)) - 1
+    assert plan.nbytes == len(plan.cells) * 5 * 20 * 20 * 2
+
+
+def test_the_recipe_may_be_a_name_a_file_or_a_recipe(tmp_path):
+    recipe = gx.Recipe.preset("scportrait").replace(tile_size=24)
+    toml = tmp_path / "mine.toml"
+    toml.write_text(recipe.to_toml())
+    found = [extract(tmp_path, name=f"{n}.h5sc", recipe=r) for n, r in enumerate(["scportrait", toml, recipe])]
+    assert (images_of(found[0].path) == images_of(found[1].path)).all()
+    assert (images_of(found[0].path) == images_of(found[2].path)).all()
+    with gx.open_cells(found[0].path) as cells:
+        (tmp_path / "stored.toml").write_text(cells.info["recipe"])
+    assert gx.Recipe.from_toml(tmp_path / "stored.toml") == recipe
+
+
+def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
+    flat = IMAGE.copy()
+    flat[1] = 7
+    warnings = extract(tmp_path, flat, tile_size=8).warnings
+    assert any("do not fit in a tile of 8 pixels" in line for line in warnings)
+    assert any("channel ch1 is flat" in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("choices", "error", "message"),
+    [
+        ({"device": "gpu"}, gx.DeviceError, "must be one of auto, cpu, cuda, cuda:N, reference"),
+        ({"device": "cuda:1"}, gx.DeviceError, "no CUDA path yet"),
+        ({"threads": 0}, gx.InputError, "threads is 0"),
+        ({"layout": "sparcspy"}, gx.OutputError, "comes with a later version"),
+        ({"layout": "zarr"}, gx.OutputError, "must be 'h5sc'"),
+        ({"compression": "bzip2"}, gx.OutputError, "gzip"),
+        ({"ids": [-1]}, gx.InputError, "whole numbers"),
+        ({"ids": [1], "n_cells": 3}, gx.InputError, "give one of them"),
+        ({"n_cells": 0}, gx.InputError, "n_cells is 0"),
+        ({"recipe": "best"}, gx.RecipeError, "or a .toml file"),
+        ({"channel_names": ["a", "b"]}, gx.InputError, "2 channel names for an image of 3 channels"),
+    ],
+)
+def test_refusals_leave_nothing_behind(tmp_path, choices, error, message):
+    with pytest.raises(error, match=message):
+        extract(tmp_path, **choices)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_never_written_over(tmp_path):
+    np.save(tmp_path / "image.npy", IMAGE)
+    (tmp_path / "link.npy").symlink_to("image.npy")
+    with pytest.raises(gx.OutputError, match="is one of the inputs"):
+        extract(tmp_path, tmp_path / "image.npy", "link.npy", overwrite=True)
+    assert (np.load(tmp_path / "image.npy") == IMAGE).all()
+
+
+def test_import_is_light():
+    """`import gpu_extract` loads no numerical library, so that it is quick and touches no device."""
+    code = "import sys, gpu_extract; gpu_extract.InputError; print({'numpy', 'numba', 'h5py'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(gx, name) is not None for name in gx.__all__)
+    assert set(dir(gx)) >= {"extract", "open_cells", "iter_cells", "Recipe", "plan"}
+    with pytest.raises(AttributeError):
+        gx.nothing  # noqa: B018

@@ -1,0 +1,292 @@
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from slides import small_slide
+
+import gpu_extract as gx
+from gpu_extract import cli
+
+IMAGE, NUCLEUS, CYTOSOL = small_slide(4)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with a slide as files, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("image.tif", IMAGE, photometric="minisblack")
+    tifffile.imwrite("nucleus.tif", NUCLEUS)
+    tifffile.imwrite("cytosol.tif", CYTOSOL)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the command line; gives (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu-extract", *map(str, arguments)])
+        # A terminal as wide as the longest line, so that help and usage are not wrapped.
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return call
+
+
+SLIDE = ["image.tif", "--nucleus", "nucleus.tif", "--cytosol", "cytosol.tif"]
+RUN = ["run", *SLIDE, "-o", "cells.h5sc", "--size", "24"]
+
+
+def test_run_writes_the_cells_and_says_so(files, call):
+    code, out, err = call(*RUN)
+    assert code == 0
+    n_cells = int(re.search(r"^cells.h5sc: (\d+) cells", out, re.MULTILINE)[1])
+    assert "dropped" in out
+    assert "device cpu" in out
+    assert f"{n_cells} of {n_cells} cells" in err
+    with gx.open_cells("cells.h5sc") as cells:
+        assert len(cells) == n_cells
+    assert sorted(os.listdir()) == ["cells.h5sc", "cytosol.tif", "image.tif", "nucleus.tif"]
+
+
+def test_quiet_is_quiet(files, call):
+    code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
+    assert (code, err) == (0, "")
+
+
+def test_plan_writes_nothing(files, call):
+    code, out, _ = call("plan", *SLIDE, "-o", "cells.h5sc", "--size", "24")
+    assert code == 0
+    assert re.search(r"^\d+ cells on device cpu", out, re.MULTILINE)
+    assert "mask touches the slide's border" in out
+    assert "99 % need" in out
+    assert sorted(os.listdir()) == ["cytosol.tif", "image.tif", "nucleus.tif"]
+
+
+def test_a_subset_by_list_and_at_random(files, call):
+    with_ids = gx.plan("image.tif", nucleus="nucleus.tif").cells.ids[:3]
+    (files / "ids.csv").write_text("".join(f"{i}\n" for i in with_ids))
+    code, out, _ = call("run", "image.tif", "--nucleus", "nucleus.tif", "-o", "a.h5sc", "--ids", "ids.csv")
+    assert (code, out.splitlines()[0].split(",")[0]) == (0, "a.h5sc: 3 cells")
+    code, out, _ = call("run", "image.tif", "--nucleus", "nucleus.tif", "-o", "b.h5sc", "--n-cells", 2, "--seed", 5)
+    assert (code, out.splitlines()[0].split(",")[0]) == (0, "b.h5sc: 2 cells")
+
+
+def test_info_verify_and_gallery_read_the_file(files, call):
+    call(*RUN)
+    code, out, _ = call("info", "cells.h5sc")
+    assert code == 0
+    for text in ("seg_all_nucleus, seg_all_cytosol, ch0, ch1, ch2", "24 x 24 float16", "tile_size = 24", "image.tif"):
+        assert text in out
+    code, out, _ = call("verify", "cells.h5sc")
+    assert (code, "sound" in out) == (0, True)
+    code, out, _ = call("gallery", "cells.h5sc", "-o", "some.png", "--n-cells", 3)
+    assert (code, out) == (0, "some.png\n")
+    assert (files / "some.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = call("gallery", "cells.h5sc", "-o", "some.png")
+    assert (code, "exists" in err) == (1, True)
+
+
+def test_verify_names_a_damaged_cell(files, call):
+    call(*RUN)
+    data = bytearray((files / "cells.h5sc").read_bytes())
+    with gx.open_cells("cells.h5sc") as cells:
+        n = len(cells)
+    import h5py
+
+    with h5py.File("cells.h5sc") as file:
+        info = file["obsm/single_cell_images"].id.get_chunk_info(n // 2)
+    data[info.byte_offset + info.size // 2] ^= 255
+    (files / "damaged.h5sc").write_bytes(data)
+    code, out, err = call("verify", "damaged.h5sc")
+    assert (code, out) == (1, "")
+    assert f"row {n // 2}" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_demo_twice(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, out, _ = call("demo", "-o", "here")
+        assert code == 0
+        assert "265 cells" in out
+    assert sorted(os.listdir("here")) == ["cells.h5sc", "gallery.png"]
+    with gx.open_cells("here/cells.h5sc") as cells:
+        assert cells.planes[2:] == ("DNA", "pH3", "actin")
+
+
+def test_demo_does_not_replace_a_file_of_somebody_else(files, call):
+    call(*RUN)
+    before = (files / "cells.h5sc").read_bytes()
+    code, _, err = call("demo", "-o", ".")
+    assert (code, "exists" in err) == (1, True)
+    assert (files / "cells.h5sc").read_bytes() == before
+
+
+def test_doctor_tells_what_works(call):
+    code, out, _ = call("doctor")
+    assert code == 0
+    assert re.search(r"cpu +works", out)
+    assert re.search(r"cuda +no: ", out)
+    assert "numba" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "cells.h5sc", "-o", "report.html"],
+        ["run", "--slides", "table.csv", "-o", "cells.h5sc"],
+        [*RUN, "--resume"],
+        [*RUN, "--layout", "sparcspy"],
+    ],
+)
+def test_what_comes_later_says_so(files, call, arguments):
+    code, out, err = call(*arguments)
+    assert (code, out) == (1, "")
+    assert "later version" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "image.tif"], ["run", "-o", "x"], ["fly"], [*RUN, "--size", "x"]]
+)
+def test_wrong_usage_is_exit_code_2(files, call, arguments):
+    assert call(*arguments)[0] == 2
+    assert not (files / "cells.h5sc").exists()
+
+
+def bad_inputs():
+    def bad(name, message, *arguments):
+        return pytest.param(arguments, message, id=name)
+
+    nucleus = ["--nucleus", "nucleus.tif"]
+    return [
+        bad("other shape", "they must be equal", "image.tif", "--nucleus", "small.tif"),
+        bad("transposed", "transposed", "image.tif", "--nucleus", "transposed.tif"),
+        bad("float labels", "they must be integers", "image.tif", "--nucleus", "float.tif"),
+        bad("negative labels", "negative", "image.tif", "--nucleus", "negative.tif"),
+        bad("empty labels", "every pixel is 0", "image.tif", "--nucleus", "empty.tif"),
+        bad("no labels", "no label plane was given", "image.tif"),
+        bad("text named tif", "text", "text.tif", *nucleus),
+        bad("truncated tif", "truncated", "truncated.tif", *nucleus),
+        bad("truncated labels", "truncated", "image.tif", "--nucleus", "truncated.tif"),
+        bad("missing image", "does not exist", "missing.tif", *nucleus),
+        bad("missing labels", "does not exist", "image.tif", "--nucleus", "missing.tif"),
+        bad("pickle", "pickle", "pickled.npy", *nucleus),
+        bad("nan", "NaN or infinite (1 in channel ch1, the first at y 20, x 30)", "nan.tif", *nucleus),
+        bad("complex", "complex64", "complex.npy", *nucleus),
+        bad("size 0", "tile_size is 0", *SLIDE, "--size", "0"),
+        bad("size 4097", "tile_size is 4097", *SLIDE, "--size", "4097"),
+        bad("recipe", "unknown recipe 'best'", *SLIDE, "--recipe", "best"),
+        bad("recipe file", "cannot be read", *SLIDE, "--recipe", "missing.toml"),
+        bad("recipe key", "unknown recipe parameter 'colour'", *SLIDE, "--recipe", "key.toml"),
+        bad("border", "border is 'none'", *SLIDE, "--border", "none"),
+        bad("device", "unknown device 'gpu'", *SLIDE, "--device", "gpu"),
+        bad("cuda", "no CUDA path", *SLIDE, "--device", "cuda"),
+        bad("compression", "compression", *SLIDE, "--compression", "zip"),
+        bad("ids", "must hold one whole number a line", *SLIDE, "--ids", "key.toml"),
+        bad("no ids", "cannot be read", *SLIDE, "--ids", "missing.csv"),
+        bad("unknown ids", "not in the labels", *SLIDE, "--ids", "ids.csv"),
+        bad("all dropped", "no cell is left", *SLIDE, "--recipe", "scportrait", "--size", "100"),
+        bad("exists", "exists", *SLIDE, "-o", "taken.h5sc"),
+        bad("folder missing", "folder", *SLIDE, "-o", "nowhere/cells.h5sc"),
+        bad("folder is a file", "not a folder", *SLIDE, "-o", "key.toml/cells.h5sc"),
+        bad("output is a folder", "is a folder", *SLIDE, "-o", "."),
+        bad("output is an input", "one of the inputs", *SLIDE, "-o", "image.tif", "--overwrite"),
+    ]
+
+
+@pytest.fixture
+def bad_files(files):
+    tifffile.imwrite("small.tif", NUCLEUS[:-7])
+    tifffile.imwrite("transposed.tif", NUCLEUS.T.copy())
+    tifffile.imwrite("float.tif", NUCLEUS.astype(np.float32))
+    tifffile.imwrite("negative.tif", np.where(NUCLEUS == 3, -3, NUCLEUS.astype(np.int32)))
+    tifffile.imwrite("empty.tif", np.zeros_like(NUCLEUS))
+    (files / "text.tif").write_text("this is not a picture\n")
+    (files / "truncated.tif").write_bytes((files / "image.tif").read_bytes()[:30000])
+    np.save("pickled.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    nan = IMAGE.astype(np.float32)
+    nan[1, 20, 30] = np.nan
+    tifffile.imwrite("nan.tif", nan, photometric="minisblack")
+    np.save("complex.npy", IMAGE.astype(np.complex64))
+    (files / "key.toml").write_text("colour = 'blue'\n")
+    (files / "ids.csv").write_text("1\n99999\n")
+    (files / "taken.h5sc").write_text("mine")
+    return files
+
+
+# `plan` reads no pixel of the image and writes nothing, so it cannot know of these.
+RUN_ONLY = {"nan", "output is an input"}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        pytest.param(command, *bad.values, id=f"{command}-{bad.id}")
+        for command in ("run", "plan")
+        for bad in bad_inputs()
+        if command == "run" or bad.id not in RUN_ONLY
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(bad_files, call, command, arguments, message):
+    before = {path: path.read_bytes() for path in bad_files.iterdir()}
+    output = [] if "-o" in arguments else ["-o", "cells.h5sc"]
+    code, out, err = call(command, *arguments, *output)
+    assert (code, out) == (1, "")
+    assert err.startswith("gpu-extract: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in bad_files.iterdir()} == before
+
+
+def test_an_unwritable_folder(files, call):
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("needs /proc, where nobody, root included, can make a file")
+    code, _, err = call("run", *SLIDE, "-o", "/proc/self/cells.h5sc")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
+    """The run signals itself after its first batch, so that it is always half way."""
+    script = f"""
+import os, signal
+from gpu_extract import cli, planning
+planning.BATCH_CELLS = 2
+def quiet(*, quiet):
+    from contextlib import contextmanager
+    @contextmanager
+    def progress():
+        yield lambda n, total: n > 4 and os.kill(os.getpid(), signal.{signal_name})
+    return progress()
+cli.progress_on_stderr = quiet
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script, *RUN], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "are kept in cells.h5sc.partial" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (files / "cells.h5sc").exists()
+    assert (files / "cells.h5sc.partial").exists()
+
+
+def test_after_a_stopped_run_a_new_one_must_say_overwrite(files, call, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpu_extract.store.CellStore.finish", stop)
+        assert call(*RUN)[0] == 3
+    code, _, err = call(*RUN)
+    assert (code, "unfinished run" in err) == (1, True)
+    assert call(*RUN, "--overwrite")[0] == 0
+    assert not (files / "cells.h5sc.partial").exists()

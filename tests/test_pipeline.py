@@ -1,0 +1,220 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
+import numpy as np
+import pytest
+from slides import as_slide, small_slide
+
+from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
+from gpu_extract.backends import Backend, choose
+from gpu_extract.backends import reference as reference_backend
+from gpu_extract.pipeline import in_order
+from gpu_extract.planning import make_plan
+from gpu_extract.store import CellStore, Contents, read_journal
+
+IDS = range(1, 60)
+
+
+def plan_of(**changes):
+    image, nucleus, cytosol = small_slide(1, size=(200, 230), ids=list(IDS))
+    return make_plan([as_slide(image, nucleus, cytosol)], Recipe(tile_size=24, border="keep").replace(**changes))
+
+
+def store_for(plan, path):
+    return CellStore.create(path, Contents(plan.cells, plan.slides, plan.program))
+
+
+def written(path):
+    with h5py.File(path) as file:
+        return file["obsm/single_cell_images"][:], file["obs/scportrait_cell_id"][:]
+
+
+def few_cells_a_batch(monkeypatch, n=4):
+    monkeypatch.setattr(planning, "BATCH_CELLS", n)
+
+
+@pytest.fixture
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("n_most", [1, 5, 64])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_file_does_not_depend_on_batches_and_threads(tmp_path, monkeypatch, n_most, threads):
+    plan = plan_of()
+    whole = np.concatenate([cells.images for cells in tiles_of(plan)])
+    order = np.concatenate([cells.rows for cells in tiles_of(plan)])
+    few_cells_a_batch(monkeypatch, n_most)
+    path = tmp_path / "cells.h5sc"
+    report = pipeline.run(plan, choose("cpu"), store_for(plan, path), threads)
+    images, ids = written(path)
+    assert (images[order] == whole).all()
+    assert (ids == plan.cells.ids).all()
+    assert report.n_cells == len(ids)
+    assert set(report.stage_seconds) == {"read", "compute", "encode", "write"}
+
+
+def tiles_of(plan):
+    with ThreadPoolExecutor(2) as workers:
+        return list(pipeline.tiles(plan, choose("cpu"), workers, 2))
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
+    few_cells_a_batch(monkeypatch)
+    plan = plan_of()
+    for threads in (1, 3):
+        pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / f"{threads}.h5sc"), threads)
+    assert (tmp_path / "1.h5sc").read_bytes() == (tmp_path / "3.h5sc").read_bytes()
+
+
+class BoomError(RuntimeError):
+    pass
+
+
+def failing(function, after):
+    """The function, raising BoomError at its call number ``after``."""
+    calls = iter(range(after))
+
+    def wrapped(*args, **kwargs):
+        if next(calls, None) is None:
+            raise BoomError("boom")
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "encode", "write"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_failure_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypatch, no_thread_is_left, stage, after):
+    few_cells_a_batch(monkeypatch)
+    plan = plan_of()
+    backend = Backend("reference", reference_backend.extract)
+    path = tmp_path / "cells.h5sc"
+    store = store_for(plan, path)
+    if stage == "read":
+        monkeypatch.setattr(type(plan.slides[0]), "read", failing(type(plan.slides[0]).read, after))
+    elif stage == "compute":
+        backend = Backend("reference", failing(reference_backend.extract, after))
+    elif stage == "encode":
+        monkeypatch.setattr(pipeline, "encode", failing(pipeline.encode, after))
+    else:
+        monkeypatch.setattr(store, "append", failing(store.append, after))
+    with pytest.raises(BoomError, match="boom"):
+        pipeline.run(plan, backend, store, 2)
+    assert not path.exists()
+
+
+def test_bad_input_in_the_middle_leaves_nothing_behind(tmp_path, monkeypatch, no_thread_is_left):
+    few_cells_a_batch(monkeypatch)
+    plan = plan_of()
+    calls = iter(range(5))
+
+    def read(slide, box):
+        if next(calls, None) is None:
+            raise SourceError("the file went away")
+        return original(slide, box)
+
+    original = type(plan.slides[0]).read
+    monkeypatch.setattr(type(plan.slides[0]), "read", read)
+    with pytest.raises(SourceError):
+        pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / "cells.h5sc"), 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread_is_left):
+    few_cells_a_batch(monkeypatch)
+    plan = plan_of()
+    path = tmp_path / "cells.h5sc"
+
+    def stop(n_cells, total):
+        if n_cells > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(plan, choose("cpu"), store_for(plan, path), 2, stop)
+    assert not path.exists()
+    journal = read_journal(tmp_path / "cells.h5sc.journal")
+    assert 10 < journal.n_written < len(plan.cells)
+
+
+def test_a_full_disk_says_what_is_kept(tmp_path, monkeypatch, no_thread_is_left):
+    few_cells_a_batch(monkeypatch)
+    plan = plan_of()
+    path = tmp_path / "cells.h5sc"
+    store = store_for(plan, path)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpu_extract.store.chunk_log._write_chunks", full)
+    with pytest.raises(RunStoppedError, match="No space left on device"):
+        pipeline.run(plan, choose("cpu"), store, 2)
+    assert not path.exists()
+
+
+def test_in_order_is_in_order_and_looks_no_further_ahead_than_asked():
+    taken = []
+
+    def items():
+        for n in range(20):
+            taken.append(n)
+            yield n
+
+    with ThreadPoolExecutor(4) as workers:
+        results = in_order(workers, lambda n: n * n, items(), ahead=3)
+        for n in range(20):
+            assert next(results) == n * n
+            assert len(taken) <= n + 4
+
+
+def test_memory_does_not_grow_with_the_number_of_cells(monkeypatch, tmp_path):
+    """However many batches there are, only a few are anywhere between reader and writer."""
+    few_cells_a_batch(monkeypatch, 1)
+    plan = plan_of()
+    path = tmp_path / "cells.h5sc"
+    store = store_for(plan, path)
+    read, appended, most = 0, 0, 0
+    slide_read, append = type(plan.slides[0]).read, store.append
+
+    def counted_read(slide, box):
+        nonlocal read, most
+        read += 1
+        most = max(most, read - appended)
+        return slide_read(slide, box)
+
+    def counted_append(encoded):
+        nonlocal appended
+        appended += 1
+        append(encoded)
+
+    monkeypatch.setattr(type(plan.slides[0]), "read", counted_read)
+    monkeypatch.setattr(store, "append", counted_append)
+    threads = 2
+    pipeline.run(plan, choose("cpu"), store, threads)
+    assert read == appended == len(plan.cells)
+    assert most <= (pipeline.WINDOWS_AHEAD + 1) + 2 * (threads + 2)
+
+
+@pytest.mark.parametrize("scope", ["slide", "dataset"])
+def test_levels_of_a_slide_are_the_same_for_every_cell(scope):
+    plan = plan_of(quantile_scope=scope)
+    levels = np.concatenate([cells.levels for cells in tiles_of(plan)])
+    image = plan.slides[0].image.read(0, 0, 200, 230)
+    assert (levels == np.quantile(image.astype(float), (0.001, 0.999), axis=(1, 2)).T).all()
+
+
+def test_nonfinite_zero_equals_a_cleaned_image():
+    image, nucleus, cytosol = small_slide(2, dtype=np.float32)
+    dirty = image.copy()
+    dirty[:, ::7, ::5] = np.nan
+    image[:, ::7, ::5] = 0
+    recipe = Recipe(tile_size=24, nonfinite="zero")
+    found, expected = (
+        np.concatenate([cells.images for cells in tiles_of(make_plan([as_slide(pixels, nucleus, cytosol)], recipe))])
+        for pixels in (dirty, image)
+    )
+    assert (found == expected).all()
+    assert np.isfinite(found).all()
