@@ -9,8 +9,8 @@ from slides import MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, sma
 from gpu_extract import Recipe, demo_data
 from gpu_extract.backends import cpu, cpu_kernels, reference
 
-# What a backend may differ by from the reference. Measured: the cpu backend equals the reference in every value of every
-# test here, because its sums run in the same order; levels may differ in the last bit of a float64 division.
+# What a backend may differ by from the reference. Measured: the cpu backend equals it in every value of every test
+# here, because its sums run in the same order; levels may differ in the last bit of a float64 division.
 MOST_ULPS = 1
 LEAST_EQUAL = 0.999
 
