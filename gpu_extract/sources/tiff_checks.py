@@ -86,7 +86,7 @@ def count_planes(file: SourceFile, series: TiffPageSeries) -> int:
     SourceError, LabelError
         If there are Z slices, time points or the like, or several samples in each pixel.
     """
-    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    axes, shape = series.axes, series.shape
     others = [pair for pair in zip(axes, shape, strict=True) if pair[0] not in "YX" and pair[1] != 1]
     if axes[-1] == "S" and shape[-1] > 1:
         raise _interleaved(file, shape[-1])
@@ -213,5 +213,5 @@ def _interleaved(file: SourceFile, n_samples: int) -> SourceError | LabelError:
 
 
 def _sizes(series: TiffPageSeries) -> str:
-    pairs = zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True)
+    pairs = zip(series.axes, series.shape, strict=True)
     return " ".join(f"{axis}={length}" for axis, length in pairs if length != 1 or axis in "YX")
