@@ -45,6 +45,8 @@ CONTAINERS = {
     "ome": {"ome": True, "metadata": {"axes": "CYX", "Channel": {"Name": ["DNA", "pH3", "actin"]}}},
     "samples": {"photometric": "rgb", "planarconfig": "separate"},
 }
+# tifffile refuses to write big-endian JPEG 2000, or in older versions swaps its bytes.
+CODINGS_IN_CONTAINERS = sorted({*itertools.product(CODINGS, CONTAINERS)} - {("jpeg 2000", "big-endian")})
 
 
 @pytest.fixture
@@ -92,13 +94,9 @@ def check_reads(path, expected):
 # Every way to store the same pixels
 
 
-@pytest.mark.parametrize(
-    ("layout", "coding", "container"),
-    [pytest.param(*case) for case in itertools.product(LAYOUTS, CODINGS, CONTAINERS)],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("coding", "container"), CODINGS_IN_CONTAINERS)
 def test_layouts_codings_and_containers(path, layout, coding, container):
-    if (coding, container) == ("jpeg 2000", "big-endian"):
-        pytest.skip("tifffile writes the bytes of these samples swapped")
     tifffile.imwrite(path, IMAGE, **{**PIXELS, **LAYOUTS[layout], **CODINGS[coding], **CONTAINERS[container]})
     raster = check_reads(path, IMAGE)
     assert raster.names == (("DNA", "pH3", "actin") if container == "ome" else ())
@@ -467,8 +465,7 @@ def test_truncated_files_are_refused_when_opened(path, coding, layout, container
 @pytest.mark.filterwarnings("ignore")
 def test_damage_gives_our_own_errors(path, seed, where):
     rng = np.random.default_rng(seed)
-    container = list(CONTAINERS)[seed % len(CONTAINERS)]
-    coding = list(CODINGS)[seed % len(CODINGS)]
+    coding, container = CODINGS_IN_CONTAINERS[seed % len(CODINGS_IN_CONTAINERS)]
     tifffile.imwrite(path, IMAGE, **{**PIXELS, **LAYOUTS["tiles"], **CODINGS[coding], **CONTAINERS[container]})
     damaged = bytearray(path.read_bytes())
     for position in rng.integers(4, 600 if where == "headers" else len(damaged), 3):

@@ -107,10 +107,10 @@ def _tables(contents: Contents, compression: str) -> Any:
     facts = _facts(contents, compression)
     lower, upper = _normalization_range(contents)
     shared = facts | {"normalization_range_lower": lower, "normalization_range_upper": upper}
-    var = pd.DataFrame(
-        {"channels": facts["channel_names"], "channel_mapping": pd.Categorical(facts["channel_mapping"])},
-        index=_row_names(len(facts["channel_names"])),
-    )
+    names = _row_names(len(facts["channel_names"]))
+    channels = pd.Series(facts["channel_names"], index=names, dtype=object)
+    mapping = pd.Categorical(_texts(facts["channel_mapping"]))
+    var = pd.DataFrame({"channels": channels, "channel_mapping": mapping}, index=names)
     return anndata.AnnData(
         obs=_obs(contents),
         var=var,
@@ -138,14 +138,14 @@ def _obs(contents: Contents) -> pd.DataFrame:
 
 
 def _slide_column(slide: NDArray[np.int64], contents: Contents) -> Any:
-    return pd.Categorical.from_codes(slide, pd.Index([slide.name for slide in contents.slides], dtype=object))
+    return pd.Categorical.from_codes(slide, _texts([slide.name for slide in contents.slides]))
 
 
 def _label_column(slide: NDArray[np.int64], values: Sequence[str | None]) -> Any:
     """One label of each cell; missing where its slide does not have it."""
     categories = list(dict.fromkeys(value for value in values if value is not None))
     codes = np.array([-1 if value is None else categories.index(value) for value in values])
-    return pd.Categorical.from_codes(codes[slide], pd.Index(categories, dtype=object))
+    return pd.Categorical.from_codes(codes[slide], _texts(categories))
 
 
 def _provenance(contents: Contents) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _provenance(contents: Contents) -> dict[str, Any]:
         {
             "slide": _slide_column(dropped.slide, contents),
             "cell_id": dropped.ids,
-            "reason": pd.Categorical(dropped.reason),
+            "reason": pd.Categorical(_texts(dropped.reason)),
         },
         index=_row_names(len(dropped)),
     )
@@ -185,5 +185,11 @@ def _own_version() -> str:
         return "unknown"  # run from a checkout that is not installed
 
 
-def _row_names(n: int) -> Any:
-    return pd.Index(np.arange(n).astype(str).astype(object))
+def _row_names(n: int) -> pd.Index[Any]:
+    return _texts(np.arange(n).astype(str))
+
+
+def _texts(texts: Any) -> pd.Index[Any]:
+    """Texts as plain objects: pandas 3 would make them nullable, which anndata writes in a way that is new."""
+    index: pd.Index[Any] = pd.Index(texts, dtype=object)
+    return index
