@@ -79,6 +79,7 @@ def extract(
     cytosol: Any = None,
     device: str = "auto",
     threads: int | None = None,
+    gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
     overwrite: bool = False,
@@ -94,9 +95,11 @@ def extract(
     output : path
         The file to write. It appears under this name when it is complete.
     device : str
-        ``auto``, ``cpu`` or ``reference``.
+        ``auto`` (a GPU where one works, else the cpu), ``cpu``, ``cuda``, ``cuda:1``, ``reference``.
     threads : int, optional
         Threads that compute and encode; by default the cores that this process may use.
+    gpu_memory : float, GiB, optional
+        How much of a GPU's memory may be taken; by default most of what is free.
     compression : {"gzip", "none"}
     layout : {"h5sc"}
     overwrite : bool
@@ -117,7 +120,7 @@ def extract(
     RunStoppedError
         If the output cannot be written on, for example because the disk is full.
     """
-    backend, threads = backends.choose(device), as_threads(threads)
+    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     path = Path(output)
     check_layout(layout)
     check_output(path, compression, overwrite=overwrite)
@@ -135,6 +138,7 @@ def iter_cells(
     cytosol: Any = None,
     device: str = "auto",
     threads: int | None = None,
+    gpu_memory: float | None = None,
     **choices: Any,
 ) -> Iterator[CellImages]:
     """Extract without a file: batches of finished tiles, one after the other.
@@ -145,14 +149,15 @@ def iter_cells(
     Yields
     ------
     CellImages
-        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``levels`` (n, C, 2), in host memory.
+        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``levels`` (n, C, 2). On a GPU ``images`` is a CuPy
+        array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
     """
-    backend, threads = backends.choose(device), as_threads(threads)
+    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     planned = plan(image, nucleus=nucleus, cytosol=cytosol, **choices)
 
     def batches() -> Iterator[CellImages]:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
-            yield from pipeline.tiles(planned, backend, workers, threads)
+            yield from pipeline.tiles(planned, backend, workers, threads, on_device=True)
 
     return batches()
 
@@ -163,6 +168,11 @@ def as_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         return recipe
     name = os.fspath(recipe)
     return Recipe.from_toml(name) if name.endswith(".toml") else Recipe.preset(name)
+
+
+def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
+    """The backend of a device name, with at most ``gpu_memory`` GiB of a GPU's memory."""
+    return backends.choose(device, None if gpu_memory is None else int(gpu_memory * 2**30))
 
 
 def as_threads(threads: int | None) -> int:

@@ -40,7 +40,8 @@ Cytosol = Annotated[Path | None, typer.Option(help="Label plane of the whole cel
 Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels; 128, or the recipe's own.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.")]
 Border = Annotated[str | None, typer.Option(help="mask, window or keep; the recipe's own.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
+GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
 Compression = Annotated[str, typer.Option(help="gzip or none.")]
 Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later version.")]
@@ -64,6 +65,7 @@ def run(
     border: Border = None,
     device: Device = "auto",
     threads: Threads = None,
+    gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
     ids: Ids = None,
@@ -85,6 +87,7 @@ def run(
             output=output,
             device=device,
             threads=threads,
+            gpu_memory=gpu_memory,
             compression=compression,
             layout=layout,
             overwrite=overwrite,
@@ -105,6 +108,7 @@ def plan(
     border: Border = None,
     device: Device = "auto",
     threads: Threads = None,
+    gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
     ids: Ids = None,
@@ -116,7 +120,6 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Tell what `run` with the same arguments would do; nothing is written."""
-    from gpu_extract import backends
     from gpu_extract.store import check_output
 
     if resume:
@@ -125,7 +128,7 @@ def plan(
     api.check_layout(layout)
     if output is not None:
         check_output(output, compression, overwrite=overwrite)
-    chosen = backends.choose(device).device
+    chosen = api.choose_backend(device, gpu_memory).device
     planned = api.plan(
         _images(image, slides),
         nucleus=nucleus,
@@ -219,12 +222,8 @@ def doctor() -> None:
 
     print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}, {default_threads()} cores")
     for device in ("cpu", "reference", "cuda"):
-        try:
-            backends.choose(device)
-        except GpuExtractError as error:
-            print(f"  {device:<10} no: {error}")
-        else:
-            print(f"  {device:<10} works")
+        reason = backends.why_not(device)
+        print(f"  {device:<10} " + (f"no: {reason}" if reason else "works"))
     print(f"device 'auto' is {backends.choose('auto').device!r}")
     print(f"HDF5 {h5py.version.hdf5_version}")
     for package in ("numpy", "scipy", "numba", "h5py", "anndata", "isal", "tifffile", "imagecodecs"):

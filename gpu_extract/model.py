@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 
-__all__ = ["Batch", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window"]
+__all__ = ["Batch", "BatchLimits", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window"]
 
 # The pixel types of images; anything else would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
@@ -234,14 +234,31 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class BatchLimits:
+    """How large a batch may be.
+
+    Parameters
+    ----------
+    n_cells : int
+        By default enough that a batch's fixed costs vanish, and few enough that every core has several to work on.
+    nbytes : int, bytes
+        Of a batch's window, and of its tiles; a single cell may need more.
+    """
+
+    n_cells: int = 64
+    nbytes: int = 32 << 20
+
+
+@dataclass(frozen=True)
 class CellImages:
-    """Finished tiles in host memory: what the store sees, and all it sees.
+    """Finished tiles: what the store sees, and all it sees.
 
     Parameters
     ----------
     rows : (n,) int64
     ids : (n,) uint64
     images : (n, K, S, S), the output type, C-contiguous
+        In host memory; of `iter_cells` on a GPU they stay there.
     levels : (n, C, 2) float64
         The lower and upper value that each channel was normalised with.
     """

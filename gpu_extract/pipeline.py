@@ -1,8 +1,8 @@
 """The way of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
 
-One thread reads, ``threads`` threads compute and encode, the caller's thread writes. Each stage works a few
-batches ahead of the next one and no further, so a slow disk stops the reader. An error in any stage stops the
-others and is raised in the caller's thread.
+One thread reads, ``threads`` threads compute and encode (a GPU has threads of its own), the caller's thread
+writes. Each stage works a few batches ahead of the next one and no further, so a slow disk stops the reader. An
+error in any stage stops the others and is raised in the caller's thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -142,14 +142,23 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=tuple(_warnings(plan, flat.tolist())),
+        warnings=(*_warnings(plan, flat.tolist()), *backend.notices),
     )
 
 
 def tiles(
-    plan: Plan, backend: Backend, workers: Executor, threads: int, watch: Stopwatch | None = None
+    plan: Plan,
+    backend: Backend,
+    workers: Executor,
+    threads: int,
+    watch: Stopwatch | None = None,
+    *,
+    on_device: bool = False,
 ) -> Iterator[CellImages]:
-    """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`."""
+    """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`.
+
+    ``on_device`` leaves the tiles where they were computed.
+    """
     watch = watch or Stopwatch()
     recipe = plan.program.recipe
     if recipe.nonfinite == "error":
@@ -167,10 +176,17 @@ def tiles(
     def compute(task: tuple[Batch, Window]) -> CellImages:
         batch, window = task
         with watch.stage("compute"):
-            return backend.extract(window, batch, plan.program, levels[batch.slide])
+            return extract(window, batch, plan.program, levels[batch.slide])
 
-    with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
-        windows = in_order(reader, read, batches(plan), ahead=WINDOWS_AHEAD)
+    extract = backend.extract
+    if on_device and backend.extract_on_device:
+        extract = backend.extract_on_device
+    with ExitStack() as pools:
+        reader = pools.enter_context(ThreadPoolExecutor(1, "gpu-extract-read"))
+        if backend.streams:
+            threads = backend.streams
+            workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
+        windows = in_order(reader, read, batches(plan, backend.limits), ahead=WINDOWS_AHEAD)
         yield from in_order(workers, compute, windows, ahead=threads + 1)
 
 

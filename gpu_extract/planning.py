@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, label_statistics
-from gpu_extract.model import Batch, CellTable, DroppedCells, Slide
+from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Slide
 from gpu_extract.recipe import Program, Recipe
 
 __all__ = ["Plan", "Selection", "batches", "make_plan"]
 
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
-# Enough cells that a batch's fixed costs vanish, few enough that every core has several batches to work on.
-BATCH_CELLS = 64
-# A batch's window and tiles together; a single cell may need more.
-BATCH_NBYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ def _join(parts: list[CellTable]) -> CellTable:
     )
 
 
-def batches(plan: Plan) -> Iterator[Batch]:
+def batches(plan: Plan, limits: BatchLimits) -> Iterator[Batch]:
     """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band."""
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
@@ -220,19 +216,21 @@ def batches(plan: Plan) -> Iterator[Batch]:
     order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide))
     breaks = np.flatnonzero(np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
-        for rows in _cut_band(plan, band, corners[band, 1]):
+        for rows in _cut_band(plan, band, corners[band, 1], limits):
             yield _batch(plan, np.sort(rows), corners)
 
 
-def _cut_band(plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _cut_band(
+    plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64], limits: BatchLimits
+) -> Iterator[NDArray[np.int64]]:
     """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
     tile_nbytes = int(np.prod(program.tile_shape)) * program.output_dtype.itemsize
-    n_most = int(np.clip(BATCH_NBYTES // tile_nbytes, 1, BATCH_CELLS))
+    n_most = int(np.clip(limits.nbytes // tile_nbytes, 1, limits.n_cells))
     pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
     pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
-    reach = BATCH_NBYTES // (pixel_nbytes * (BAND_TILES + 1) * S) - S
+    reach = limits.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S
     start = 0
     while start < len(band):
         end = int(np.searchsorted(left, left[start] + max(reach, 0), side="right"))

@@ -124,7 +124,8 @@ def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
     ("choices", "error", "message"),
     [
         ({"device": "gpu"}, gx.DeviceError, "must be one of auto, cpu, cuda, cuda:N, reference"),
-        ({"device": "cuda:1"}, gx.DeviceError, "no CUDA path yet"),
+        ({"device": "cuda:99"}, gx.DeviceError, "does not work here"),
+        ({"gpu_memory": 0}, gx.DeviceError, "must be positive"),
         ({"threads": 0}, gx.InputError, "threads is 0"),
         ({"layout": "sparcspy"}, gx.OutputError, "comes with a later version"),
         ({"layout": "zarr"}, gx.OutputError, "must be 'h5sc'"),

@@ -189,7 +189,7 @@ def bad_inputs():
         bad("recipe key", "unknown recipe parameter 'colour'", *SLIDE, "--recipe", "key.toml"),
         bad("border", "border is 'none'", *SLIDE, "--border", "none"),
         bad("device", "unknown device 'gpu'", *SLIDE, "--device", "gpu"),
-        bad("cuda", "no CUDA path", *SLIDE, "--device", "cuda"),
+        bad("cuda", "does not work here", *SLIDE, "--device", "cuda:99"),
         bad("compression", "compression", *SLIDE, "--compression", "zip"),
         bad("ids", "must hold one whole number a line", *SLIDE, "--ids", "key.toml"),
         bad("no ids", "cannot be read", *SLIDE, "--ids", "missing.csv"),
@@ -260,8 +260,9 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
     """The run signals itself after its first batch, so that it is always half way."""
     script = f"""
 import os, signal
-from gpu_extract import cli, planning
-planning.BATCH_CELLS = 2
+from gpu_extract import cli, pipeline, planning
+from gpu_extract.model import BatchLimits
+pipeline.batches = lambda plan, limits: planning.batches(plan, BatchLimits(2))
 def quiet(*, quiet):
     from contextlib import contextmanager
     @contextmanager

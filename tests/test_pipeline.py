@@ -9,6 +9,7 @@ from slides import as_slide, small_slide
 from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends import reference as reference_backend
+from gpu_extract.model import BatchLimits
 from gpu_extract.pipeline import in_order
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, read_journal
@@ -31,7 +32,7 @@ def written(path):
 
 
 def few_cells_a_batch(monkeypatch, n=4):
-    monkeypatch.setattr(planning, "BATCH_CELLS", n)
+    monkeypatch.setattr(pipeline, "batches", lambda plan, limits: planning.batches(plan, BatchLimits(n)))
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from hypothesis.extra.numpy import arrays
 from skimage.measure import regionprops
 from slides import as_slide, small_slide
 
-from gpu_extract import InputError, LabelError, Recipe, planning
+from gpu_extract import InputError, LabelError, Recipe
 from gpu_extract.labels import label_statistics
+from gpu_extract.model import BatchLimits
 from gpu_extract.planning import Selection, batches, make_plan
 from gpu_extract.sources import open_labels
 
@@ -168,13 +169,11 @@ def test_a_fitting_tile_size_holds_every_cell():
 
 @pytest.mark.parametrize(("cells_most", "nbytes"), [(64, 32 << 20), (3, 32 << 20), (64, 4000), (64, 1)])
 @pytest.mark.parametrize("size", [7, 16, 300])
-def test_batches_partition_the_rows_and_their_windows_hold_their_tiles(monkeypatch, cells_most, nbytes, size):
-    monkeypatch.setattr(planning, "BATCH_CELLS", cells_most)
-    monkeypatch.setattr(planning, "BATCH_NBYTES", nbytes)
+def test_batches_partition_the_rows_and_their_windows_hold_their_tiles(cells_most, nbytes, size):
     slides = [as_slide(*small_slide(seed)) for seed in (6, 7)]
     plan = make_plan(slides, Recipe(tile_size=size, border="keep"))
     rows = []
-    for batch in batches(plan):
+    for batch in batches(plan, BatchLimits(cells_most, nbytes)):
         y0, x0, y1, x1 = batch.box
         H, W = slides[batch.slide].size
         on_slide = np.concatenate([np.maximum(batch.corners, 0), np.minimum(batch.corners + size, (H, W))], axis=1)

@@ -1,0 +1,61 @@
+"""Every CUDA kernel instance there is, and how it is launched; the launcher and the tests both read it here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["C_TYPES", "Kernel", "all_kernels", "extract_kernel"]
+
+# The C++ type of a NumPy type in kernels/types.cuh.
+C_TYPES = {
+    "uint8": "u8",
+    "uint16": "u16",
+    "int16": "short",
+    "uint32": "u32",
+    "float16": "__half",
+    "float32": "float",
+    "float64": "double",
+}
+DOUBLE = ("uint32", "float64")
+# What normalised values are stored as; raw ones are stored as the image's own type.
+OUTPUTS = ("float16", "float32", "uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instance of a kernel.
+
+    Parameters
+    ----------
+    source : str
+        Its file in ``kernels/``, without ``.cu``.
+    expression : str
+        Its name with template arguments, as NVRTC takes it.
+    threads : int
+        Threads of a block.
+    blocks_per_multiprocessor : int
+        How many blocks the launch bounds promise room for, by registers.
+    """
+
+    source: str
+    expression: str
+    threads: int = 256
+    blocks_per_multiprocessor: int = 2
+
+
+def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any]) -> Kernel:
+    """The fused extraction from one pixel type to one output type."""
+    expression = f"extract<{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}>"
+    # Pixels that float does not hold exactly are computed in double, which takes twice the registers.
+    return Kernel("extract", expression, blocks_per_multiprocessor=1 if image_dtype.name in DOUBLE else 2)
+
+
+def all_kernels() -> tuple[Kernel, ...]:
+    """Every instance that can be launched."""
+    pairs = [(image, output) for image in C_TYPES for output in dict.fromkeys((*OUTPUTS, image))]
+    # Raw values are stored in a wider type too, where it holds them all.
+    pairs += [("uint8", "uint16")]
+    return tuple(extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))

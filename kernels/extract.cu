@@ -1,0 +1,274 @@
+// The fused extraction: one block makes the finished tile of one cell, from label and image pixels to output values.
+//
+// Oracle: gpu_extract/backends/reference.py, extract_tile. Grid: any number of blocks; they take turns over the
+// cells. Block: THREADS threads. Masks live as bit rows and the blurred mask as floats in `workspace`: dynamic shared
+// memory, or, where a tile is too large for that, the block's own part of `scratch` in global memory, with the same
+// code. Nothing else leaves the chip but finished values.
+
+#include "blur.cuh"
+#include "quantile.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+
+// How many blocks have room by their registers; cuda_registry.py says the same. Doubles take two registers each.
+template <typename Pixel> constexpr int BLOCKS_PER_MULTIPROCESSOR = sizeof(typename WorkOf<Pixel>::type) == 8 ? 1 : 2;
+
+// The recipe, as the host lays it out; cuda_extract.py is the other side of these.
+enum Option { EXCLUDE, APPLY_MASKS, CUT_BEFORE, PIXELS, SCALE, FLAT_ZERO, N_OPTIONS };
+enum Pixels { PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN };
+// One row of `masks`: which label plane, fill holes (0 or 1), radius of the disk, radius of the blur.
+enum MaskColumn { PLANE, FILL, DILATION, BLUR, N_MASK_COLUMNS };
+
+struct Workspace {
+    u32 *own, *other, *region, *spare;  // bit rows, S * W words each
+    float *rows;                        // WARPS rows of S
+    float *soft;                        // (S, S)
+};
+
+__device__ __forceinline__ Workspace lay_out(unsigned char *memory, int S) {
+    const int words = S * ((S + 31) >> 5);
+    u32 *bits = (u32 *)memory;
+    float *rows = (float *)(bits + 4 * words);
+    return {bits, bits + words, bits + 2 * words, bits + 3 * words, rows, rows + WARPS * S};
+}
+
+// A cell's tile on the image: pixels are read where they lie on the slide, and are 0 elsewhere.
+template <typename Pixel> struct Tile {
+    const Pixel *channel;
+    int height, width, y0, x0;
+
+    __device__ __forceinline__ bool on_slide(int y, int x) const {
+        return y0 + y >= 0 && y0 + y < height && x0 + x >= 0 && x0 + x < width;
+    }
+    template <typename Work> __device__ __forceinline__ Work at(int y, int x) const {
+        return on_slide(y, x) ? to_work<Work>(channel[(size_t)(y0 + y) * width + x0 + x]) : (Work)0;
+    }
+};
+
+// Call visit(y, x) for the pixels of a box: a warp takes a row, a lane a column.
+template <typename Visit> __device__ __forceinline__ void for_box(const Box &box, const Visit &visit) {
+    for (int y = box.y0 + (int)(threadIdx.x >> 5); y < box.y1; y += WARPS)
+        for (int x = box.x0 + (int)(threadIdx.x & 31); x < box.x1; x += 32) visit(y, x);
+}
+
+__device__ __forceinline__ bool holds(const Box &box, int y, int x) {
+    return y >= box.y0 && y < box.y1 && x >= box.x0 && x < box.x1;
+}
+
+// How many threads' counts there are in all.
+__device__ u32 block_sum(u32 mine, u32 *shared) {
+    if (threadIdx.x == 0) *shared = 0;
+    __syncthreads();
+    for (int step = 16; step; step >>= 1) mine += __shfl_xor_sync(0xffffffffu, mine, step);
+    if ((threadIdx.x & 31) == 0) atomicAdd(shared, mine);
+    __syncthreads();
+    const u32 sum = *shared;
+    __syncthreads();
+    return sum;
+}
+
+// What one channel is cut with.
+struct Cut {
+    const u32 *free, *region;  // bit rows: not on a neighbour; the expanded mask without neighbours
+    const float *soft;
+    Box box, region_box;  // beyond them soft, and region, are 0
+    bool exclude;
+
+    __device__ __forceinline__ float at(int y, int x, int S, int W) const {
+        return exclude && !bit(free, W, y, x) ? 0.0f : soft[y * S + x];
+    }
+};
+
+// x becomes clip((x - lo) / span, 0, 1). lo is in two parts, so that x - lo keeps the digits that matter where lo is
+// large and the span small.
+template <typename Work> struct Scale {
+    Work lo, rest, span;
+    bool is_zero, is_raw;
+
+    __device__ __forceinline__ Work operator()(Work x) const {
+        if (is_raw) return x;
+        if (is_zero) return (Work)0;
+        const Work y = ((x - lo) - rest) / span;
+        return y < (Work)0 ? (Work)0 : y > (Work)1 ? (Work)1 : y;
+    }
+};
+
+template <typename Work> __device__ __forceinline__ Scale<Work> make_scale(const Quantiles &levels, const int *options) {
+    const bool is_flat = levels.upper == levels.lower;
+    const Work lo = (Work)levels.lower;
+    return {lo, (Work)(levels.lower - (double)lo), is_flat ? (Work)1 : (Work)(levels.upper - levels.lower),
+            is_flat && options[FLAT_ZERO] != 0, options[SCALE] == 0};
+}
+
+// The lower and upper quantile of a channel of one cell.
+template <typename Pixel, typename Work>
+__device__ Quantiles own_levels(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options,
+                                const double *numbers) {
+    typedef typename PixelOrder<Pixel>::type Raw;
+    typedef typename WorkOrder<Work>::type Computed;
+    __shared__ union {
+        Selection<typename Raw::Key> raw;
+        Selection<typename Computed::Key> computed;
+    } shared;
+    __shared__ u32 sum;
+    const int W = (S + 31) >> 5;
+    const bool cut_first = options[CUT_BEFORE] && options[APPLY_MASKS];
+    const double lower = numbers[1], upper = numbers[2];
+    const Box whole = {0, 0, S, S};
+    if (options[PIXELS] == PIXELS_TILE) {
+        const u32 all = (u32)(S * S);
+        if (!cut_first)
+            return quantiles<Raw>(all, 0, lower, upper, [&](auto visit) {
+                for_box(whole, [&](int y, int x) { visit(tile.template at<Work>(y, x)); });
+            }, shared.raw);
+        const u32 zeros = all - (u32)((cut.box.y1 - cut.box.y0) * (cut.box.x1 - cut.box.x0));
+        return quantiles<Computed>(all, zeros, lower, upper, [&](auto visit) {
+            for_box(cut.box, [&](int y, int x) { visit(tile.template at<Work>(y, x) * (Work)cut.at(y, x, S, W)); });
+        }, shared.computed);
+    }
+    const auto in_region = [&](int y, int x) { return bit(cut.region, W, y, x) && tile.on_slide(y, x); };
+    u32 mine = 0;
+    for_box(cut.region_box, [&](int y, int x) { mine += in_region(y, x); });
+    const u32 count = block_sum(mine, &sum);
+    if (!cut_first)
+        return quantiles<Raw>(count, 0, lower, upper, [&](auto visit) {
+            for_box(cut.region_box, [&](int y, int x) {
+                if (in_region(y, x)) visit(tile.template at<Work>(y, x));
+            });
+        }, shared.raw);
+    return quantiles<Computed>(count, 0, lower, upper, [&](auto visit) {
+        for_box(cut.region_box, [&](int y, int x) {
+            if (in_region(y, x)) visit(tile.template at<Work>(y, x) * (Work)cut.at(y, x, S, W));
+        });
+    }, shared.computed);
+}
+
+// Minimum and maximum over the tile of what `value(y, x)` is within `box`, and 0 outside.
+template <typename Value>
+__device__ Quantiles extremes(const Box &box, int S, const Value &value) {
+    __shared__ u64 shared[2];
+    if (threadIdx.x == 0) {
+        shared[0] = is_whole(box, S) ? ~0ull : DoubleOrder::key(0.0);
+        shared[1] = is_whole(box, S) ? 0ull : DoubleOrder::key(0.0);
+    }
+    __syncthreads();
+    u64 low = ~0ull, high = 0ull;
+    for_box(box, [&](int y, int x) {
+        const u64 key = DoubleOrder::key((double)value(y, x));
+        low = min(low, key);
+        high = max(high, key);
+    });
+    atomicMin(&shared[0], low);
+    atomicMax(&shared[1], high);
+    __syncthreads();
+    const Quantiles found = {DoubleOrder::value(shared[0]), DoubleOrder::value(shared[1])};
+    __syncthreads();
+    return found;
+}
+
+// Write a plane of the tile: `value(y, x)` within `box`, 0 elsewhere.
+template <typename Out, typename Value>
+__device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, const Value &value) {
+    for_box({0, 0, S, S}, [&](int y, int x) {
+        if (holds(box, y, x)) store(plane + y * S + x, value(y, x));
+        else store(plane + y * S + x, (decltype(value(y, x)))0);
+    });
+}
+
+// One channel: levels, scaling, cut, stretch, output. Every thread of the block takes part.
+template <typename Pixel, typename Out>
+__device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options, const double *numbers,
+                              const double *given, bool stretched, Out *plane, double *used) {
+    typedef typename WorkOf<Pixel>::type Work;
+    const int W = (S + 31) >> 5;
+    Quantiles levels = {given[0], given[1]};
+    if (options[PIXELS] != PIXELS_GIVEN) levels = own_levels<Pixel, Work>(tile, cut, S, options, numbers);
+    if (threadIdx.x == 0) {
+        used[0] = levels.lower;
+        used[1] = levels.upper;
+    }
+    const Scale<Work> scale = make_scale<Work>(levels, options);
+    const bool apply = options[APPLY_MASKS] != 0, before = options[CUT_BEFORE] != 0;
+    const Box box = apply ? cut.box : Box{0, 0, S, S};
+    const auto value = [&](int y, int x) {
+        const Work pixel = tile.template at<Work>(y, x);
+        if (!apply) return scale(pixel);
+        const Work factor = (Work)cut.at(y, x, S, W);
+        return before ? scale(pixel * factor) : scale(pixel) * factor;
+    };
+    const Work unit = (Work)numbers[0];
+    if (!stretched) {
+        write_plane(plane, box, S, [&](int y, int x) { return value(y, x) * unit; });
+        return;
+    }
+    const Quantiles range = extremes(box, S, value);
+    const Work low = (Work)range.lower, span = (Work)(range.upper - range.lower);
+    write_plane(plane, box, S, [&](int y, int x) {
+        return (span > (Work)0 ? (value(y, x) - low) / span : value(y, x)) * unit;
+    });
+}
+
+// image (C, height, width); labels (M, height, width), unsigned, of `label_nbytes` each; ids (n,); corners (n, 2): (y, x)
+// of each tile's first pixel in the image, may lie outside it; masks (n_masks, N_MASK_COLUMNS), in the order in
+// which they are made; weights (n_masks, weight_stride), from the centre outwards; stored (M,), cut (C,): rows of
+// `masks`; stretch (C,): 0 or 1; options (N_OPTIONS,); numbers: the stored value of 1, lower and upper quantile;
+// levels (C, 2), read for PIXELS_GIVEN; scratch: scratch_nbytes for each block of the grid, or 0 for shared memory;
+// out (n, M + C, S, S); used (n, C, 2).
+template <typename Pixel, typename Out>
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR<Pixel>)
+extract(const Pixel *__restrict__ image, int channels, int height, int width, const u8 *__restrict__ labels,
+        int label_nbytes, const u64 *__restrict__ ids, const int *__restrict__ corners, int n_cells, int S,
+        const int *__restrict__ masks, int n_masks, const float *__restrict__ weights, int weight_stride,
+        const int *__restrict__ stored, int n_stored, const int *__restrict__ cut_with, const int *__restrict__ stretch,
+        const int *__restrict__ options, const double *__restrict__ numbers, const double *__restrict__ levels,
+        u8 *__restrict__ scratch, u64 scratch_nbytes, Out *__restrict__ out, double *__restrict__ used) {
+    typedef typename WorkOf<Pixel>::type Work;
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    __shared__ int box_of_mask[4];
+    const Workspace work = lay_out(scratch_nbytes ? scratch + blockIdx.x * scratch_nbytes : dynamic_shared, S);
+    const size_t plane_size = (size_t)S * S, slide_size = (size_t)height * width;
+    const int words = S * ((S + 31) >> 5);
+    const bool exclude = options[EXCLUDE] != 0;
+
+    for (int cell = blockIdx.x; cell < n_cells; cell += gridDim.x) {
+        const int y0 = corners[2 * cell], x0 = corners[2 * cell + 1];
+        Out *tile_out = out + (size_t)cell * (n_stored + channels) * plane_size;
+        for (int m = 0; m < n_masks; ++m) {
+            const int *steps = masks + m * N_MASK_COLUMNS;
+            const u8 *plane = labels + (size_t)steps[PLANE] * slide_size * label_nbytes;
+            switch (label_nbytes) {
+                case 1: select_labels((const u8 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
+                case 2: select_labels((const u16 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
+                case 4: select_labels((const u32 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
+                default: select_labels((const u64 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other);
+            }
+            if (steps[FILL]) fill_holes(work.own, S, work.region, work.spare);
+            dilate(work.own, S, steps[DILATION], work.region);
+            const Box region_box = bounding_box(work.region, S, box_of_mask);
+            const Box box = grown(region_box, steps[BLUR], S);
+            blur(work.region, S, region_box, box, weights + m * weight_stride, steps[BLUR], work.rows, work.soft);
+            for (int k = 0; k < n_stored; ++k)
+                if (stored[k] == m) {
+                    const Work unit = (Work)numbers[0];
+                    write_plane(tile_out + k * plane_size, box, S,
+                                [&](int y, int x) { return (Work)work.soft[y * S + x] * unit; });
+                }
+            if (exclude) {
+                for (int i = threadIdx.x; i < words; i += THREADS) {
+                    work.spare[i] = ~work.other[i] | work.own[i];
+                    work.region[i] &= work.spare[i];
+                }
+                __syncthreads();
+            }
+            const Cut cut = {work.spare, work.region, work.soft, box, region_box, exclude};
+            for (int c = 0; c < channels; ++c)
+                if (cut_with[c] == m) {
+                    const Tile<Pixel> tile = {image + c * slide_size, height, width, y0, x0};
+                    write_channel(tile, cut, S, options, numbers, levels + 2 * c, stretch[c] != 0,
+                                  tile_out + (n_stored + c) * plane_size, used + ((size_t)cell * channels + c) * 2);
+                }
+            // The next mask begins with `own` and `other`, which nobody reads any more, and ends them with a barrier.
+        }
+    }
+}

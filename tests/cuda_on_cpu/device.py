@@ -1,0 +1,124 @@
+"""`ShimDevice`: the package's `Device` on the CPU, as late and as careless about order as a GPU may be.
+
+What is asked of a stream is put off until some stream is synchronised, and then the streams take turns at
+random. Memory is poisoned when it is handed out, counted while it is held, and limited.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import weakref
+from collections import deque
+from functools import cache
+
+import numpy as np
+
+from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
+from gpu_extract.backends.cuda_source import kernel_source
+from gpu_extract.backends.device import OutOfDeviceMemoryError
+
+__all__ = ["ShimDevice", "ShimGpu"]
+
+POISON = 0xCD  # a NaN as float16, and far off as everything else
+STATIC_SHARED_NBYTES = 4 << 10
+
+
+class ShimGpu:
+    """What the streams of one device share: its memory and its time.
+
+    Parameters
+    ----------
+    nbytes : int
+        Device memory.
+    multiprocessors : int
+    shared_nbytes_limit : int
+        Dynamic shared memory of a block.
+    seed : int
+        Of the order in which streams take turns.
+    order : {"forward", "reverse", "shuffled"}
+        In which threads of a block run.
+    """
+
+    def __init__(self, *, nbytes=1 << 32, multiprocessors=2, shared_nbytes_limit=None, seed=0, order="forward"):
+        self.nbytes, self.multiprocessors, self.order = nbytes, multiprocessors, order
+        self.shared_nbytes_limit = shared_nbytes_limit or SHARED_LIMIT - STATIC_SHARED_NBYTES
+        self.held = 0
+        self.launched = []
+        self.streams = []
+        self._dice = random.Random(seed)
+        self._lock = threading.RLock()
+
+    def stream(self):
+        """A new stream."""
+        stream = ShimDevice(self)
+        self.streams.append(stream)
+        return stream
+
+    def run_until_done(self, stream):
+        """Let the streams take turns until nothing is left to do for one of them."""
+        with self._lock:
+            while stream.waiting:
+                self._dice.choice([each for each in self.streams if each.waiting]).waiting.popleft()()
+
+    def allocate(self, shape, dtype):
+        """A poisoned array that counts as device memory as long as it lives."""
+        array = np.empty(shape, dtype)
+        with self._lock:
+            if self.held + array.nbytes > self.nbytes:
+                raise OutOfDeviceMemoryError(f"{array.nbytes} bytes asked for, {self.nbytes - self.held} free")
+            self.held += array.nbytes
+        poisoned = array.reshape(-1).view(np.uint8)
+        poisoned[:] = POISON
+        weakref.finalize(array, self._release, array.nbytes)
+        return array
+
+    def _release(self, nbytes):
+        with self._lock:
+            self.held -= nbytes
+
+
+class ShimDevice:
+    """One stream of a `ShimGpu`; see `gpu_extract.backends.device.Device`."""
+
+    def __init__(self, gpu):
+        self._gpu = gpu
+        self.multiprocessors = gpu.multiprocessors
+        self.shared_nbytes_limit = gpu.shared_nbytes_limit
+        self.waiting = deque()
+
+    def empty(self, shape, dtype):
+        return self._gpu.allocate(shape, dtype)
+
+    def empty_host(self, shape, dtype):
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = POISON
+        return array
+
+    def to_device(self, array):
+        copy = self.empty(array.shape, array.dtype)
+        self.waiting.append(lambda: np.copyto(copy, array, casting="no"))
+        return copy
+
+    def to_host(self, array, out):
+        assert out.shape == array.shape
+        self.waiting.append(lambda: np.copyto(out, array, casting="no"))
+
+    def launch(self, kernel, n_blocks, arguments, shared_nbytes=0):
+        function = compiled(kernel.source, kernel.expression).get_function(kernel.expression)
+        assert shared_nbytes <= self.shared_nbytes_limit
+        function.max_dynamic_shared_size_bytes = SHARED_LIMIT
+        self._gpu.launched.append((kernel, n_blocks, shared_nbytes))
+        # The arguments are held until then, as a stream's memory pool does.
+        self.waiting.append(
+            lambda: function((n_blocks,), (kernel.threads,), arguments, shared_nbytes, order=self._gpu.order)
+        )
+
+    def synchronize(self):
+        self._gpu.run_until_done(self)
+
+
+@cache
+def compiled(source, expression):
+    """The module of one kernel instance."""
+    return CpuModule(kernel_source(source), [expression])

@@ -1,0 +1,152 @@
+"""Compiling CUDA for every architecture without a GPU, a driver or CuPy: ctypes on NVIDIA's own compiler library."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gpu_extract.backends.cuda_source import kernel_source
+
+__all__ = ["ARCHITECTURES", "CompileCase", "NvrtcError", "Resources", "compile", "violations"]
+
+KiB = 1024
+# Shared memory that a block may have, by compute capability (CUDA programming guide, technical specifications).
+ARCHITECTURES = {75: 64 * KiB, 80: 163 * KiB, 86: 99 * KiB, 89: 99 * KiB, 90: 227 * KiB, 100: 227 * KiB, 120: 99 * KiB}
+STATIC_SHARED_LIMIT = 48 * KiB
+REGISTERS = 65536  # of a block, on all of them
+
+# As CuPy compiles; -v makes the assembler write down what each kernel uses.
+OPTIONS = ("-std=c++17", "-ftz=true", "--ptxas-options=-v")
+
+USES = re.compile(
+    r"Compiling entry function '(?P<kernel>\S+)'.*?(?P<stack>\d+) bytes stack frame, "
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+class NvrtcError(Exception):
+    """NVRTC does not accept the source; the message is its log."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel uses: registers of a thread; bytes of a thread (spills, stack) and of a block (static_shared)."""
+
+    registers: int
+    spills: int
+    stack: int
+    static_shared: int
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """Kernels that are launched in one shape: `source` is the name of a file in kernels/, without .cu."""
+
+    source: str
+    expressions: tuple[str, ...]
+    threads: int
+    dynamic_shared: int = 0
+
+
+def violations(cases: Iterable[CompileCase], arch: int, load: Callable[[str], str] = kernel_source) -> list[str]:
+    """What is wrong with kernels on an architecture, a sentence each: spills, stack, registers, memory."""
+    found = []
+    for case in cases:
+        for name, uses in compile(load(case.source), arch, case.expressions).items():
+            shared = uses.static_shared + case.dynamic_shared
+            rules = {
+                f"spills {uses.spills} bytes": uses.spills > 0,
+                f"keeps {uses.stack} bytes on a stack": uses.stack > 0,
+                f"needs {uses.registers} registers x {case.threads} threads": uses.registers * case.threads > REGISTERS,
+                f"has {uses.static_shared} bytes of static shared memory": uses.static_shared > STATIC_SHARED_LIMIT,
+                f"needs {shared} bytes of shared memory": shared > ARCHITECTURES[arch],
+            }
+            found += [f"{case.source}: {name} on sm_{arch} {rule}" for rule, broken in rules.items() if broken]
+    return found
+
+
+def compile(source: str, arch: int, name_expressions: Sequence[str]) -> dict[str, Resources]:
+    """What each kernel uses on an architecture (``90`` is sm_90).
+
+    Raises
+    ------
+    NvrtcError
+        If the source does not compile.
+    ModuleNotFoundError
+        If NVIDIA's wheels are not installed. They are in the ``test`` extra: their absence is a failure, not a skip.
+    """
+    nvrtc, includes = _nvrtc()
+    program = ctypes.c_void_p()
+    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
+    try:
+        for name in name_expressions:
+            _check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
+        options = [f"--gpu-architecture=sm_{arch}", *OPTIONS, *(f"-I{folder}" for folder in includes)]
+        texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = nvrtc.nvrtcCompileProgram(program, len(options), texts)
+        log = _log(program)
+        _check(status, log)
+        uses = {match["kernel"]: _resources(match) for match in USES.finditer(log)}
+        return {name: uses[_lowered(program, name)] for name in name_expressions}
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _resources(match: re.Match[str]) -> Resources:
+    shared = re.search(r"(\d+) bytes smem", match["rest"])
+    return Resources(
+        registers=int(match["registers"]),
+        spills=int(match["stores"]) + int(match["loads"]),
+        stack=int(match["stack"]),
+        static_shared=int(shared[1]) if shared else 0,
+    )
+
+
+@cache
+def _nvrtc() -> tuple[ctypes.CDLL, list[Path]]:
+    """The library, and the folders of CUDA's headers."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    # The wheels of CUDA 13, and those of CUDA 12.
+    libraries = [
+        path for root in roots for kit in ("cu13", "cuda_nvrtc") for path in root.glob(f"{kit}/lib/libnvrtc.so.*")
+    ]
+    headers = [root / kit / "include" for root in roots for kit in ("cu13", "cuda_runtime")]
+    headers = [folder for folder in headers if (folder / "cuda_fp16.h").exists()]
+    if not libraries or not headers:
+        raise ModuleNotFoundError(
+            "nvidia-cuda-nvrtc and nvidia-cuda-runtime are not installed; the tests of the kernels need them: "
+            "pip install 'gpu-extract[test]'"
+        )
+    for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC 13.0 does not find it by itself
+    nvrtc = ctypes.CDLL(str(libraries[0]))
+    nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return nvrtc, headers[:1]
+
+
+def _check(status: int, log: str = "") -> None:
+    if status:
+        raise NvrtcError(f"{_nvrtc()[0].nvrtcGetErrorString(status).decode()}\n{log}")
+
+
+def _log(program: ctypes.c_void_p) -> str:
+    nvrtc, size = _nvrtc()[0], ctypes.c_size_t()
+    _check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+    text = ctypes.create_string_buffer(size.value)
+    _check(nvrtc.nvrtcGetProgramLog(program, text))
+    return text.value.decode()
+
+
+def _lowered(program: ctypes.c_void_p, name: str) -> str:
+    lowered = ctypes.c_char_p()
+    _check(_nvrtc()[0].nvrtcGetLoweredName(program, name.encode(), ctypes.byref(lowered)))
+    assert lowered.value is not None
+    return lowered.value.decode()
