@@ -221,9 +221,9 @@ def doctor() -> None:
     from gpu_extract.pipeline import default_threads
 
     print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}, {default_threads()} cores")
-    for device in ("cpu", "reference", "cuda"):
+    for device in ("cpu", "reference", "cuda", "reference:cuda"):
         reason = backends.why_not(device)
-        print(f"  {device:<10} " + (f"no: {reason}" if reason else "works"))
+        print(f"  {device:<14} " + (f"no: {reason}" if reason else "works"))
     print(f"device 'auto' is {backends.choose('auto').device!r}")
     print(f"HDF5 {h5py.version.hdf5_version}")
     for package in ("numpy", "scipy", "numba", "h5py", "anndata", "isal", "tifffile", "imagecodecs"):

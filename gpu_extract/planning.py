@@ -6,7 +6,7 @@ with one reason; `batches` gives the order of work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, label_statistics
-from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Slide
+from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
 __all__ = ["Plan", "Selection", "batches", "make_plan"]
+
+Statistics = Callable[[Raster, str], LabelStatistics]
 
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
@@ -74,8 +76,22 @@ class Plan:
         return int(2 * np.quantile(reach, share, method="higher"))
 
 
-def make_plan(slides: Sequence[Slide], recipe: Recipe, selection: Selection | None = None) -> Plan:
+def make_plan(
+    slides: Sequence[Slide],
+    recipe: Recipe,
+    selection: Selection | None = None,
+    statistics: Statistics = label_statistics,
+) -> Plan:
     """The plan of an extraction: the label planes are read, the image is not.
+
+    Parameters
+    ----------
+    slides : sequence of Slide
+    recipe : Recipe
+    selection : Selection, optional
+        All cells by default.
+    statistics : callable
+        `label_statistics`, or what gives the same on a GPU.
 
     Raises
     ------
@@ -89,7 +105,10 @@ def make_plan(slides: Sequence[Slide], recipe: Recipe, selection: Selection | No
     slides = tuple(slides)
     first = slides[0]
     program = recipe.program(first.mask_names, first.image.shape[0], first.image.dtype)
-    parts = [_slide_cells(slide, index, recipe, selection or Selection()) for index, slide in enumerate(slides)]
+    parts = []
+    for index, slide in enumerate(slides):
+        planes = [statistics(raster, f"{name} labels {raster.source}") for name, raster in slide.masks.items()]
+        parts.append(_slide_cells(slide, index, planes, recipe, selection or Selection()))
     cells = _join(parts)
     if not len(cells):
         why = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
@@ -97,18 +116,18 @@ def make_plan(slides: Sequence[Slide], recipe: Recipe, selection: Selection | No
     return Plan(slides, program, cells)
 
 
-def _slide_cells(slide: Slide, index: int, recipe: Recipe, selection: Selection) -> CellTable:
-    """The cells of one slide, kept and dropped."""
-    statistics = []
-    for name, raster in slide.masks.items():
-        where = f"{name} labels {raster.source}"
-        plane = label_statistics(raster, where)
+def _slide_cells(
+    slide: Slide, index: int, planes: list[LabelStatistics], recipe: Recipe, selection: Selection
+) -> CellTable:
+    """The cells of one slide, kept and dropped, from the statistics of its label planes."""
+    for plane, (name, raster) in zip(planes, slide.masks.items(), strict=True):
         if not len(plane):
-            raise LabelError(f"{where} are empty: every pixel is 0 (background); segment the image first")
-        statistics.append(plane)
-    every = _all_cells(statistics, index, recipe.tile_size)
+            raise LabelError(
+                f"{name} labels {raster.source} are empty: every pixel is 0 (background); segment the image first"
+            )
+    every = _all_cells(planes, index, recipe.tile_size)
     reasons = np.full(len(every), "", object)
-    for plane, name in zip(statistics, slide.masks, strict=True):
+    for plane, name in zip(planes, slide.masks, strict=True):
         _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
         if recipe.border == "mask":
             touching = plane.ids[plane.touches]

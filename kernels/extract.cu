@@ -7,6 +7,7 @@
 
 #include "blur.cuh"
 #include "quantile.cuh"
+#include "scale.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -79,27 +80,6 @@ struct Cut {
         return exclude && !bit(free, W, y, x) ? 0.0f : soft[y * S + x];
     }
 };
-
-// x becomes clip((x - lo) / span, 0, 1). lo is in two parts, so that x - lo keeps the digits that matter where lo is
-// large and the span small.
-template <typename Work> struct Scale {
-    Work lo, rest, span;
-    bool is_zero, is_raw;
-
-    __device__ __forceinline__ Work operator()(Work x) const {
-        if (is_raw) return x;
-        if (is_zero) return (Work)0;
-        const Work y = ((x - lo) - rest) / span;
-        return y < (Work)0 ? (Work)0 : y > (Work)1 ? (Work)1 : y;
-    }
-};
-
-template <typename Work> __device__ __forceinline__ Scale<Work> make_scale(const Quantiles &levels, const int *options) {
-    const bool is_flat = levels.upper == levels.lower;
-    const Work lo = (Work)levels.lower;
-    return {lo, (Work)(levels.lower - (double)lo), is_flat ? (Work)1 : (Work)(levels.upper - levels.lower),
-            is_flat && options[FLAT_ZERO] != 0, options[SCALE] == 0};
-}
 
 // The lower and upper quantile of a channel of one cell.
 template <typename Pixel, typename Work>
@@ -188,7 +168,8 @@ __device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, co
         used[0] = levels.lower;
         used[1] = levels.upper;
     }
-    const Scale<Work> scale = make_scale<Work>(levels, options);
+    const Scale<Work> scale =
+        make_scale<Work>(levels.lower, levels.upper, options[FLAT_ZERO] != 0, options[SCALE] == 0);
     const bool apply = options[APPLY_MASKS] != 0, before = options[CUT_BEFORE] != 0;
     const Box box = apply ? cut.box : Box{0, 0, S, S};
     const auto value = [&](int y, int x) {

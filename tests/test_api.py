@@ -9,6 +9,7 @@ import tifffile
 from slides import small_slide
 
 import gpu_extract as gx
+from gpu_extract.backends import choose
 
 IMAGE, NUCLEUS, CYTOSOL = small_slide(3)
 
@@ -25,7 +26,7 @@ def images_of(path):
 
 def test_the_example_of_the_readme(tmp_path):
     report = extract(tmp_path)
-    assert report.device == "cpu"
+    assert report.device == choose("auto").device
     assert report.n_cells + sum(report.dropped.values()) == len(np.unique(CYTOSOL)) - 1
     with gx.open_cells(report.path) as cells:
         assert len(cells) == report.n_cells
@@ -123,8 +124,9 @@ def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "error", "message"),
     [
-        ({"device": "gpu"}, gx.DeviceError, "must be one of auto, cpu, cuda, cuda:N, reference"),
+        ({"device": "gpu"}, gx.DeviceError, "must be one of auto, cpu, cuda, cuda:N, reference, reference:cuda"),
         ({"device": "cuda:99"}, gx.DeviceError, "does not work here"),
+        ({"device": "reference:cuda"}, gx.DeviceError, "does not run on a GPU"),
         ({"gpu_memory": 0}, gx.DeviceError, "must be positive"),
         ({"threads": 0}, gx.InputError, "threads is 0"),
         ({"layout": "sparcspy"}, gx.OutputError, "comes with a later version"),

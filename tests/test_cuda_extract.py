@@ -11,15 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from slides import GOLDEN, MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, small_slide
 from test_cpu import blobs, recipes
 
-from gpu_extract import DeviceError, Recipe, demo_data, pipeline
+from gpu_extract import DeviceError, Recipe, demo_data, open_cells, pipeline
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends.cuda_extract import DeviceExtraction, launch_extract, program_arrays, workspace_nbytes
 from gpu_extract.model import Batch, BatchLimits
 from gpu_extract.planning import make_plan
+from gpu_extract.store import CellStore, Contents, verify
 
 
-def shim(streams=1, tell=lambda line: None, **gpu):
-    return DeviceExtraction([ShimGpu(**gpu).stream() for _ in range(streams)], tell)
+def shim_of(gpu, tell=lambda line: None):
+    return DeviceExtraction([gpu.stream()], tell)
+
+
+def shim(**gpu):
+    return shim_of(ShimGpu(**gpu))
 
 
 def assert_equals_reference(window, batch, program, levels=None, **gpu):
@@ -130,11 +135,11 @@ def test_a_tile_too_large_for_shared_memory_works_in_global_memory():
     slide = as_slide(*small_slide(7))
     window, batch, program = first_cells(*one_batch(slide, Recipe(tile_size=80, border="keep")), 6)
     gpu = ShimGpu(shared_nbytes_limit=workspace_nbytes(80) - 1)
-    cells = DeviceExtraction([gpu.stream()], print).extract(window, batch, program)
+    cells = shim_of(gpu).extract(window, batch, program)
     assert [shared for _, _, shared in gpu.launched] == [0]
     assert_agrees(cells, window, batch, program, rtol=GPU_RTOL)
     roomy = ShimGpu()
-    same = DeviceExtraction([roomy.stream()], print).extract(window, batch, program)
+    same = shim_of(roomy).extract(window, batch, program)
     assert [shared for _, _, shared in roomy.launched] == [workspace_nbytes(80)]
     assert (same.images == cells.images).all()
 
@@ -201,6 +206,22 @@ def test_the_pipeline_with_streams_that_finish_in_any_order(seed):
         assert (ulps == 0).mean() >= 0.999
 
 
+def test_a_file_made_on_a_device_is_the_cpus(tmp_path):
+    plan = plan_of()
+    cells = {}
+    for name, backend in (("cpu", choose("cpu")), ("shim", pipeline_backend(ShimGpu(seed=9)))):
+        store = CellStore.create(tmp_path / f"{name}.h5sc", Contents(plan.cells, plan.slides, plan.program))
+        report = pipeline.run(plan, backend, store, 2)
+        assert report.device == name
+        assert verify(report.path).n_cells == len(plan.cells)
+        with open_cells(report.path) as file:
+            cells[name] = file.read(range(len(file))), file.obs
+    ulps = np.abs(cells["cpu"][0].view(np.int16).astype(int) - cells["shim"][0].view(np.int16).astype(int))
+    assert ulps.max() <= 1
+    assert (ulps == 0).mean() >= 0.999
+    assert cells["cpu"][1].equals(cells["shim"][1])
+
+
 def test_a_slide_larger_than_the_device_is_streamed():
     plan = plan_of()
     gpu = ShimGpu(nbytes=plan.slides[0].image.read(0, 0, 200, 230).nbytes // 2)
@@ -222,6 +243,22 @@ def test_out_of_memory_halves_the_batch_and_says_so():
 def test_a_device_without_room_for_one_cell_is_an_error():
     with pytest.raises(DeviceError, match="one cell and its window do not fit"):
         in_rows(plan_of(), pipeline_backend(ShimGpu(nbytes=1000)))
+
+
+def test_the_plan_made_on_a_device_is_the_plan():
+    slide = as_slide(*small_slide(10, size=(200, 230), ids=list(range(1, 60))))
+    recipe = Recipe(tile_size=24)
+    expected = make_plan([slide], recipe).cells
+    notices = []
+    for gpu in (ShimGpu(), ShimGpu(nbytes=1000)):  # the second has no room, and the CPU steps in
+        found = make_plan([slide], recipe, None, shim_of(gpu, notices.append).statistics).cells
+        assert (found.ids == expected.ids).all()
+        assert (found.centers == expected.centers).all()
+        assert (found.boxes == expected.boxes).all()
+        assert (found.areas == expected.areas).all()
+        assert found.dropped.counts() == expected.dropped.counts()
+    assert len(notices) == 2
+    assert all("the CPU took them" in line for line in notices)
 
 
 # What the host refuses before launch

@@ -13,7 +13,15 @@ from slides import as_slide, one_batch, small_slide
 
 from gpu_extract import Recipe
 from gpu_extract.backends.cuda_extract import launch_extract, program_arrays, workspace_nbytes
-from gpu_extract.backends.cuda_registry import all_kernels, extract_kernel
+from gpu_extract.backends.cuda_registry import (
+    ADD_LABELS,
+    BLUR,
+    DILATE,
+    FILL_HOLES,
+    NORMALIZE,
+    all_kernels,
+    extract_kernel,
+)
 from gpu_extract.backends.cuda_source import kernel_source
 
 SOURCE = kernel_source("extract")
@@ -34,6 +42,7 @@ def violations_of(kernels, arch):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_usual_instances_compile_without_spills(arch):
     kernels = [extract_kernel(np.dtype(image), np.dtype(output)) for image, output in sorted(USUAL)]
+    kernels += [ADD_LABELS["uint32"], FILL_HOLES, DILATE, BLUR["uint8"], NORMALIZE["uint16"]]
     assert violations_of(kernels, arch) == []
 
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import DeviceError
-from gpu_extract.model import Batch, BatchLimits, CellImages, Window
+from gpu_extract.labels import LabelStatistics, label_statistics
+from gpu_extract.model import Batch, BatchLimits, CellImages, Raster, Window
 from gpu_extract.recipe import Program
 
 __all__ = ["DEVICES", "Backend", "choose", "why_not"]
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
 # A GPU wants many cells at a time, so that starting a batch costs nothing; a stream's arrays take at most this.
 GPU_CELLS = 2048
 GPU_NBYTES = 512 << 20
 
+Statistics = Callable[[Raster, str], LabelStatistics]
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
 
 
@@ -40,6 +43,8 @@ class Backend:
         How large batches should be.
     streams : int or None
         How many batches it works on at a time by itself; None where it uses the caller's threads.
+    statistics : callable
+        `labels.label_statistics`, or the same on the device.
     extract_on_device : callable or None
         The same with the result left on the device.
     notices : list of str
@@ -50,6 +55,7 @@ class Backend:
     extract: Extract
     limits: BatchLimits = field(default_factory=BatchLimits)
     streams: int | None = None
+    statistics: Statistics = label_statistics
     extract_on_device: Extract | None = None
     notices: list[str] = field(default_factory=list)
 
@@ -78,10 +84,11 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
         if reason:
             raise DeviceError(f"device {device!r} does not work here: {reason}")
         return _open_cuda(int(number or 0), gpu_memory)
-    if device == "reference":
-        from gpu_extract.backends import reference
+    if device in ("reference", "reference:cuda"):
+        from gpu_extract.backends import cuda, reference
 
-        return Backend(device, reference.extract)
+        libraries = cuda.reference_libraries() if device == "reference:cuda" else reference.HOST
+        return Backend(device, partial(reference.extract, libraries=libraries))
     if device == "cpu":
         from gpu_extract.backends import cpu
 
@@ -91,7 +98,7 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
 
 def why_not(device: str) -> str | None:
     """Why a device does not work here and what to do, in one line; None if it does."""
-    name, _, number = device.partition(":")
+    name, _, number = device.removeprefix("reference:").partition(":")
     if name != "cuda":
         return None
     from gpu_extract.backends import cuda
@@ -114,6 +121,7 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
         # Half of a stream's share: the window is there twice while it is widened, and pools keep some slack.
         limits=BatchLimits(GPU_CELLS, min(GPU_NBYTES, budget // (2 * cuda.STREAMS))),
         streams=cuda.STREAMS,
+        statistics=opened.statistics,
         extract_on_device=opened.extract_on_device,
         notices=notices,
     )

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.backends import cuda_labels
 from gpu_extract.backends.cuda_registry import extract_kernel
 from gpu_extract.backends.device import Array, Device, OutOfDeviceMemoryError
 from gpu_extract.errors import DeviceError
-from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.labels import LabelStatistics, label_statistics
+from gpu_extract.model import Batch, CellImages, Raster, Window
 from gpu_extract.recipe import Program, gaussian_weights
 
 __all__ = ["DeviceExtraction", "ProgramArrays", "launch_extract", "program_arrays", "workspace_nbytes"]
@@ -190,6 +192,18 @@ class DeviceExtraction:
         finally:
             self._free.put(device)
         return CellImages(batch.rows, batch.ids, images, used)
+
+    def statistics(self, raster: Raster, where: str) -> LabelStatistics:
+        """`labels.label_statistics` on the device, or on the CPU where the device has no room."""
+        device = self._free.get()
+        try:
+            return cuda_labels.label_statistics(raster, device, where)
+        except OutOfDeviceMemoryError:
+            device.synchronize()
+            self._tell(f"{where} did not fit in the device's memory for their statistics; the CPU took them")
+            return label_statistics(raster, where)
+        finally:
+            self._free.put(device)
 
     def _halve(self, n_cells: int) -> None:
         """Work on half as many cells at a time; when not even one fits, give up."""

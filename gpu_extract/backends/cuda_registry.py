@@ -7,7 +7,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["C_TYPES", "Kernel", "all_kernels", "extract_kernel"]
+__all__ = [
+    "ADD_LABELS",
+    "BLUR",
+    "CLEAR_LABELS",
+    "COLLECT_LABELS",
+    "CUT",
+    "C_TYPES",
+    "DILATE",
+    "FILL_HOLES",
+    "NORMALIZE",
+    "WEIGH",
+    "Kernel",
+    "all_kernels",
+    "extract_kernel",
+]
 
 # The C++ type of a NumPy type in kernels/types.cuh.
 C_TYPES = {
@@ -46,6 +60,26 @@ class Kernel:
     blocks_per_multiprocessor: int = 2
 
 
+# kernels/labels.cu: by the type of the labels.
+ADD_LABELS = {
+    name: Kernel("labels", f"add_labels<{c_type}>")
+    for name, c_type in {"uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64"}.items()
+}
+CLEAR_LABELS = Kernel("labels", "clear_labels")
+COLLECT_LABELS = Kernel("labels", "collect_labels")
+
+# kernels/ops.cu: by the type of the images or masks; CUT by the bytes of a pixel.
+FILL_HOLES = Kernel("ops", "fill_holes_tiles")
+DILATE = Kernel("ops", "dilate_tiles")
+BLUR = {name: Kernel("ops", f"blur_tiles<{C_TYPES[name]}>") for name in ("uint8", "float32")}
+CUT = {
+    nbytes: Kernel("ops", f"cut_tiles<{bits}>", blocks_per_multiprocessor=4)
+    for nbytes, bits in {1: "u8", 2: "u16", 4: "u32", 8: "u64"}.items()
+}
+WEIGH = {name: Kernel("ops", f"weigh_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
+NORMALIZE = {name: Kernel("ops", f"normalize_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
+
+
 def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any]) -> Kernel:
     """The fused extraction from one pixel type to one output type."""
     expression = f"extract<{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}>"
@@ -58,4 +92,7 @@ def all_kernels() -> tuple[Kernel, ...]:
     pairs = [(image, output) for image in C_TYPES for output in dict.fromkeys((*OUTPUTS, image))]
     # Raw values are stored in a wider type too, where it holds them all.
     pairs += [("uint8", "uint16")]
-    return tuple(extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))
+    extract = (extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))
+    labels = (*ADD_LABELS.values(), CLEAR_LABELS, COLLECT_LABELS)
+    ops = (FILL_HOLES, DILATE, *BLUR.values(), *CUT.values(), *WEIGH.values(), *NORMALIZE.values())
+    return (*extract, *labels, *ops)
