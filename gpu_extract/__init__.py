@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_extract.api import extract, iter_cells, plan
+    from gpu_extract.api import extract, extract_many, iter_cells, plan, plan_many
     from gpu_extract.dataset import Cells, open_cells
     from gpu_extract.errors import (
         DeviceError,
@@ -32,13 +32,17 @@ if TYPE_CHECKING:
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
+    from gpu_extract.slide_table import SlideInput
 
     __version__: str
 
 _HOME = {
     "extract": "api",
+    "extract_many": "api",
     "iter_cells": "api",
     "plan": "api",
+    "plan_many": "api",
+    "SlideInput": "slide_table",
     "Cells": "dataset",
     "open_cells": "dataset",
     "CellImages": "model",

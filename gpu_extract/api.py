@@ -1,26 +1,31 @@
-"""What a script or a notebook calls: `plan`, `extract`, `iter_cells`."""
+"""What a script or a notebook calls: `plan`, `extract`, `iter_cells`, and the same for many slides."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from gpu_extract import backends, pipeline, planning
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.labels import label_statistics
-from gpu_extract.model import CellImages
+from gpu_extract.model import CellImages, Slide
 from gpu_extract.recipe import Recipe
+from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources import open_slide
+from gpu_extract.sources.names import unique_names
 from gpu_extract.store import CellStore, Contents, check_output
 
-__all__ = ["extract", "iter_cells", "plan"]
+__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many"]
 
 LAYOUTS = ("h5sc", "sparcspy")
+ON_BAD_SLIDE = ("stop", "skip")
 
 
 def plan(
@@ -69,10 +74,73 @@ def plan(
     InputError
         If the input cannot be extracted; the message says what, where and what to do.
     """
+    return plan_many(
+        [SlideInput(image, nucleus, cytosol)],
+        recipe=recipe,
+        tile_size=tile_size,
+        border=border,
+        ids=ids,
+        n_cells=n_cells,
+        seed=seed,
+        channel_names=channel_names,
+        statistics=statistics,
+    )
+
+
+def plan_many(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    *,
+    recipe: str | os.PathLike[str] | Recipe = "standard",
+    tile_size: int | None = None,
+    border: str | None = None,
+    ids: Sequence[int] | None = None,
+    n_cells: int | None = None,
+    seed: int = 0,
+    channel_names: Sequence[str] | None = None,
+    on_bad_slide: str = "stop",
+    statistics: planning.Statistics = label_statistics,
+) -> planning.Plan:
+    """`plan` for several slides that become one dataset.
+
+    Parameters
+    ----------
+    slides : sequence of SlideInput or mapping
+        Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; whatever else a mapping has are the slide's
+        own labels. All must have the same label planes, channels and pixel type.
+    on_bad_slide : {"stop", "skip"}
+        What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
+        plan's ``notices``.
+
+    The other parameters, and the errors, are those of `plan`; ids may restart on each slide.
+    """
+    if on_bad_slide not in ON_BAD_SLIDE:
+        raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
     changes = {"tile_size": tile_size, "border": border}
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
-    slide = open_slide(image, nucleus=nucleus, cytosol=cytosol, channel_names=channel_names)
-    return planning.make_plan([slide], wanted, planning.Selection(_as_ids(ids), n_cells, seed), statistics)
+    selection = planning.Selection(_as_ids(ids), n_cells, seed)
+    # Asked for twice: by the check here and by the plan.
+    statistics = cast(planning.Statistics, functools.cache(statistics))
+    opened, notices = [], []
+    for given in map(as_slide_input, slides):
+        try:
+            slide = _open(given, channel_names)
+            if on_bad_slide == "skip":
+                planning.slide_statistics(slide, statistics)
+            opened.append(slide)
+        except InputError as error:
+            if on_bad_slide == "stop":
+                raise
+            notices.append(f"skipped {given.image}: {error}")
+    if not opened:
+        raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
+    names = unique_names([slide.name for slide in opened], len(opened))
+    named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
+    return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
+
+
+def _open(given: SlideInput, channel_names: Sequence[str] | None) -> Slide:
+    slide = open_slide(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
+    return replace(slide, labels=given.labels)
 
 
 def extract(
@@ -124,13 +192,48 @@ def extract(
     RunStoppedError
         If the output cannot be written on, for example because the disk is full.
     """
+    return extract_many(
+        [SlideInput(image, nucleus, cytosol)],
+        output=output,
+        device=device,
+        threads=threads,
+        gpu_memory=gpu_memory,
+        compression=compression,
+        layout=layout,
+        overwrite=overwrite,
+        progress=progress,
+        **choices,
+    )
+
+
+def extract_many(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    *,
+    output: str | os.PathLike[str],
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: float | None = None,
+    compression: str = "gzip",
+    layout: str = "h5sc",
+    overwrite: bool = False,
+    progress: pipeline.Progress | None = None,
+    **choices: Any,
+) -> pipeline.Report:
+    """`extract` for several slides, into one file.
+
+    ``obs`` says of each cell its slide and the slide's labels; rows are slides in the order given, ascending ids
+    within a slide. ``slides`` and ``on_bad_slide`` are those of `plan_many`, all else is as for `extract`.
+    """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     path = Path(output)
+    inputs = [as_slide_input(given) for given in slides]
     check_layout(layout)
     check_output(path, compression, overwrite=overwrite)
-    _check_not_an_input(path, image, nucleus, cytosol)
-    planned = plan(image, nucleus=nucleus, cytosol=cytosol, statistics=backend.statistics, **choices)
-    contents = Contents(planned.cells, planned.slides, planned.program)
+    for given in inputs:
+        _check_not_an_input(path, given.image, given.nucleus, given.cytosol)
+    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
+    contents = Contents(planned.cells, planned.slides, planned.program, provenance)
     store = CellStore.create(path, contents, compression=compression, overwrite=overwrite)
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
 

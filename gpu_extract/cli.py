@@ -22,6 +22,7 @@ from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.planning import Plan
+from gpu_extract.slide_table import SlideInput, read_slide_table
 
 app = typer.Typer(
     name="gpu-extract",
@@ -48,7 +49,11 @@ Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later ver
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
-Slides = Annotated[Path | None, typer.Option(help="A table of slides; comes with a later version.")]
+Slides = Annotated[
+    Path | None,
+    typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
+]
+OnBadSlide = Annotated[str, typer.Option(help="stop or skip, where a slide of the table cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Comes with a later version.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -72,6 +77,7 @@ def run(
     n_cells: NCells = None,
     seed: Seed = 0,
     slides: Slides = None,
+    on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -80,10 +86,8 @@ def run(
     if resume:
         raise OutputError("--resume comes with a later version; --overwrite starts again")
     with _running(output, quiet=quiet) as progress:
-        done = api.extract(
-            _images(image, slides),
-            nucleus=nucleus,
-            cytosol=cytosol,
+        done = api.extract_many(
+            _slides(image, nucleus, cytosol, slides),
             output=output,
             device=device,
             threads=threads,
@@ -92,6 +96,7 @@ def run(
             layout=layout,
             overwrite=overwrite,
             progress=progress,
+            on_bad_slide=on_bad_slide,
             **_choices(recipe, size, border, ids, n_cells, seed),
         )
     _print_report(done)
@@ -115,6 +120,7 @@ def plan(
     n_cells: NCells = None,
     seed: Seed = 0,
     slides: Slides = None,
+    on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -129,10 +135,9 @@ def plan(
     if output is not None:
         check_output(output, compression, overwrite=overwrite)
     chosen = api.choose_backend(device, gpu_memory).device
-    planned = api.plan(
-        _images(image, slides),
-        nucleus=nucleus,
-        cytosol=cytosol,
+    planned = api.plan_many(
+        _slides(image, nucleus, cytosol, slides),
+        on_bad_slide=on_bad_slide,
         **_choices(recipe, size, border, ids, n_cells, seed),
     )
     _print_plan(planned, chosen)
@@ -251,12 +256,17 @@ def _fail(error: GpuExtractError, code: int) -> int:
     return code
 
 
-def _images(image: list[Path] | None, slides: Path | None) -> Path | list[Path]:
-    if slides is not None:
-        raise InputError("--slides comes with a later version; give the IMAGE files of one slide")
+def _slides(
+    image: list[Path] | None, nucleus: Path | None, cytosol: Path | None, table: Path | None
+) -> list[SlideInput]:
+    """The one slide of the arguments, or those of a table."""
+    if table is not None:
+        if image or nucleus or cytosol:
+            raise InputError("--slides and IMAGE, --nucleus or --cytosol were both given; the table names the files")
+        return read_slide_table(table)
     if not image:
-        raise typer.BadParameter("give at least one IMAGE")
-    return image[0] if len(image) == 1 else image
+        raise typer.BadParameter("give at least one IMAGE, or --slides")
+    return [SlideInput(image[0] if len(image) == 1 else image, nucleus, cytosol)]
 
 
 def _choices(
@@ -358,12 +368,15 @@ def _print_report(report: Report) -> None:
 def _print_plan(planned: Plan, device: str) -> None:
     cells, program = planned.cells, planned.program
     names = planned.slides[0].mask_names + planned.slides[0].channel_names
-    print(f"{len(cells):,} cells on device {device}")
+    where = f"{len(planned.slides):,} slides" if len(planned.slides) > 1 else "one slide"
+    print(f"{len(cells):,} cells of {where} on device {device}")
     _print_dropped(cells.dropped.counts())
     print(f"planes: {', '.join(names)}")
     print(f"tiles of {_square(program.recipe.tile_size)} pixels, {program.output_dtype}")
     print(f"{planned.nbytes / 1e6:,.1f} MB before compression")
     most, every = planned.fitting_tile_size(0.99), planned.fitting_tile_size(1.0)
+    for line in planned.notices:
+        print(f"warning: {line}", file=sys.stderr)
     print(f"{int(cells.truncated.sum()):,} cells do not fit: 99 % need {_square(most)}, all need {_square(every)}")
 
 

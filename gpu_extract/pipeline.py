@@ -37,6 +37,8 @@ Progress = Callable[[int, int], None]
 
 # Windows that are read ahead of the computation.
 WINDOWS_AHEAD = 2
+# Cells that a thread encodes at a time.
+ENCODE_CELLS = 128
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def run(
                     return encode(images, store.compression), images
 
             written = 0
-            computed = tiles(plan, backend, workers, threads, watch)
+            computed = pieces(tiles(plan, backend, workers, threads, watch))
             for chunks, images in in_order(workers, encoded, computed, ahead=threads + 1):
                 with watch.stage("write"):
                     store.append(chunks)
@@ -142,7 +144,7 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*_warnings(plan, flat.tolist()), *backend.notices),
+        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices),
     )
 
 
@@ -188,6 +190,14 @@ def tiles(
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
         windows = in_order(reader, read, batches(plan, backend.limits), ahead=WINDOWS_AHEAD)
         yield from in_order(workers, compute, windows, ahead=threads + 1)
+
+
+def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
+    """The batches cut up for encoding: those of a GPU are so large that most threads would wait for the last one."""
+    for cells in batches:
+        for start in range(0, len(cells), ENCODE_CELLS):
+            part = slice(start, start + ENCODE_CELLS)
+            yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.levels[part])
 
 
 def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:

@@ -18,7 +18,7 @@ from gpu_extract.labels import LabelStatistics, label_statistics
 from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["Plan", "Selection", "batches", "make_plan"]
+__all__ = ["Plan", "Selection", "Statistics", "batches", "make_plan", "slide_statistics"]
 
 Statistics = Callable[[Raster, str], LabelStatistics]
 
@@ -28,7 +28,7 @@ BAND_TILES = 2
 
 @dataclass(frozen=True)
 class Selection:
-    """Which cells are asked for: all, those of a list of ids, or ``n_cells`` at random.
+    """Which cells of all slides are asked for: all, those of a list of ids, or ``n_cells`` at random.
 
     Parameters
     ----------
@@ -58,11 +58,14 @@ class Plan:
     slides : tuple of Slide
     program : Program
     cells : CellTable
+    notices : tuple of str
+        What the user should know, one line each.
     """
 
     slides: tuple[Slide, ...]
     program: Program
     cells: CellTable
+    notices: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -103,52 +106,79 @@ def make_plan(
         If the recipe does not fit the slides.
     """
     slides = tuple(slides)
-    first = slides[0]
-    program = recipe.program(first.mask_names, first.image.shape[0], first.image.dtype)
-    parts = []
+    program = _program(slides, recipe)
+    tables, reasons = [], []
     for index, slide in enumerate(slides):
-        planes = [statistics(raster, f"{name} labels {raster.source}") for name, raster in slide.masks.items()]
-        parts.append(_slide_cells(slide, index, planes, recipe, selection or Selection()))
-    cells = _join(parts)
+        planes = slide_statistics(slide, statistics)
+        tables.append(_all_cells(planes, index, recipe.tile_size))
+        reasons.append(_reasons(slide, tables[-1], planes, recipe))
+    every, why = _join(tables), np.concatenate(reasons)
+    _mark(why, ~_selected(every.ids, why == "", selection or Selection()), "not selected")
+    cells = _split(every, why)
     if not len(cells):
-        why = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
-        raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({why})")
+        counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
+        raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
     return Plan(slides, program, cells)
 
 
-def _slide_cells(
-    slide: Slide, index: int, planes: list[LabelStatistics], recipe: Recipe, selection: Selection
-) -> CellTable:
-    """The cells of one slide, kept and dropped, from the statistics of its label planes."""
-    for plane, (name, raster) in zip(planes, slide.masks.items(), strict=True):
-        if not len(plane):
-            raise LabelError(
-                f"{name} labels {raster.source} are empty: every pixel is 0 (background); segment the image first"
-            )
-    every = _all_cells(planes, index, recipe.tile_size)
+def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
+    """The statistics of each label plane of a slide.
+
+    Raises
+    ------
+    LabelError
+        If a plane is empty or holds a negative id.
+    """
+    planes = []
+    for name, raster in slide.masks.items():
+        where = f"{name} labels {raster.source}"
+        planes.append(statistics(raster, where))
+        if not len(planes[-1]):
+            raise LabelError(f"{where} are empty: every pixel is 0 (background); segment the image first")
+    return planes
+
+
+def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
+    """The recipe's program for the slides, which must be alike in label planes, channels and pixel type."""
+    first = slides[0]
+    for slide in slides[1:]:
+        for what, of_slide, of_first in (
+            ("label planes", ", ".join(slide.mask_names), ", ".join(first.mask_names)),
+            ("channels", ", ".join(slide.channel_names), ", ".join(first.channel_names)),
+            ("pixels of type", slide.image.dtype.name, first.image.dtype.name),
+        ):
+            if of_slide != of_first:
+                raise InputError(
+                    f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
+                    "the slides of one file must be alike"
+                )
+    return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype)
+
+
+def _reasons(slide: Slide, every: CellTable, planes: list[LabelStatistics], recipe: Recipe) -> NDArray[np.object_]:
+    """For each cell of a slide why it is dropped, or ``""``."""
     reasons = np.full(len(every), "", object)
     for plane, name in zip(planes, slide.masks, strict=True):
         _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
-        if recipe.border == "mask":
-            touching = plane.ids[plane.touches]
-            _mark(reasons, np.isin(every.ids, touching), "mask touches the slide's border")
+    if recipe.border == "mask":
+        for plane in planes:
+            _mark(reasons, np.isin(every.ids, plane.ids[plane.touches]), "mask touches the slide's border")
     if recipe.border == "window":
         w, size = recipe.tile_size // 2, np.array(slide.size)
         inside = np.all((every.centers > w) & (every.centers < size - w), axis=1)
         _mark(reasons, ~inside, "window leaves the slide")
-    _mark(reasons, ~_selected(every.ids, reasons == "", selection), "not selected")
-    return _split(every, reasons)
+    return reasons
 
 
-def _all_cells(statistics: list[LabelStatistics], slide: int, tile_size: int) -> CellTable:
-    """Every id of any plane as a cell; the centre is that of the first plane that has the id."""
-    ids = np.unique(np.concatenate([plane.ids for plane in statistics]))
+def _all_cells(planes: list[LabelStatistics], slide: int, tile_size: int) -> CellTable:
+    """Every id of any label plane as a cell; the centre is that of the first plane that has the id."""
+    ids = np.unique(np.concatenate([plane.ids for plane in planes]))
     n = len(ids)
     centers = np.zeros((n, 2), np.int64)
     boxes = np.tile(np.array([np.iinfo(np.int64).max] * 2 + [-1] * 2), (n, 1))
-    areas = np.zeros((n, len(statistics)), np.int64)
-    for m in reversed(range(len(statistics))):
-        plane = statistics[m]
+    areas = np.zeros((n, len(planes)), np.int64)
+    for m in reversed(range(len(planes))):
+        plane = planes[m]
         at = np.searchsorted(ids, plane.ids)
         centers[at] = plane.centers()
         boxes[at, :2] = np.minimum(boxes[at, :2], plane.boxes[:, :2])
@@ -188,7 +218,7 @@ def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], selection: Selec
         return np.ones(len(ids), bool)
     candidates = np.flatnonzero(kept)
     if selection.n_cells > len(candidates):
-        raise InputError(f"{selection.n_cells} cells were asked for; the slide has {len(candidates)} to choose from")
+        raise InputError(f"{selection.n_cells} cells were asked for; there are {len(candidates)} to choose from")
     chosen = np.random.default_rng(selection.seed).choice(candidates, selection.n_cells, replace=False)
     return np.isin(np.arange(len(ids)), chosen)
 
@@ -207,14 +237,11 @@ def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
     )
 
 
-def _join(parts: list[CellTable]) -> CellTable:
-    """One table of all slides, in their order."""
+def _join(tables: list[CellTable]) -> CellTable:
+    """One table of all slides, in their order; nothing is dropped yet."""
 
     def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    def dropped(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part.dropped, name) for part in parts])
+        return np.concatenate([getattr(table, name) for table in tables])
 
     return CellTable(
         slide=joined("slide"),
@@ -223,7 +250,7 @@ def _join(parts: list[CellTable]) -> CellTable:
         boxes=joined("boxes"),
         areas=joined("areas"),
         truncated=joined("truncated"),
-        dropped=DroppedCells(slide=dropped("slide"), ids=dropped("ids"), reason=dropped("reason")),
+        dropped=tables[0].dropped,
     )
 
 

@@ -124,13 +124,13 @@ __device__ Quantiles own_levels(const Tile<Pixel> &tile, const Cut &cut, int S, 
     }, shared.computed);
 }
 
-// Minimum and maximum over the tile of what `value(y, x)` is within `box`, and 0 outside.
-template <typename Value>
-__device__ Quantiles extremes(const Box &box, int S, const Value &value) {
+// Minimum and maximum over the tile of what is `value(y, x)` within `box`, and `outside` elsewhere.
+template <typename Work, typename Value>
+__device__ Quantiles extremes(const Box &box, int S, Work outside, const Value &value) {
     __shared__ u64 shared[2];
     if (threadIdx.x == 0) {
-        shared[0] = is_whole(box, S) ? ~0ull : DoubleOrder::key(0.0);
-        shared[1] = is_whole(box, S) ? 0ull : DoubleOrder::key(0.0);
+        shared[0] = is_whole(box, S) ? ~0ull : DoubleOrder::key((double)outside);
+        shared[1] = is_whole(box, S) ? 0ull : DoubleOrder::key((double)outside);
     }
     __syncthreads();
     u64 low = ~0ull, high = 0ull;
@@ -147,13 +147,10 @@ __device__ Quantiles extremes(const Box &box, int S, const Value &value) {
     return found;
 }
 
-// Write a plane of the tile: `value(y, x)` within `box`, 0 elsewhere.
-template <typename Out, typename Value>
-__device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, const Value &value) {
-    for_box({0, 0, S, S}, [&](int y, int x) {
-        if (holds(box, y, x)) store(plane + y * S + x, value(y, x));
-        else store(plane + y * S + x, (decltype(value(y, x)))0);
-    });
+// Write a plane of the tile: `value(y, x)` within `box`, `outside` elsewhere.
+template <typename Out, typename Work, typename Value>
+__device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, Work outside, const Value &value) {
+    for_box({0, 0, S, S}, [&](int y, int x) { store(plane + y * S + x, holds(box, y, x) ? value(y, x) : outside); });
 }
 
 // One channel: levels, scaling, cut, stretch, output. Every thread of the block takes part.
@@ -178,16 +175,17 @@ __device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, co
         const Work factor = (Work)cut.at(y, x, S, W);
         return before ? scale(pixel * factor) : scale(pixel) * factor;
     };
+    // Where nothing is left of the mask: 0, unless a channel that was cut first is scaled from below 0.
+    const Work outside = apply && before ? scale((Work)0) : (Work)0;
     const Work unit = (Work)numbers[0];
     if (!stretched) {
-        write_plane(plane, box, S, [&](int y, int x) { return value(y, x) * unit; });
+        write_plane(plane, box, S, outside * unit, [&](int y, int x) { return value(y, x) * unit; });
         return;
     }
-    const Quantiles range = extremes(box, S, value);
+    const Quantiles range = extremes(box, S, outside, value);
     const Work low = (Work)range.lower, span = (Work)(range.upper - range.lower);
-    write_plane(plane, box, S, [&](int y, int x) {
-        return (span > (Work)0 ? (value(y, x) - low) / span : value(y, x)) * unit;
-    });
+    const auto stretch = [&](Work x) { return (span > (Work)0 ? (x - low) / span : x) * unit; };
+    write_plane(plane, box, S, stretch(outside), [&](int y, int x) { return stretch(value(y, x)); });
 }
 
 // image (C, height, width); labels (M, height, width), unsigned, of `label_nbytes` each; ids (n,); corners (n, 2): (y, x)
@@ -232,7 +230,7 @@ extract(const Pixel *__restrict__ image, int channels, int height, int width, co
             for (int k = 0; k < n_stored; ++k)
                 if (stored[k] == m) {
                     const Work unit = (Work)numbers[0];
-                    write_plane(tile_out + k * plane_size, box, S,
+                    write_plane(tile_out + k * plane_size, box, S, (Work)0,
                                 [&](int y, int x) { return (Work)work.soft[y * S + x] * unit; });
                 }
             if (exclude) {

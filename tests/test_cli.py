@@ -64,7 +64,7 @@ def test_quiet_is_quiet(files, call):
 def test_plan_writes_nothing(files, call):
     code, out, _ = call("plan", *SLIDE, "-o", "cells.h5sc", "--size", "24")
     assert code == 0
-    assert re.search(r"^\d+ cells on device cpu", out, re.MULTILINE)
+    assert re.search(r"^\d+ cells of one slide on device", out, re.MULTILINE)
     assert "mask touches the slide's border" in out
     assert "99 % need" in out
     assert sorted(os.listdir()) == ["cytosol.tif", "image.tif", "nucleus.tif"]
@@ -142,7 +142,6 @@ def test_doctor_tells_what_works(call):
     "arguments",
     [
         ["report", "cells.h5sc", "-o", "report.html"],
-        ["run", "--slides", "table.csv", "-o", "cells.h5sc"],
         [*RUN, "--resume"],
         [*RUN, "--layout", "sparcspy"],
     ],

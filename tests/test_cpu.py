@@ -62,6 +62,15 @@ def test_normalisations_and_output_types(output, changes):
     assert_equals_reference(*one_batch(slide, Recipe(tile_size=40, output_dtype=output).replace(**changes)))
 
 
+@pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
+def test_negative_pixels(preset):
+    """Cut before it is scaled, a channel is not 0 around the cell where its lower level is negative."""
+    slide = as_slide(*small_slide(5, dtype=np.int16))
+    assert_equals_reference(*one_batch(slide, Recipe.preset(preset).replace(tile_size=32, border="keep")))
+    shifted = Recipe.preset(preset).replace(tile_size=32, border="keep", normalization="range", value_range=(-100, 900))
+    assert_equals_reference(*one_batch(slide, shifted.replace(minmax=True)))
+
+
 def test_given_levels():
     slide = as_slide(*small_slide(5))
     recipe = Recipe(tile_size=31, quantile_scope="slide")
@@ -133,8 +142,9 @@ def blobs(draw):
             h, w = draw(st.integers(1, 25)), draw(st.integers(1, 25))
             plane[y : y + h, x : x + w] = draw(st.sampled_from([0, *ids]))
         planes.append(plane)
-    image = np.random.default_rng(draw(st.integers(0, 99))).integers(0, draw(st.sampled_from([2, 3000])), (2, H, W))
-    return image.astype(np.uint16), planes
+    dtype, low, high = draw(st.sampled_from([("uint16", 0, 2), ("uint16", 0, 3000), ("int16", -1500, 1500)]))
+    image = np.random.default_rng(draw(st.integers(0, 99))).integers(low, high, (2, H, W))
+    return image.astype(dtype), planes
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -158,7 +168,7 @@ def test_half_bits_is_numpys_float16():
     values = np.concatenate([every, ties, near, -near, rng.random(1 << 16), [65519.9, 65520.0, 1e300]])
     out = np.empty((1, len(values)), np.uint16)
     box = np.array([0, 0, 1, len(values)])
-    cpu_kernels.store_plane(values[None], box, 1.0, cpu_kernels.OUTPUT_HALF, out)
+    cpu_kernels.store_plane(values[None], box, 0.0, 1.0, cpu_kernels.OUTPUT_HALF, out)
     with np.errstate(over="ignore"):
         expected = values.astype(np.float16)
     assert (out[0].view(np.float16) == expected).all()

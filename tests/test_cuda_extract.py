@@ -104,6 +104,14 @@ def test_normalisations_and_output_types(output, changes):
     assert_equals_reference(*one_batch(slide, Recipe(tile_size=40, output_dtype=output).replace(**changes)))
 
 
+@pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
+def test_negative_pixels(preset):
+    slide = as_slide(*small_slide(5, dtype=np.int16))
+    assert_equals_reference(*one_batch(slide, Recipe.preset(preset).replace(tile_size=32, border="keep")))
+    shifted = Recipe.preset(preset).replace(tile_size=32, border="keep", normalization="range", value_range=(-100, 900))
+    assert_equals_reference(*one_batch(slide, shifted.replace(minmax=True)))
+
+
 def test_given_levels():
     slide = as_slide(*small_slide(5))
     recipe = Recipe(tile_size=31, quantile_scope="slide")

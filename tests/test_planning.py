@@ -149,7 +149,7 @@ def test_a_list_of_ids_and_a_random_draw():
     assert len(draws[0]) == 5
     with pytest.raises(InputError, match=r"2 of 3 ids asked for are not in the labels: 77, 99"):
         plan_of(labels, selection=Selection(ids=np.array([3, 77, 99], np.uint64)))
-    with pytest.raises(InputError, match="50 cells were asked for; the slide has 18 to choose from"):
+    with pytest.raises(InputError, match="50 cells were asked for; there are 18 to choose from"):
         plan_of(labels, selection=Selection(n_cells=50))
 
 

@@ -2,8 +2,8 @@
 
 `extract_cells` makes a cell's masks, cuts and normalises its channels and writes the finished tile, in scratch
 memory that stays in the core's cache. It is `reference.extract_tile` with known results skipped: beyond the box
-that a mask can reach it is 0, and nothing is computed there. Sums run in SciPy's order, so that the numbers are
-the reference's own.
+that a mask can reach all pixels have one value, ``outside``, nearly always 0, and nothing is computed there. Sums
+run in SciPy's order, so that the numbers are the reference's own.
 
 Only `cut_codes`, `load_channel` and `store_plane` see the types of labels, pixels and output; the rest works on
 uint8 masks and float64 values and is compiled once.
@@ -80,7 +80,7 @@ def extract_cells(image, label_planes, ids, corners, masks, weights, stored, cut
             blur(region[m], region_boxes[m], weights[m], masks[m, 3], columns, padded, soft[m], soft_boxes[m])
             for k in range(n_masks):
                 if stored[k] == m:
-                    store_plane(soft[m], soft_boxes[m], numbers.unit, options.output, out[n, k])
+                    store_plane(soft[m], soft_boxes[m], 0.0, numbers.unit, options.output, out[n, k])
             if options.exclude:
                 cut_neighbours(plane, filled, box, region_boxes[m], region[m], soft_boxes[m], soft[m])
         for c in range(cut.shape[0]):
@@ -102,13 +102,16 @@ def extract_cells(image, label_planes, ids, corners, masks, weights, stored, cut
                     zeros = S * S - size
                 lo, hi = quantile_pair(pool, size, zeros, numbers.lower, numbers.upper)
             used[n, c, 0], used[n, c, 1] = lo, hi
+            outside = 0.0
             if options.scale:
                 scale(values, box, lo, hi, options.flat_zero)
+                if options.cut_before:
+                    outside = scaled(0.0, lo, hi, options.flat_zero)
             if not options.cut_before and options.apply_masks:
                 multiply(values, soft[m], box)
             if options.stretch[c]:
-                stretch(values, box)
-            store_plane(values, box, numbers.unit, options.output, out[n, n_masks + c])
+                outside = stretch(values, box, outside)
+            store_plane(values, box, outside, numbers.unit, options.output, out[n, n_masks + c])
 
 
 @njit(nogil=True, cache=True)
@@ -423,47 +426,56 @@ def insert(ordered, value):
 
 
 @njit(nogil=True, cache=True)
-def scale(values, box, lo, hi, flat_zero):
-    """``clip((values - lo) / (hi - lo), 0, 1)`` within ``box``; where ``hi == lo`` 0, or clip(values - lo, 0, 1)."""
+def scaled(value, lo, hi, flat_zero):
+    """``clip((value - lo) / (hi - lo), 0, 1)``; where ``hi == lo`` 0, or clip(value - lo, 0, 1)."""
     if hi == lo and flat_zero:
-        for y in range(box[0], box[2]):
-            values[y, box[1] : box[3]] = 0.0
-        return
+        return 0.0
     span = hi - lo if hi != lo else 1.0
-    for y in range(box[0], box[2]):
-        for x in range(box[1], box[3]):
-            values[y, x] = min(max((values[y, x] - lo) / span, 0.0), 1.0)
+    return min(max((value - lo) / span, 0.0), 1.0)
 
 
 @njit(nogil=True, cache=True)
-def stretch(values, box):
-    """``(y - min) / (max - min)`` within ``box``, min and max over the whole tile, which is 0 outside of it."""
+def scale(values, box, lo, hi, flat_zero):
+    """Make each of ``values`` within ``box`` what `scaled` makes of it."""
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            values[y, x] = scaled(values[y, x], lo, hi, flat_zero)
+
+
+@njit(nogil=True, cache=True)
+def stretch(values, box, outside):
+    """``(y - min) / (max - min)`` within ``box``, min and max over the whole tile; gives the new ``outside``."""
     S = values.shape[0]
     everywhere = (box[2] - box[0]) * (box[3] - box[1]) == S * S
-    low, high = (np.inf, -np.inf) if everywhere else (0.0, 0.0)
+    low, high = (np.inf, -np.inf) if everywhere else (outside, outside)
     for y in range(box[0], box[2]):
         for x in range(box[1], box[3]):
             low, high = min(low, values[y, x]), max(high, values[y, x])
-    if high > low:
-        for y in range(box[0], box[2]):
-            for x in range(box[1], box[3]):
-                values[y, x] = (values[y, x] - low) / (high - low)
+    if not high > low:
+        return outside
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            values[y, x] = (values[y, x] - low) / (high - low)
+    return (outside - low) / (high - low)
 
 
 @njit(nogil=True, cache=True)
-def store_plane(values, box, unit, output, plane):
-    """Write ``values`` within ``box`` and 0 elsewhere into ``plane``, in its own type, rounded half to even."""
-    plane[:] = 0
+def store_plane(values, box, outside, unit, output, plane):
+    """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even."""
+    filling = np.full(1, outside)
     if output == OUTPUT_HALF:
         bits = values.view(np.uint64)
+        plane[:] = half_bits(outside, filling.view(np.uint64)[0])
         for y in range(box[0], box[2]):
             for x in range(box[1], box[3]):
                 plane[y, x] = half_bits(values[y, x], bits[y, x])
     elif output == OUTPUT_INTEGER:
+        plane[:] = np.rint(outside * unit)
         for y in range(box[0], box[2]):
             for x in range(box[1], box[3]):
                 plane[y, x] = np.rint(values[y, x] * unit)
     else:
+        plane[:] = outside
         for y in range(box[0], box[2]):
             for x in range(box[1], box[3]):
                 plane[y, x] = values[y, x]

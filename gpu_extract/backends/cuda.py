@@ -6,6 +6,7 @@ The only module that imports CuPy. `problem` may be asked without it; everything
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,16 @@ from gpu_extract.backends.cuda_source import kernel_source
 from gpu_extract.backends.device import Array, OutOfDeviceMemoryError
 from gpu_extract.errors import DeviceError
 
-__all__ = ["CudaDevice", "count", "device_of", "memory_budget", "open_device", "problem", "reference_libraries"]
+__all__ = [
+    "CudaDevice",
+    "compiled",
+    "count",
+    "device_of",
+    "memory_budget",
+    "open_device",
+    "problem",
+    "reference_libraries",
+]
 
 # Batches that are worked on at a time: one is uploaded, one computed, one downloaded.
 STREAMS = 3
@@ -33,7 +43,7 @@ def problem() -> str | None:
     """Why no CUDA device can be used here and what to do, in one line; None if one can."""
     try:
         import cupy as cp
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: it makes its cache folder, which a home may refuse
         return f"CuPy cannot be imported ({error}); pip install 'gpu-extract[cuda13]', or [cuda12] for older drivers"
     try:
         if cp.cuda.runtime.getDeviceCount() == 0:
@@ -80,7 +90,8 @@ def device_of(array: Array) -> CudaDevice:
     """The device that a CuPy array is on; its work goes to the caller's current stream."""
     import cupy as cp
 
-    return CudaDevice(array.device.id, cp.get_default_memory_pool(), cp.cuda.get_current_stream())
+    with cp.cuda.Device(array.device.id):
+        return CudaDevice(array.device.id, cp.get_default_memory_pool(), cp.cuda.get_current_stream())
 
 
 def reference_libraries() -> Any:
@@ -122,9 +133,8 @@ class CudaDevice:
         self._device, self._pool = cp.cuda.Device(index), pool
         with self._device:
             self._stream = cp.cuda.Stream() if stream is None else stream
-        attributes = self._device.attributes
-        self.multiprocessors = int(attributes["MultiProcessorCount"])
-        self.shared_nbytes_limit = int(attributes["MaxSharedMemoryPerBlockOptin"]) - STATIC_SHARED_NBYTES
+        self.multiprocessors, shared_nbytes = _attributes(index)
+        self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
         self._held: list[NDArray[Any]] = []
         self._last = "a copy"
 
@@ -132,17 +142,23 @@ class CudaDevice:
         """See `Device.empty`."""
         import cupy as cp
 
-        try:
-            with self._device, self._stream, cp.cuda.using_allocator(self._pool.malloc):
+        with self._device, self._stream, cp.cuda.using_allocator(self._pool.malloc):
+            try:
                 return cp.empty(shape, dtype)
-        except cp.cuda.memory.OutOfMemoryError as error:
-            raise OutOfDeviceMemoryError(str(error)) from error
+            except cp.cuda.memory.OutOfMemoryError:
+                # Blocks of other sizes, kept for later, count against the pool's limit.
+                self._pool.free_all_blocks()
+            try:
+                return cp.empty(shape, dtype)
+            except cp.cuda.memory.OutOfMemoryError as error:
+                raise OutOfDeviceMemoryError(str(error)) from error
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is let go."""
         import cupyx
 
-        array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
+        with _named("pinned memory"):
+            array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
         return array
 
     def to_device(self, array: NDArray[Any]) -> Array:
@@ -150,22 +166,20 @@ class CudaDevice:
         copy = self.empty(array.shape, array.dtype)
         host = np.ascontiguousarray(array)
         self._held.append(host)  # its memory may not be used again before the copy has happened
-        with self._device:
+        with self._device, _named(self._last):
             copy.set(host, stream=self._stream)
         return copy
 
     def to_host(self, array: Array, out: NDArray[Any]) -> None:
         """See `Device.to_host`."""
-        with self._device:
+        with self._device, _named(self._last):
             array.get(stream=self._stream, out=out, blocking=False)
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""
         self._last = f"{kernel.expression}, {n_blocks} blocks of {kernel.threads} threads, {shared_nbytes} bytes shared"
         with self._device, self._stream, _named(self._last):
-            function = _function(self._device.id, kernel)
-            if shared_nbytes > function.max_dynamic_shared_size_bytes:
-                function.max_dynamic_shared_size_bytes = self.shared_nbytes_limit
+            function = compiled(self._device.id, kernel, self.shared_nbytes_limit)
             function((n_blocks,), (kernel.threads,), arguments, shared_mem=shared_nbytes)
 
     def synchronize(self) -> None:
@@ -180,22 +194,53 @@ class CudaDevice:
 @contextmanager
 def _named(what: str) -> Iterator[None]:
     """Turn CUDA's errors into a DeviceError that says at what."""
-    from cupy.cuda.compiler import CompileException
-    from cupy_backends.cuda.api.driver import CUDADriverError
-    from cupy_backends.cuda.api.runtime import CUDARuntimeError
-
     try:
         yield
-    except (CompileException, CUDADriverError, CUDARuntimeError) as error:
-        raise DeviceError(f"CUDA failed at {what}: {str(error).splitlines()[0]}") from error
+    except DeviceError:
+        raise
+    # CuPy's own are RuntimeErrors, but for the compiler's; a missing header or library may be any of these.
+    except (RuntimeError, OSError, _compile_error()) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        told = next((line for line in lines if "error" in line.lower()), lines[0])
+        raise DeviceError(
+            f"CUDA failed at {what}: {told.strip()}; 'gpu-extract doctor' tells what is missing"
+        ) from error
+
+
+def _compile_error() -> type[Exception]:
+    from cupy.cuda.compiler import CompileException
+
+    kind: type[Exception] = CompileException
+    return kind
 
 
 @functools.cache
-def _function(device: int, kernel: Kernel) -> Any:
-    """The compiled kernel on a device; compiled by NVRTC once, and kept on disk by CuPy."""
+def _attributes(index: int) -> tuple[int, int]:
+    """A GPU's multiprocessors, and the bytes of shared memory that a block may ask for."""
+    from cupy.cuda import runtime
+
+    numbers = (runtime.cudaDevAttrMultiProcessorCount, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    multiprocessors, shared_nbytes = (int(runtime.deviceGetAttribute(number, index)) for number in numbers)
+    return multiprocessors, shared_nbytes
+
+
+_compiling = threading.Lock()
+_functions: dict[tuple[int, Kernel], Any] = {}
+
+
+def compiled(device: int, kernel: Kernel, shared_nbytes: int) -> Any:
+    """The compiled kernel on a device, allowed that much shared memory.
+
+    Compiled by NVRTC once, whichever stream needs it first, and kept on disk by CuPy.
+    """
     import cupy as cp
 
-    module = cp.RawModule(
-        code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
-    )
-    return module.get_function(kernel.expression)
+    with _compiling:
+        if (device, kernel) not in _functions:
+            module = cp.RawModule(
+                code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
+            )
+            function = module.get_function(kernel.expression)
+            function.max_dynamic_shared_size_bytes = shared_nbytes
+            _functions[device, kernel] = function
+        return _functions[device, kernel]

@@ -1,0 +1,407 @@
+"""What `gpu_evidence.py` checks: everything that runs on a device, against the same on the CPU.
+
+A check is a name and a function that takes a `gpu` (see `gpu_evidence.Gpu`), gives figures, and raises `CheckError`
+where something is wrong. To add one, add it to `checks`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import synthetic
+from agreement import GPU_RTOL, LEAST_EQUAL
+from numpy.typing import NDArray
+from slides import MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, small_slide
+
+from gpu_extract import Recipe, demo_data, labels, ops
+from gpu_extract.backends import cuda_labels, reference
+from gpu_extract.backends.cuda_extract import DeviceExtraction, workspace_nbytes
+from gpu_extract.backends.cuda_registry import C_TYPES, all_kernels, extract_kernel
+from gpu_extract.backends.device import Array, Device
+from gpu_extract.model import Batch, CellImages, Slide, Window
+from gpu_extract.recipe import Program
+
+Figures = dict[str, Any]
+Task = tuple[Window, Batch, Program]
+
+PRESETS = ("standard", "sparcspy", "scportrait")
+# Odd and even; 98 and 99 need just less than the 48 KiB that a kernel has unasked, its own variables not counted;
+# 257 and 512 work in global memory on every device.
+SIZES = (16, 31, 64, 65, 98, 99, 128, 257, 512)
+# What memory is filled with before a run: twice, with bytes that no value has in common. 0xff is NaN as a float.
+POISONS = (0xCD, 0xFF)
+# The same text on two libraries: float64, but sums in another order.
+LIBRARIES_RTOL = 1e-12
+# Softened masks of `ops`, float32; the bound of tests/test_cuda_ops.py.
+BLUR_ATOL = 1e-6
+
+
+class CheckError(Exception):
+    """A result is wrong; the message says how."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is checked, and how; ``run`` takes a `gpu`."""
+
+    name: str
+    run: Callable[[Any], Figures]
+
+
+def run_checks(gpu: Any, wanted: list[Check], deadline: float) -> list[Figures]:
+    """The result of each check, in order; what has not begun at ``deadline`` (of `time.monotonic`) is skipped.
+
+    Several at a time: the references take one core each, and streams that get in each other's way are to be found.
+    """
+
+    def result(check: Check) -> Figures:
+        if time.monotonic() > deadline:
+            return {"name": check.name, "skipped": "no time left"}
+        start = time.perf_counter()
+        try:
+            found = {"name": check.name, "ok": True, **check.run(gpu)}
+        except ModuleNotFoundError as error:
+            return {"name": check.name, "skipped": str(error)}
+        except Exception as error:  # a check that breaks off is a check that fails, and the others go on
+            found = {"name": check.name, "ok": False, "error": f"{type(error).__name__}: {error}"}
+        return {**found, "seconds": round(time.perf_counter() - start, 3)}
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        return list(workers.map(result, wanted))
+
+
+def checks(*, quick: bool = False) -> list[Check]:
+    """All checks, the most telling first. ``quick`` leaves out tiles that are slow on the CPU and rare instances."""
+    sizes = [size for size in SIZES if size <= 128 or not quick]
+    return [
+        *(extraction(f"synthetic, random cells, {name}", partial(random_cells, name)) for name in PRESETS),
+        *(extraction(f"HT29, {name}, tile {S}", partial(ht29, name, S)) for S in sizes for name in PRESETS),
+        *(
+            extraction(f"HT29, {name}, tile {S}, in global memory", partial(ht29, name, S), shared_nbytes=0)
+            for S in (31, 128)
+            for name in PRESETS
+        ),
+        Check("HT29, the largest tile in shared memory", check_largest_tile),
+        *awkward_extractions(),
+        *(Check(f"label statistics, {kind}", partial(check_labels, plane)) for kind, plane in label_planes().items()),
+        *(Check(f"ops, tile {S}", partial(check_ops, S)) for S in (31, 65, 128)),
+        *(Check(f"pipeline, every cell, {name}", partial(check_pipeline, name)) for name in PRESETS),
+        *(Check(f"reference on CuPy, {name}", partial(check_libraries, name)) for name in PRESETS),
+        *(() if quick else every_instance()),
+    ]
+
+
+def sanitizer_checks() -> list[Check]:
+    """A few cells through every kind of kernel, for a tool that makes each memory access slow."""
+    return [
+        *(
+            extraction(f"{name}, tile {S}{where}", partial(small, 3, tile_size=S, preset=name), shared_nbytes=nbytes)
+            for name in PRESETS
+            for S in (32, 48)
+            for where, nbytes in (("", None), (", in global memory", 0))
+        ),
+        extraction("float64", partial(small, 3, dtype="float64", tile_size=32)),
+        Check("label statistics", partial(check_labels, lambda: small_slide(3)[2])),
+        Check("ops", partial(check_ops, 33)),
+    ]
+
+
+# Extractions
+
+
+def extraction(name: str, task: Callable[[], Task], **options: Any) -> Check:
+    """The check of the fused kernel on a task; ``options`` as for `check_extraction`."""
+    return Check(name, lambda gpu: check_extraction(gpu.open_stream, *task(), **options))
+
+
+def check_extraction(
+    open_stream: Callable[[], Device],
+    window: Window,
+    batch: Batch,
+    program: Program,
+    levels: NDArray[np.float64] | None = None,
+    *,
+    shared_nbytes: int | None = None,
+) -> Figures:
+    """A batch against the reference, from poisoned memory; ``shared_nbytes`` instead of the device's own limit."""
+    runs = []
+    for poison in POISONS:
+        stream = PoisonedDevice(open_stream(), poison, shared_nbytes)
+        runs.append(DeviceExtraction([stream], print).extract(window, batch, program, levels))
+    for name in ("images", "levels"):
+        if getattr(runs[0], name).tobytes() != getattr(runs[1], name).tobytes():
+            raise CheckError(f"{name} depend on what was in memory before: not every element is written")
+    return agreement(runs[0], reference.extract(window, batch, program, levels), program)
+
+
+def check_largest_tile(gpu: Any) -> Figures:
+    """A tile for which all of a block's shared memory is taken."""
+    limit = gpu.open_stream().shared_nbytes_limit
+    tile_size = max(size for size in range(1, 300) if workspace_nbytes(size) <= limit)
+    return {"tile_size": tile_size, **check_extraction(gpu.open_stream, *ht29("standard", tile_size))}
+
+
+class PoisonedDevice:
+    """A `Device` whose memory, on both sides, is full of one byte when it is handed out."""
+
+    def __init__(self, device: Device, poison: int, shared_nbytes_limit: int | None = None) -> None:
+        self._device, self._poison = device, poison
+        self.multiprocessors = device.multiprocessors
+        self.shared_nbytes_limit = device.shared_nbytes_limit if shared_nbytes_limit is None else shared_nbytes_limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """See `Device.empty`."""
+        return self._device.to_device(self.empty_host(shape, dtype))
+
+    def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """See `Device.empty_host`."""
+        array = self._device.empty_host(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = self._poison
+        return array
+
+
+def agreement(found: CellImages, expected: CellImages, program: Program) -> Figures:
+    """How far cells are from the reference, as tests/agreement.py has it.
+
+    Raises
+    ------
+    CheckError
+        If that is too far.
+    """
+    M, dtype = len(program.stored), program.output_dtype
+    if found.images.dtype != expected.images.dtype or found.images.shape != expected.images.shape:
+        raise CheckError(f"tiles are {found.images.shape} {found.images.dtype}, not {expected.images.shape} {dtype}")
+    if not (np.array_equal(found.rows, expected.rows) and np.array_equal(found.ids, expected.ids)):
+        raise CheckError("rows or ids differ")
+    if dtype.kind == "f" and not np.isfinite(found.images).all():
+        raise CheckError(f"{np.count_nonzero(~np.isfinite(found.images))} values are not finite")
+    if program.recipe.stored_sigma == 0 and not np.array_equal(found.images[:, :M], expected.images[:, :M]):
+        raise CheckError("binary masks differ")
+    one, other = found.images.astype(np.float64), expected.images.astype(np.float64)
+    difference = np.abs(one - other)
+    largest = np.abs(expected.levels).max(initial=0.0)
+    figures = {
+        "cells": len(found),
+        "equal": float(1.0 - np.count_nonzero(difference) / max(difference.size, 1)),
+        "level_error": float(np.abs(found.levels - expected.levels).max(initial=0.0) / (largest or 1.0)),
+    }
+    if dtype.kind == "f" and dtype.itemsize > 2:
+        figures["max_error"] = float((difference / np.maximum(1.0, np.abs(other))).max(initial=0.0))
+        good = figures["max_error"] <= max(GPU_RTOL, float(np.finfo(dtype).eps))
+    else:
+        step: Any = 1.0
+        if dtype.kind == "f":
+            step = np.spacing(np.maximum(np.abs(found.images), np.abs(expected.images))).astype(np.float64)
+        figures["max_ulp"] = float((difference / step).max(initial=0.0))
+        few = np.count_nonzero(difference) <= max((1 - LEAST_EQUAL) * difference.size, 2)
+        good = figures["max_ulp"] <= 1 and bool(few)
+    if not good or not figures["level_error"] <= 2 * GPU_RTOL:
+        raise CheckError(f"too far from the reference: {figures}")
+    return figures
+
+
+def first_cells(task: Task, n: int) -> Task:
+    """A task with its first n cells only."""
+    window, batch, program = task
+    return window, pick(batch, slice(n)), program
+
+
+def pick(batch: Batch, rows: Any) -> Batch:
+    """Some cells of a batch."""
+    return replace(batch, rows=batch.rows[rows], ids=batch.ids[rows], corners=batch.corners[rows])
+
+
+@cache
+def demo_slide() -> Slide:
+    """The shipped HT29 sample."""
+    sample = demo_data.paths()
+    return as_slide(sample.image, sample.nucleus, sample.cytosol)
+
+
+@cache
+def synthetic_slide() -> Slide:
+    """2048 x 2048 pixels of bench/synthetic.py: 1,700 cells."""
+    return as_slide(*synthetic.make_slide(2048))
+
+
+def ht29(preset: str, tile_size: int) -> Task:
+    """Cells of the demo data; fewer where tiles are large, for the reference's sake."""
+    recipe = Recipe.preset(preset).replace(tile_size=tile_size, border="keep")
+    return first_cells(one_batch(demo_slide(), recipe), max(2, 24 * 64**2 // max(tile_size, 64) ** 2))
+
+
+def random_cells(preset: str, n: int = 48) -> Task:
+    """Cells of the synthetic slide, other ones each time."""
+    window, batch, program = one_batch(synthetic_slide(), Recipe.preset(preset))
+    return window, pick(batch, np.sort(np.random.default_rng().choice(len(batch), n, replace=False))), program
+
+
+def small(
+    seed: int,
+    *,
+    preset: str = "standard",
+    dtype: str = "uint16",
+    labels: str = "uint32",
+    ids: list[int] | None = None,
+    ground: float | None = None,
+    **changes: Any,
+) -> Task:
+    """A small slide of awkward cells; with ``ground``, of small contrasts on that much light."""
+    image, *planes = small_slide(seed, dtype=dtype if ground is None else "float32", label_dtype=labels, ids=ids)
+    if ground is not None:
+        image = (image / 40 + ground).astype(dtype)
+    return one_batch(as_slide(image, *planes), Recipe.preset(preset).replace(**{"tile_size": 31, **changes}))
+
+
+def large_mask(preset: str, tile_size: int) -> Task:
+    """A mask larger than its tile, or a tile larger than the slide."""
+    plane = np.ones((20, 24), np.uint32)
+    plane[8:12, 8:12] = 0
+    image = np.random.default_rng(6).integers(0, 999, (2, 20, 24)).astype(np.uint16)
+    program = Recipe.preset(preset).replace(tile_size=tile_size).program(MASK_NAMES, 2, image.dtype)
+    corners = [(10 - tile_size // 2, 12 - tile_size // 2), (-tile_size // 2, -tile_size // 2)]
+    return bare_window(image, plane, plane), bare_batch([1, 1], corners, (20, 24)), program
+
+
+NORMALISATIONS: dict[str, dict[str, Any]] = {
+    "range": {"normalization": "range", "value_range": (1000, 30000)},
+    "dtype": {"normalization": "dtype"},
+    "not cut": {"apply_masks": False, "quantile_pixels": "tile"},
+    "cut before": {"cut": "before", "neighbours": "exclude"},
+    "soft masks": {"stored_sigma": 1.5, "quantiles": (0.0, 1.0)},
+    "middle quantiles": {"quantiles": (0.3, 0.6), "quantile_pixels": "tile", "minmax": True},
+}
+
+
+def awkward_extractions() -> Iterator[Check]:
+    """Pixel types, label types, normalisations, outputs, large ids, high grounds, large masks, given levels."""
+    for dtype in C_TYPES:
+        for preset in PRESETS:
+            yield extraction(f"{dtype} pixels, {preset}", partial(small, 1, dtype=dtype, preset=preset))
+        yield extraction(f"{dtype} pixels, raw", partial(small, 1, dtype=dtype, normalization="none"))
+    for dtype in ("uint8", "int16", "uint32", "int64", "uint64"):
+        yield extraction(f"{dtype} labels", partial(small, 2, labels=dtype))
+    ids = [5, 2**32 + 5, 2**33 + 5, 2**63 + 5, 2**64 - 1]
+    yield extraction("ids above 2^32", partial(small, 3, labels="uint64", ids=ids, border="keep"))
+    for name, changes in NORMALISATIONS.items():
+        for output in ("float16", "float32", "uint8", "uint16"):
+            task = partial(small, 4, tile_size=40, output_dtype=output, **changes)
+            yield extraction(f"{name} to {output}", task)
+    for dtype, ground in (("uint16", 60000), ("float32", 1e6), ("uint32", 4e9), ("float64", 1e12)):
+        yield extraction(f"small contrasts, {dtype}", partial(small, 2, dtype=dtype, ground=ground))
+    for preset in PRESETS:
+        for S in (1, 2, 9, 64):
+            yield extraction(f"mask larger than the tile, {preset}, tile {S}", partial(large_mask, preset, S))
+    given = np.array([[100.0, 5e4], [7, 7], [0, 1]])
+    yield extraction("given levels", partial(small, 5, quantile_scope="slide"), levels=given)
+
+
+def every_instance() -> Iterator[Check]:
+    """Each instance of the fused kernel that no other check has; they take long to compile."""
+    for image in C_TYPES:
+        for output in ("float16", "float32", "uint8", "uint16"):
+            if extract_kernel(np.dtype(image), np.dtype(output)) in all_kernels():
+                task = partial(small, 1, dtype=image, output_dtype=output)
+                yield extraction(f"{image} pixels to {output}", task)
+    task = partial(small, 1, dtype="uint8", normalization="none", output_dtype="uint16")
+    yield extraction("uint8 pixels, raw, to uint16", task)
+
+
+# Other parts
+
+
+def check_pipeline(preset: str, gpu: Any) -> Figures:
+    """Every cell of the synthetic slide through the real pipeline, against the cpu backend."""
+    from gpu_extract import backends, planning
+
+    plan = planning.make_plan([synthetic_slide()], Recipe.preset(preset).replace(tile_size=64))
+    found, expected = (all_cells(plan, backend) for backend in (gpu.open_backend(), backends.choose("cpu")))
+    return agreement(found, expected, plan.program)
+
+
+def all_cells(plan: Any, backend: Any) -> CellImages:
+    """All cells of a plan, in order of rows."""
+    from gpu_extract import pipeline
+
+    with ThreadPoolExecutor(4) as workers:
+        parts = list(pipeline.tiles(plan, backend, workers, 4))
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    names = ("rows", "ids", "images", "levels")
+    return CellImages(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in names))
+
+
+def check_libraries(preset: str, gpu: Any) -> Figures:
+    """The reference's text on CuPy against the same on NumPy."""
+    task = ht29(preset, 64)
+    found = reference.extract(*task, libraries=gpu.libraries)
+    figures = agreement(found, reference.extract(*task), task[2])
+    if figures["level_error"] > LIBRARIES_RTOL:
+        raise CheckError(f"levels differ: {figures}")
+    return figures
+
+
+def label_planes() -> dict[str, Callable[[], NDArray[Any]]]:
+    """Label planes by what is special about them."""
+    rng = np.random.default_rng(0)
+    planes: dict[str, Callable[[], NDArray[Any]]] = {
+        "HT29": lambda: demo_slide().masks["cytosol"].read(0, 0, *demo_slide().size)[0],
+        "synthetic": lambda: synthetic_slide().masks["cytosol"].read(0, 0, *synthetic_slide().size)[0],
+        "high bits": lambda: np.arange(1, 6001, dtype=np.uint64).reshape(60, 100) << np.uint64(48),
+        "every pixel its own": lambda: rng.permutation(200 * 301).astype(np.uint32).reshape(200, 301),
+        "no label": lambda: np.zeros((40, 50), np.uint16),
+    }
+    for dtype in ("uint8", "int16", "uint32", "int64", "uint64"):
+        planes[dtype] = lambda dtype=dtype: small_slide(3, label_dtype=dtype)[2]
+    return planes
+
+
+def check_labels(plane: Callable[[], NDArray[Any]], gpu: Any) -> Figures:
+    """Label statistics, which are integers and must be equal."""
+    from gpu_extract.sources.arrays import ArrayRaster
+
+    raster = ArrayRaster(plane(), "cytosol")
+    expected = labels.label_statistics(raster)
+    for poison in POISONS:
+        found = cuda_labels.label_statistics(raster, PoisonedDevice(gpu.open_stream(), poison))
+        for name in ("ids", "counts", "sums", "boxes", "touches"):
+            if not np.array_equal(getattr(found, name), getattr(expected, name)):
+                raise CheckError(f"{name} differ")
+    return {"labels": len(expected)}
+
+
+def check_ops(tile_size: int, gpu: Any) -> Figures:
+    """Each function of `gpu_extract.ops` on arrays of the device against the same on NumPy's."""
+    window, batch, _ = one_batch(demo_slide(), Recipe(tile_size=tile_size, border="keep"))
+    some = list(zip(batch.ids[:20], batch.corners[:20], strict=True))
+    masks = np.stack([reference.cut_tile(window.labels[1], *corner, tile_size) == i for i, corner in some])
+    images = np.stack([reference.cut_tile(window.image, *corner, tile_size) for _, corner in some])
+    masks[::2, tile_size // 2, tile_size // 2] = False  # a hole
+    calls: dict[str, tuple[Callable[..., Array], tuple[Any, ...], float]] = {
+        "fill_holes": (ops.fill_holes, (masks,), 0.0),
+        "dilate": (partial(ops.dilate, radius=3), (masks,), 0.0),
+        "gaussian_blur": (partial(ops.gaussian_blur, sigma=2.5), (masks,), BLUR_ATOL),
+        "apply_mask": (ops.apply_mask, (images, masks), 0.0),
+        "apply_mask, soft": (ops.apply_mask, (images, masks / np.float32(3)), 0.0),
+        "normalize": (partial(ops.normalize, lower=3.0, upper=200.0), (images,), GPU_RTOL),
+    }
+    errors = {}
+    for name, (function, arrays, most) in calls.items():
+        expected = function(*arrays)
+        on_device = function(*(gpu.libraries.xp.asarray(array) for array in arrays))
+        found = gpu.to_host(on_device)
+        if found.dtype != expected.dtype or found.shape != expected.shape:
+            raise CheckError(f"{name} gives {found.shape} {found.dtype}, not {expected.shape} {expected.dtype}")
+        errors[name] = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
+        if not errors[name] <= most:
+            raise CheckError(f"{name} is off by {errors[name]}, more than {most}")
+    return {"max_errors": errors}
