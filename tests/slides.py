@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpu_extract import demo_data
 from gpu_extract.model import Batch, Slide, Window
 from gpu_extract.planning import make_plan
 from gpu_extract.recipe import Recipe
@@ -60,3 +61,14 @@ def bare_batch(ids, corners, size) -> Batch:
 
 def bare_window(image, *labels) -> Window:
     return Window(np.ascontiguousarray(image), tuple(np.ascontiguousarray(plane) for plane in labels), 0, 0)
+
+
+def first_cells(window, batch, program, n):
+    """The task of `one_batch` with its first n cells only."""
+    return window, Batch(0, batch.rows[:n], batch.ids[:n], batch.corners[:n], batch.box), program
+
+
+def ht29() -> Slide:
+    """The shipped sample."""
+    sample = demo_data.paths()
+    return as_slide(sample.image, sample.nucleus, sample.cytosol)

@@ -1,11 +1,13 @@
-"""Both backends against the files that SPARCSpy 1.0.0 and scPortrait 1.8.0 wrote."""
+"""Every backend against the files that SPARCSpy 1.0.0 and scPortrait 1.8.0 wrote."""
 
 import numpy as np
 import pytest
-from slides import GOLDEN, SHARED, as_slide, one_batch
+from cuda_on_cpu.device import shim
+from slides import GOLDEN, SHARED, as_slide, ht29, one_batch
 
-from gpu_extract import Recipe, demo_data
+from gpu_extract import Recipe
 from gpu_extract.backends import choose
+from gpu_extract.model import Batch
 from gpu_extract.planning import make_plan
 
 PEERS = ["scportrait", "sparcspy"]
@@ -15,9 +17,9 @@ def peer_recipe(peer):
     return Recipe.preset(peer).replace(tile_size=64)
 
 
-def ht29():
-    sample = demo_data.paths()
-    return as_slide(sample.image, sample.nucleus, sample.cytosol)
+def extract(device, window, batch, program):
+    backend = shim() if device == "cuda" else choose(device)
+    return backend.extract(window, batch, program, None).images
 
 
 def assert_agrees(images, expected, device):
@@ -30,13 +32,14 @@ def assert_agrees(images, expected, device):
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("device", ["reference", "cpu", "cuda"])
 def test_ht29_is_what_the_peers_wrote(peer, device):
     golden = np.load(GOLDEN / f"ht29.{peer}.s64.npz")
     window, batch, program = one_batch(ht29(), peer_recipe(peer))
     assert (batch.ids == golden["cell_ids"]).all()
-    cells = choose(device).extract(window, batch, program, None)
-    assert_agrees(cells.images[golden["rows"]], golden["images"], device)
+    rows = golden["rows"]
+    some = Batch(0, rows, batch.ids[rows], batch.corners[rows], batch.box)
+    assert_agrees(extract(device, window, some, program), golden["images"], device)
 
 
 def test_the_dropped_ids_are_scportraits():
@@ -48,7 +51,7 @@ def test_the_dropped_ids_are_scportraits():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("device", ["reference", "cpu", "cuda"])
 @pytest.mark.parametrize("name", ["ht29", "dsb"])
 def test_all_cells_of_the_team_s_golden_files(name, peer, device):
     golden = np.load(SHARED / "golden" / f"{name}.{peer}.s64.npz")
@@ -57,7 +60,7 @@ def test_all_cells_of_the_team_s_golden_files(name, peer, device):
     slide = as_slide(folder / "image.npy", folder / "nucleus.npy", cytosol if cytosol.exists() else None)
     window, batch, program = one_batch(slide, peer_recipe(peer))
     assert (batch.ids == golden["cell_ids"]).all()
-    assert_agrees(choose(device).extract(window, batch, program, None).images, golden["images"], device)
+    assert_agrees(extract(device, window, batch, program), golden["images"], device)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")

@@ -15,10 +15,11 @@ from functools import cache
 import numpy as np
 
 from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
+from gpu_extract.backends.cuda_extract import DeviceExtraction
 from gpu_extract.backends.cuda_source import kernel_source
 from gpu_extract.backends.device import OutOfDeviceMemoryError
 
-__all__ = ["ShimDevice", "ShimGpu"]
+__all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]
 
 POISON = 0xCD  # a NaN as float16, and far off as everything else
 STATIC_SHARED_NBYTES = 4 << 10
@@ -122,3 +123,13 @@ class ShimDevice:
 def compiled(source, expression):
     """The module of one kernel instance."""
     return CpuModule(kernel_source(source), [expression])
+
+
+def shim_of(gpu, tell=lambda line: None):
+    """The extraction on one stream of a device."""
+    return DeviceExtraction([gpu.stream()], tell)
+
+
+def shim(**gpu):
+    """The extraction on one stream of a new `ShimGpu`."""
+    return shim_of(ShimGpu(**gpu))
