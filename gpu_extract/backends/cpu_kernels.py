@@ -372,8 +372,9 @@ def ranked(pool, size, zeros, before, after):
     if total - before <= INSERTION_LIMIT:
         highest = extremes(pool, size, zeros, total - before, -1.0)
         return -highest[total - 1 - before], -highest[total - 1 - after]
-    everything = np.zeros(total)
-    everything[:size] = pool[:size]
+    everything = np.empty(total)
+    for i in range(total):
+        everything[i] = pool[i] if i < size else 0.0
     select(everything, before)
     successor = everything[after]
     for i in range(after, total):
@@ -462,21 +463,26 @@ def stretch(values, box, outside):
 @njit(nogil=True, cache=True)
 def store_plane(values, box, outside, unit, output, plane):
     """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even."""
-    filling = np.full(1, outside)
+    S = plane.shape[1]
+    alone = np.empty(1)
+    alone[0] = outside
+    filling = outside
     if output == OUTPUT_HALF:
-        bits = values.view(np.uint64)
-        plane[:] = half_bits(outside, filling.view(np.uint64)[0])
-        for y in range(box[0], box[2]):
+        filling = half_bits(outside, alone.view(np.uint64)[0])
+    elif output == OUTPUT_INTEGER:
+        filling = np.rint(outside * unit)
+    for y in range(plane.shape[0]):
+        for x in range(S):
+            plane[y, x] = filling
+    bits = values.view(np.uint64)
+    for y in range(box[0], box[2]):
+        if output == OUTPUT_HALF:
             for x in range(box[1], box[3]):
                 plane[y, x] = half_bits(values[y, x], bits[y, x])
-    elif output == OUTPUT_INTEGER:
-        plane[:] = np.rint(outside * unit)
-        for y in range(box[0], box[2]):
+        elif output == OUTPUT_INTEGER:
             for x in range(box[1], box[3]):
                 plane[y, x] = np.rint(values[y, x] * unit)
-    else:
-        plane[:] = outside
-        for y in range(box[0], box[2]):
+        else:
             for x in range(box[1], box[3]):
                 plane[y, x] = values[y, x]
 
