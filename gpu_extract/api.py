@@ -18,8 +18,9 @@ from gpu_extract.labels import label_statistics
 from gpu_extract.model import CellImages, Slide
 from gpu_extract.recipe import Recipe
 from gpu_extract.slide_table import SlideInput, as_slide_input
-from gpu_extract.sources import open_slide
+from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
+from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output
 
 __all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many"]
@@ -48,10 +49,13 @@ def plan(
     ----------
     image : array-like, path, or list of them
         (C, H, W) or (H, W), of uint8, uint16, int16, uint32, float16, float32 or float64: an array (NumPy, or
-        anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF or OME-TIFF. Several are the
-        channels of one slide.
-    nucleus, cytosol : array-like or path, optional
-        (H, W) integer ids of cells, 0 is background. One at least; with both, what belongs together has one id.
+        anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF, OME-TIFF, OME-Zarr, SpatialData
+        store or HDF5 dataset (``file.h5:/path``). Several are the channels of one slide. A path may end in a
+        selection, as ``image.zarr#level=1,c=0,2``; see `gpu_extract.sources.selectors`. With a time axis it is a
+        slide for each time point.
+    nucleus, cytosol : array-like, path or name, optional
+        (H, W) integer ids of cells, 0 is background. One at least, or a store that names its labels in the usual
+        way; with both, what belongs together has one id. A name is that of a label in the image's own store.
     recipe : str, path or Recipe
         A preset (``standard``, ``sparcspy``, ``scportrait``), a TOML file, or a `Recipe`.
     tile_size, border : optional
@@ -123,10 +127,11 @@ def plan_many(
     opened, notices = [], []
     for given in map(as_slide_input, slides):
         try:
-            slide = _open(given, channel_names)
+            found = _open(given, channel_names)
             if on_bad_slide == "skip":
-                planning.slide_statistics(slide, statistics)
-            opened.append(slide)
+                for slide in found:
+                    planning.slide_statistics(slide, statistics)
+            opened += found
         except InputError as error:
             if on_bad_slide == "stop":
                 raise
@@ -138,9 +143,10 @@ def plan_many(
     return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
 
 
-def _open(given: SlideInput, channel_names: Sequence[str] | None) -> Slide:
-    slide = open_slide(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
-    return replace(slide, labels=given.labels)
+def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
+    """The slide, or one for each time point of a time course."""
+    slides = open_slides(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
+    return [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
 
 
 def extract(
@@ -312,5 +318,8 @@ def _check_not_an_input(output: Path, *inputs: Any) -> None:
     """Refuse to write over a file that is read."""
     for given in inputs:
         for one in given if isinstance(given, list | tuple) else [given]:
-            if isinstance(one, str | os.PathLike) and os.path.realpath(one) == os.path.realpath(output):
+            if not isinstance(one, str | os.PathLike):
+                continue
+            path = located(os.fsdecode(one), None).path  # without what selects a part of the file
+            if os.path.realpath(path) == os.path.realpath(output):
                 raise OutputError(f"output {output} is one of the inputs; choose another name")

@@ -33,11 +33,13 @@ app = typer.Typer(
 )
 
 Images = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(metavar="IMAGE...", help="The image, or the one-channel images of a slide.", show_default=False),
 ]
-Nucleus = Annotated[Path | None, typer.Option(help="Label plane of the nuclei.", metavar="LABELS")]
-Cytosol = Annotated[Path | None, typer.Option(help="Label plane of the whole cells.", metavar="LABELS")]
+Nucleus = Annotated[str | None, typer.Option(help="Label plane of the nuclei: a file, or a name.", metavar="LABELS")]
+Cytosol = Annotated[
+    str | None, typer.Option(help="Label plane of the whole cells: a file, or a name.", metavar="LABELS")
+]
 Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels; 128, or the recipe's own.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.")]
 Border = Annotated[str | None, typer.Option(help="mask, window or keep; the recipe's own.")]
@@ -256,9 +258,7 @@ def _fail(error: GpuExtractError, code: int) -> int:
     return code
 
 
-def _slides(
-    image: list[Path] | None, nucleus: Path | None, cytosol: Path | None, table: Path | None
-) -> list[SlideInput]:
+def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, table: Path | None) -> list[SlideInput]:
     """The one slide of the arguments, or those of a table."""
     if table is not None:
         if image or nucleus or cytosol:

@@ -165,3 +165,26 @@ def test_every_public_name_is_there():
     assert set(dir(gx)) >= {"extract", "open_cells", "iter_cells", "Recipe", "plan"}
     with pytest.raises(AttributeError):
         gx.nothing  # noqa: B018
+
+
+def test_a_time_course_is_a_slide_for_each_time_point(tmp_path):
+    frames = [small_slide(seed) for seed in range(3)]
+    image, nucleus, cytosol = (np.stack([frame[i] for frame in frames]) for i in range(3))
+    tifffile.imwrite(tmp_path / "image.ome.tif", image, metadata={"axes": "TCYX"}, photometric="minisblack")
+    for name, labels in (("nucleus", nucleus), ("cytosol", cytosol)):
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", labels, metadata={"axes": "TYX"})
+    planes = {name: tmp_path / f"{name}.ome.tif" for name in ("nucleus", "cytosol")}
+    report = extract(tmp_path, tmp_path / "image.ome.tif", **planes)
+    data = anndata.read_h5ad(report.path)
+    assert list(data.obs["slide"].cat.categories) == ["image_t0", "image_t1", "image_t2"]
+    images = data.obsm["single_cell_images"]
+    for t, frame in enumerate(frames):
+        rows = (data.obs["timepoint"] == str(t)).to_numpy()
+        one = extract(tmp_path, frame[0], f"{t}.h5sc", nucleus=frame[1], cytosol=frame[2])
+        assert (images[rows] == images_of(one.path)).all()
+
+
+def test_a_selection_does_not_hide_that_the_output_is_an_input(tmp_path):
+    np.save(tmp_path / "image.npy", IMAGE)
+    with pytest.raises(gx.OutputError, match="is one of the inputs"):
+        extract(tmp_path, f"{tmp_path}/image.npy#c=0", "image.npy", overwrite=True)

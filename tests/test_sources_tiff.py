@@ -312,8 +312,8 @@ def write_entity_bomb(path):
         (write_mini_is_white, "stored inverted .MinIsWhite.; save it as MinIsBlack"),
         (write_interleaved, "3 interleaved samples per pixel.*photometric='minisblack'"),
         (write_pages_of_colours, "3 interleaved samples per pixel"),
-        (write_time_series, "has the axes T=2 C=3 Y=100 X=150; only C, Y and X are read: save one"),
-        (write_z_stack, "has the axes Z=3 Y=100 X=150"),
+        (write_time_series, "has 2 time points; add #t=0 to #t=1 to its path for one, or make each a slide"),
+        (write_z_stack, "has 3 Z slices; add #z=0 to #z=2 to its path for one, or #z=max for their maximum"),
         (write_two_images, r"holds 2 images: field 1 \(C=3 Y=100 X=150\), field 2 \(C=3 Y=50 X=150\); save"),
         (write_pages_of_two_sizes, r"holds 2 images: 0 \(Y=100 X=150\), 1 \(Y=50 X=150\)"),
         (write_sparse, "sparse: 2 of 4 strips or tiles are absent on page 0"),
@@ -527,11 +527,3 @@ def test_shared_files(name, shape, names):
     assert raster.names == names
     expected = tifffile.imread(FORMATS / name).reshape(shape)
     np.testing.assert_array_equal(raster.read(100, 200, 311, 512), expected[:, 100:311, 200:512])
-
-
-def test_shared_time_series_is_refused_by_its_axes():
-    path = FORMATS / "scratch-assay-labeled-10T-2Ch.ome.tiff"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    with pytest.raises(SourceError, match="axes C=4 T=10 Y=210 X=576"):
-        open_image(path)

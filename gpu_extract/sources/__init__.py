@@ -1,24 +1,28 @@
 """Anything a user has for a slide -> `Slide`, read lazily by region.
 
-`files` tells what a file is, `names` makes names that can be stored, and there is one module per family of
-formats: `arrays`, `numpy_files`, `tiff`. A file that cannot be extracted is refused when it is opened, from
-its headers; damage that only its pixels can show, when they are read.
+`selectors` tells where the pixels are and what of a file is meant, `label_planes` which labels belong to an image,
+`opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats a module: `arrays`,
+`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`. A file that cannot be extracted is refused when it is
+opened, from its headers; damage that only its pixels can show, when they are read.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, Raster, Slide
-from gpu_extract.sources.arrays import ArrayRaster, StackedRaster, is_array
-from gpu_extract.sources.files import SourceFile, file_format
+from gpu_extract.sources.arrays import StackedRaster
+from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
-from gpu_extract.sources.numpy_files import NpyRaster, NpzRaster
+from gpu_extract.sources.opening import opened
+from gpu_extract.sources.selectors import located
+from gpu_extract.sources.stacks import Stack
 
-__all__ = ["open_image", "open_labels", "open_slide"]
+__all__ = ["open_image", "open_labels", "open_slide", "open_slides"]
 
 
 def open_slide(
@@ -35,8 +39,9 @@ def open_slide(
     ----------
     image : array, path, or sequence of them
         See `open_image`.
-    nucleus, cytosol : array or path, optional
-        See `open_labels`; at least one is needed.
+    nucleus, cytosol : array, path or name, optional
+        See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
+        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``.
     channel_names : sequence of str, length C, optional
         Default: the names in the files, else ``ch0``, ``ch1``, ...
     name : str, optional
@@ -47,16 +52,42 @@ def open_slide(
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    if isinstance(channel_names, str):
-        raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
     raster = open_image(image)
-    planes = {"nucleus": nucleus, "cytosol": cytosol}
-    masks = {plane: open_labels(labels, plane) for plane, labels in planes.items() if labels is not None}
-    if channel_names is None:
-        names = unique_names(raster.names, raster.shape[0])
-    else:
-        names = tuple(cleaned(channel) for channel in channel_names)
-    return Slide(raster, masks, names, name=cleaned(name or _file_name(image) or "slide"))
+    planes = label_planes(image, nucleus, cytosol)
+    masks = {plane: _raster(opened(labels, plane)) for plane, labels in planes.items()}
+    return _slide(raster, masks, channel_names, _slide_name(image, name))
+
+
+def open_slides(
+    image: Any,
+    *,
+    nucleus: Any = None,
+    cytosol: Any = None,
+    channel_names: Sequence[str] | None = None,
+    name: str | None = None,
+) -> tuple[Slide, ...]:
+    """The slides of an image, one for each of its time points, as `open_slide` makes one.
+
+    The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
+    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`.
+
+    Raises
+    ------
+    InputError
+        As of `open_slide`; also if label planes have not as many time points as the image.
+    """
+    channels = [opened(item, None) for item in _items(image)]
+    planes = {plane: opened(labels, plane) for plane, labels in label_planes(image, nucleus, cytosol).items()}
+    n_times = _n_times([*channels, *planes.values()])
+    times: Sequence[int | None] = range(n_times) if n_times > 1 else [None]
+    base = _slide_name(image, name)
+    slides = []
+    for t in times:
+        raster = _stacked(image, [_raster(channel, t) for channel in channels])
+        masks = {plane: _raster(labels, t) for plane, labels in planes.items()}
+        slide = _slide(raster, masks, channel_names, base if t is None else f"{base}_t{t}")
+        slides.append(slide if t is None else replace(slide, labels={"timepoint": str(t)}))
+    return tuple(slides)
 
 
 def open_image(image: Any) -> Raster:
@@ -65,22 +96,17 @@ def open_image(image: Any) -> Raster:
     Parameters
     ----------
     image : array, path, or sequence of them
-        (C, H, W) or (H, W): NumPy, Dask, Zarr or HDF5 arrays, or a path to .npy, .npz, TIFF or OME-TIFF. The
-        items of a list or tuple are the channels, in that order, each of one plane.
+        (C, H, W) or (H, W): NumPy, Dask, xarray, Zarr or HDF5 arrays, or a path to OME-Zarr (also by URL),
+        SpatialData, TIFF, OME-TIFF, HDF5 (``file.h5:/path/to/dataset``), .npy or .npz. The items of a list or tuple
+        are the channels, in that order, each of one plane. Where a file holds more than one thing, selectors behind
+        its path say what is meant: ``image.zarr#level=1,c=0,2``, ``stack.tif#z=max``, ``movie.tif#t=3``,
+        ``store.zarr#image=NAME``; see `gpu_extract.sources.selectors`.
 
     Raises
     ------
     InputError, SourceError
     """
-    if not isinstance(image, (list, tuple)):
-        return _open(image, plane=None)
-    if not image:
-        raise InputError("the list of images is empty; give one image, or one file per channel")
-    channels = [_open(channel, plane=None) for channel in image]
-    if len(channels) == 1:
-        return channels[0]
-    own_names = ["".join(raster.names) for raster in channels]  # of one plane, or StackedRaster refuses it
-    return StackedRaster(channels, [name or _file_name(item) for name, item in zip(own_names, image, strict=True)])
+    return _stacked(image, [_raster(opened(item, None)) for item in _items(image)])
 
 
 def open_labels(labels: Any, plane: str) -> Raster:
@@ -89,7 +115,8 @@ def open_labels(labels: Any, plane: str) -> Raster:
     Parameters
     ----------
     labels : array or path
-        (H, W) or (1, H, W), the formats of `open_image`.
+        (H, W) or (1, H, W), the formats of `open_image`, and cellpose's ``_seg.npy``; a label in a Zarr store is
+        ``store.zarr#label=NAME``.
     plane : str
         ``nucleus`` or ``cytosol``; used in messages, and to choose an array of an .npz file.
 
@@ -98,33 +125,66 @@ def open_labels(labels: Any, plane: str) -> Raster:
     InputError, SourceError, LabelError
     """
     assert plane in MASK_NAMES
-    return _open(labels, plane=plane)
+    return _raster(opened(labels, plane))
 
 
-def _open(pixels: Any, *, plane: str | None) -> Raster:
-    if isinstance(pixels, (str, os.PathLike)):
-        return _open_file(SourceFile(os.fsdecode(pixels), plane))
-    if is_array(pixels):
-        return ArrayRaster(pixels, plane)
-    raise InputError(
-        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(pixels).__name__}; "
-        "give a path or an array (NumPy, Dask, Zarr, HDF5)"
-    )
+def _items(image: Any) -> list[Any]:
+    if not isinstance(image, (list, tuple)):
+        return [image]
+    if not image:
+        raise InputError("the list of images is empty; give one image, or one file per channel")
+    return list(image)
 
 
-def _open_file(file: SourceFile) -> Raster:
-    match file_format(file):
-        case "npy":
-            return NpyRaster(file)
-        case "npz":
-            return NpzRaster(file)
-        case _:
-            # Imported here, so that who gives arrays need not wait for tifffile.
-            from gpu_extract.sources.tiff import open_tiff
-
-            return open_tiff(file)
+def _stacked(image: Any, channels: Sequence[Raster]) -> Raster:
+    """The rasters of an image as one, its channels those of several files where there are several."""
+    if len(channels) == 1:
+        return channels[0]
+    own_names = ["".join(raster.names) for raster in channels]  # of one plane, or StackedRaster refuses it
+    return StackedRaster(channels, [name or _file_name(item) for name, item in zip(own_names, image, strict=True)])
 
 
-def _file_name(image: Any) -> str:
-    first = image[0] if isinstance(image, (list, tuple)) else image
-    return file_stem(os.fsdecode(first)) if isinstance(first, (str, os.PathLike)) else ""
+def _slide(image: Raster, masks: dict[str, Raster], channel_names: Sequence[str] | None, name: str) -> Slide:
+    if isinstance(channel_names, str):
+        raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
+    if channel_names is None:
+        names = unique_names(image.names, image.shape[0])
+    else:
+        names = tuple(cleaned(channel) for channel in channel_names)
+    return Slide(image, masks, names, name=name)
+
+
+def _slide_name(image: Any, name: str | None) -> str:
+    return cleaned(name or _file_name(_items(image)[0]) or "slide")
+
+
+def _n_times(sources: Sequence[Raster | Stack]) -> int:
+    """How many time points all of them have.
+
+    Raises
+    ------
+    InputError
+        If they differ in it.
+    """
+    counts = {_subject(each): each.n_times if isinstance(each, Stack) else 1 for each in sources}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{subject} {n}" for subject, n in counts.items())
+        raise InputError(f"the time points of an image and its labels must be equal in number, and are: {listed}")
+    return next(iter(counts.values()))
+
+
+def _subject(source: Raster | Stack) -> str:
+    return str(source.location) if isinstance(source, Stack) else source.source
+
+
+def _raster(source: Raster | Stack, t: int | None = None) -> Raster:
+    """The raster of what was opened, of a time point if one is given."""
+    if not isinstance(source, Stack):
+        return source
+    return (source if t is None else source.at(t)).raster()
+
+
+def _file_name(item: Any) -> str:
+    if not isinstance(item, (str, os.PathLike)):
+        return ""
+    return file_stem(located(os.fsdecode(item), None).path.rstrip("/"))

@@ -59,12 +59,13 @@ class ArrayRaster:
     InputError
     """
 
-    names: tuple[str, ...] = ()
     source = "array"
 
     def __init__(self, array: Any, plane: str | None) -> None:
         subject = "image array" if plane is None else f"{plane} label array"
+        array = _in_order(array, subject)
         self._array = array
+        self.names = _coordinates(array)
         self.shape = raster_shape(array.shape, subject)
         try:
             self.dtype = np.dtype(array.dtype).newbyteorder("=")
@@ -104,6 +105,22 @@ class StackedRaster:
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
         return np.concatenate([channel.read(y0, x0, y1, x1) for channel in self._channels])
+
+
+def _in_order(array: Any, subject: str) -> Any:
+    """An array of xarray that names its axes c, y and x, in this order; any other as it is."""
+    axes = {str(name).lower(): name for name in getattr(array, "dims", ())}
+    for axis in axes.keys() & {"t", "z"}:
+        raise InputError(f"{subject} has the axis {axis}; choose one of it first: array.isel({axes[axis]}=0)")
+    if set(axes) in ({"c", "y", "x"}, {"y", "x"}):
+        return array.transpose(*(axes[axis] for axis in "cyx" if axis in axes))
+    return array
+
+
+def _coordinates(array: Any) -> tuple[str, ...]:
+    """The names that an array of xarray has for its channels."""
+    names = array.coords["c"].values if "c" in getattr(array, "coords", ()) else ()
+    return tuple(str(name) for name in np.atleast_1d(names))
 
 
 def _check_channel(channel: Raster, first: Raster) -> None:

@@ -16,7 +16,7 @@ from gpu_extract.sources.names import cleaned
 
 __all__ = ["SourceFile", "file_format", "translated"]
 
-READABLE = "this version reads .npy, .npz, TIFF and OME-TIFF"
+READABLE = "this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy and .npz"
 MAGIC = {
     b"\x93NUMPY": "npy",
     b"PK\x03\x04": "npz",
@@ -24,15 +24,14 @@ MAGIC = {
     b"MM\0*": "tiff",
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
+    b"\x89HDF\r\n\x1a\n": "hdf5",
 }
 # Formats that users are likely to have, refused by name rather than as unknown bytes.
 FOREIGN_MAGIC = {
-    b"\x89HDF\r\n\x1a\n": "HDF5",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"ZISRAWFILE": "CZI",
 }
-ZARR_KEYS = ("zarr.json", ".zarray", ".zgroup")
 
 
 class SourceFile:
@@ -58,9 +57,7 @@ class SourceFile:
         with translated(f"{self} cannot be opened"):
             status = self._status()
         if stat.S_ISDIR(status.st_mode):
-            is_zarr = any(os.path.exists(os.path.join(path, key)) for key in ZARR_KEYS)
-            kind, remedy = ("a Zarr store", "convert it to OME-TIFF") if is_zarr else ("a folder", "give a file in it")
-            raise SourceError(f"{self} is {kind}; {READABLE}: {remedy}")
+            raise SourceError(f"{self} is a folder; {READABLE}: give a file or a Zarr store in it")
         if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"{self} is not a regular file (a pipe or a device?); copy it to a file first")
         self.nbytes = status.st_size
@@ -104,7 +101,7 @@ class SourceFile:
 
 
 def file_format(file: SourceFile) -> str:
-    """``npy``, ``npz`` or ``tiff``, by the file's first bytes and never by its name.
+    """``npy``, ``npz``, ``tiff`` or ``hdf5``, by the file's first bytes and never by its name.
 
     Raises
     ------

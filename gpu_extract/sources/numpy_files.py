@@ -1,4 +1,4 @@
-"""Arrays in NumPy's own files; nothing is ever unpickled, since that runs code from the file."""
+"""Arrays in NumPy's own files; nothing is ever unpickled here, since that runs code from the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpu_extract.sources.arrays import raster_shape, read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.names import cleaned
 
-__all__ = ["NpyRaster", "NpzRaster"]
+__all__ = ["NpyRaster", "NpzRaster", "holds_pickle", "read_header"]
 
 IMAGE_MEMBERS = ("image", "arr_0")
 LABEL_MEMBERS = ("labels", "masks", "arr_0")
@@ -102,16 +102,28 @@ class NpzRaster:
             yield archive
 
 
-def _header(stream: IO[bytes], file: SourceFile) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+    """Shape, order and type of the array that begins where the stream is left."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(stream)
+    return shape, "F" if is_fortran else "C", dtype
+
+
+def holds_pickle(file: SourceFile) -> bool:
+    """Whether an .npy file holds Python objects rather than numbers."""
+    with translated(f"{file} is a damaged .npy file"), file.open() as stream:
+        return bool(read_header(stream)[2].hasobject)
+
+
+def _header(stream: IO[bytes], file: SourceFile) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+    shape, order, dtype = read_header(stream)
     if dtype.hasobject:
         raise SourceError(
             f"{file} holds pickled Python objects, which are never loaded, since that can run any program; "
             "save the array alone with numpy.save, or give the masks as TIFF (cellpose: _cp_masks.tif)"
         )
-    return shape, "F" if is_fortran else "C", dtype
+    return shape, order, dtype
 
 
 def _member(archive: zipfile.ZipFile, file: SourceFile) -> str:

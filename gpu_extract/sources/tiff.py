@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPage
+from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import tiff_checks
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.ome import check_ome_files, ome_channel_names
 from gpu_extract.sources.segments import SHARED, SegmentCache
+from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.stacks import Indices, Stack, out_of_range
 from gpu_extract.sources.tiff_plane import TiffPlane
 
 __all__ = ["TiffRaster", "open_tiff"]
@@ -79,20 +82,36 @@ class TiffRaster:
                     yield self._planes[index].decode(stream, segment)
 
 
-def open_tiff(file: SourceFile) -> TiffRaster:
-    """The raster of a TIFF of any kind whose planes are channels; level 0 where it is a pyramid.
+def open_tiff(file: SourceFile, location: Location) -> Stack:
+    """The planes of a TIFF of any kind; level 0 where it is a pyramid and none is selected.
 
     Raises
     ------
     SourceError, LabelError
         If the headers show that its pixels cannot be read, or not without a guess.
     """
+    location.selection.refuse(str(location), "image", "label", "missing")
     with translated(f"{file} is a damaged TIFF"), TiffFile(file.path) as tif:
         tiff_checks.check_pages(file, tif)
         if tif.ome_metadata:
             check_ome_files(file, tif.ome_metadata)
         tiff_checks.check_series(file, tif.series)
-        return TiffRaster(_planes(file, tif), _names(tif), file.path)
+        series = [_level(location, each) for each in tif.series]
+        axes, sizes = tiff_checks.plane_axes(file, series)
+        planes = np.array(_planes(file, tif, series, math.prod(sizes)), object).reshape(sizes)
+        names = _names(tif)
+
+    def raster(indices: Indices, names: tuple[str, ...], source: str) -> TiffRaster:
+        return TiffRaster(planes[np.ix_(*indices)].ravel().tolist(), names, source)
+
+    return Stack(location, axes, sizes, names, raster)
+
+
+def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
+    level = location.selection.level or 0
+    if level >= len(series.levels):
+        raise out_of_range(location, "level", len(series.levels))
+    return series.levels[level]
 
 
 def _names(tif: TiffFile) -> tuple[str, ...]:
@@ -102,10 +121,9 @@ def _names(tif: TiffFile) -> tuple[str, ...]:
     return (labels,) if isinstance(labels, str) else tuple(labels)
 
 
-def _planes(file: SourceFile, tif: TiffFile) -> list[TiffPlane]:
-    pages = _full_pages(file, tif)
+def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[TiffPlane]:
+    pages = _full_pages(file, series)
     first = pages[0]
-    n_planes = tiff_checks.count_planes(file, tif.series[0]) * len(tif.series)
     # One page may stand for all: by samples that are stored apart, or with the other planes right behind it.
     is_whole = len(pages) == 1 and (first.is_final or first.samplesperpixel == n_planes)
     if len(pages) != n_planes and not is_whole:
@@ -121,8 +139,8 @@ def _planes(file: SourceFile, tif: TiffFile) -> list[TiffPlane]:
     return planes
 
 
-def _full_pages(file: SourceFile, tif: TiffFile) -> list[TiffPage]:
-    listed = [page for series in tif.series for page in series]
+def _full_pages(file: SourceFile, series: Sequence[TiffPageSeries]) -> list[TiffPage]:
+    listed = [page for each in series for page in each]
     pages = [page for page in listed if page is not None]
     if len(pages) < len(listed):
         raise SourceError(f"{file} lacks {len(listed) - len(pages)} of its {len(listed)} planes; export it again")

@@ -14,7 +14,7 @@ from gpu_extract.errors import LabelError, SourceError
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.names import cleaned
 
-__all__ = ["check_page", "check_pages", "check_segments", "check_series", "count_planes"]
+__all__ = ["check_page", "check_pages", "check_segments", "check_series", "plane_axes"]
 
 # Axes whose planes are channels: C is declared so; of I, Q and S (pages, samples) the file says nothing more.
 CHANNEL_AXES = "CIQS"
@@ -78,26 +78,31 @@ def check_series(file: SourceFile, series: Sequence[TiffPageSeries]) -> None:
         raise SourceError(f"{file} stores its pixels by a formula ({first.kind}); convert it to OME-TIFF")
 
 
-def count_planes(file: SourceFile, series: TiffPageSeries) -> int:
-    """The number of planes of a series whose planes can only be channels.
+def plane_axes(file: SourceFile, series: Sequence[TiffPageSeries]) -> tuple[str, tuple[int, ...]]:
+    """The axes of the planes, of ``t``, ``c`` and ``z``, in their order in the file, and their lengths.
+
+    Parameters
+    ----------
+    series : sequence of TiffPageSeries
+        Those of one image, or the single pages that are its channels.
 
     Raises
     ------
     SourceError, LabelError
-        If there are Z slices, time points or the like, or several samples in each pixel.
+        If there are other axes, or several samples in each pixel.
     """
-    axes, shape = series.axes, series.shape
-    others = [pair for pair in zip(axes, shape, strict=True) if pair[0] not in "YX" and pair[1] != 1]
+    axes, shape = series[0].axes, series[0].shape
     if axes[-1] == "S" and shape[-1] > 1:
         raise _interleaved(file, shape[-1])
-    if not others:
-        return 1
-    if len(others) > 1 or others[0][0] not in CHANNEL_AXES:
+    if len(series) > 1:
+        return "c", (len(series),)
+    others = [(axis, n) for axis, n in zip(axes, shape, strict=True) if axis not in "YX" and n != 1]
+    kinds = ["c" if axis in CHANNEL_AXES else axis.lower() for axis, _ in others]
+    if not set(kinds) <= set("tcz") or len(set(kinds)) < len(kinds):
         raise SourceError(
-            f"{file} has the axes {_sizes(series)}; only C, Y and X are read: save one Z slice, projection "
-            "or time point per file, or declare the pages as channels"
+            f"{file} has the axes {_sizes(series[0])}; only T, C, Z, Y and X are read, each once: save the rest apart"
         )
-    return others[0][1]
+    return ("".join(kinds), tuple(n for _, n in others)) if others else ("c", (1,))
 
 
 def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:

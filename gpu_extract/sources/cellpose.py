@@ -1,0 +1,107 @@
+"""The masks in cellpose's ``_seg.npy``: a pickle, read such that it can hold arrays but run nothing.
+
+NumPy's own reconstruction is not run either: what the pickle says of an array is noted, and an array made of it
+only where its type and size are those of plain numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import LabelError
+from gpu_extract.sources.arrays import raster_shape, read_box
+from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.numpy_files import read_header
+
+__all__ = ["CellposeRaster"]
+
+REMEDY = "give the masks as TIFF (cellpose: _cp_masks.tif)"
+
+
+class CellposeRaster:
+    """The label plane of a ``_seg.npy``, its ``masks``, (H, W); held in memory.
+
+    Raises
+    ------
+    SourceError, LabelError
+        If it asks for anything but arrays and plain containers, or holds no masks.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, file: SourceFile) -> None:
+        with translated(f"{file} is no _seg.npy that can be read", REMEDY), file.open() as stream:
+            read_header(stream)
+            content = _Unpickler(io.BytesIO(stream.read())).load()
+            self._pixels = _masks(file, content)
+        self.shape = raster_shape(self._pixels.shape, str(file))
+        self.dtype = self._pixels.dtype
+        self.source = file.path
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return read_box(self._pixels, y0, x0, y1, x1)
+
+
+class _Dtype:
+    """What a pickle says of a dtype."""
+
+    def __init__(self, text: str, *_: Any) -> None:
+        self.text = text
+        self.byteorder = "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.byteorder = state[1]
+
+
+class _Array:
+    """What a pickle says of an array, and what of a scalar (to which nothing is asked)."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> NDArray[Any]:
+        """The array itself, of plain numbers."""
+        _, shape, dtype, is_fortran, data = self.state
+        if dtype.text[:1] not in "biuf" or not isinstance(data, bytes):
+            raise TypeError(f"the masks are of type {dtype.text}")
+        kind = np.dtype(dtype.text).newbyteorder("=" if dtype.byteorder == "|" else dtype.byteorder)
+        if len(data) != math.prod(shape) * kind.itemsize:
+            raise ValueError(f"{len(data)} bytes for masks of shape {shape}")
+        array = np.frombuffer(data, kind).reshape(shape, order="F" if is_fortran else "C")
+        return array.astype(kind.newbyteorder("="), copy=False)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler, in Python: that in C allocates memory at a word of the pickle."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "dtype" and module == "numpy":
+            return _Dtype
+        is_array = (module, name) == ("numpy", "ndarray") or (
+            module in ("numpy._core.multiarray", "numpy.core.multiarray") and name in ("_reconstruct", "scalar")
+        )
+        if is_array:
+            return _Array
+        raise ValueError(f"it asks for {module}.{name}, and nothing but arrays and plain containers is ever loaded")
+
+
+def _masks(file: SourceFile, content: Any) -> NDArray[Any]:
+    if isinstance(content, _Array) and content.state is not None:
+        # numpy.save made an array without dimensions of the dict.
+        _, shape, _, _, data = content.state
+        if tuple(shape) == () and isinstance(data, list) and len(data) == 1:
+            content = data[0]
+    masks = content.get("masks") if isinstance(content, dict) else None
+    if not isinstance(masks, _Array):
+        raise LabelError(f"{file} is a pickle without masks, so not cellpose's; save the labels with numpy.save")
+    return masks.array()

@@ -1,0 +1,187 @@
+"""Datasets of HDF5 files, read by region; nothing outside the file is ever opened for one."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import SourceError
+from gpu_extract.model import Raster
+from gpu_extract.sources.arrays import raster_shape
+from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.stacks import Indices, Stack, absent, selector
+from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
+
+__all__ = ["open_hdf5"]
+
+# As for the other formats: what is larger was made to harm, or cannot be read by region.
+MAX_CHUNK_NBYTES = 2**30
+# Tiles of a dataset without chunks, whose rows can be read in any parts.
+UNCHUNKED_TILE = (512, 512)
+# Links to links: more than a file has by right, and a circle of them ends.
+MAX_LINKS = 32
+
+
+def open_hdf5(file: SourceFile, location: Location) -> Stack:
+    """The planes of a dataset, (C, H, W) or (H, W): the one whose path is given, or the only one there is.
+
+    Raises
+    ------
+    SourceError
+        If it is not there, is stored outside the file, or cannot be decoded.
+    """
+    location.selection.refuse(str(location), "level", "image", "label")
+    with _opened(file) as h5:
+        path = _resolved(location, h5, location.inside) if location.inside else _only_dataset(location, h5)
+        dataset = h5[path]
+        if not isinstance(dataset, h5py.Dataset):
+            raise SourceError(f"{location} is a group, not a dataset; it holds {_listed(_datasets(location, dataset))}")
+        if not _is_pixels(location, dataset):
+            raise SourceError(
+                f"{location} is a dataset of shape {dataset.shape} and type {dataset.dtype}; it must hold "
+                f"{'numbers' if location.plane is None else 'integers'}, (C, H, W) or (H, W)"
+            )
+        shape = raster_shape(dataset.shape, str(location))
+        _check_storage(location, dataset)
+        tile = tile_size(dataset.chunks) if dataset.chunks else UNCHUNKED_TILE
+        dtype = dataset.dtype.newbyteorder("=")
+
+    def raster(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
+        read_boxes = partial(_read_boxes, file, path, selector(indices[0]))
+        return TiledRaster(read_boxes, tile, (len(indices[0]), *shape[1:]), dtype, names, source)
+
+    return Stack(location, "c", shape[:1], (), raster)
+
+
+def _read_boxes(
+    file: SourceFile, path: str, channels: slice | list[int], boxes: Sequence[Box]
+) -> Iterator[NDArray[Any]]:
+    if not boxes:
+        return
+    with _opened(file) as h5:
+        dataset = h5[path]
+        for y0, x0, y1, x1 in boxes:
+            box = slice(y0, y1), slice(x0, x1)
+            if dataset.ndim == 2:
+                yield dataset[box][np.newaxis]
+            elif isinstance(channels, slice):
+                yield dataset[(channels, *box)]
+            else:  # a list that h5py would take only in increasing order
+                yield np.stack([dataset[(channel, *box)] for channel in channels])
+
+
+@contextmanager
+def _opened(file: SourceFile) -> Iterator[h5py.File]:
+    # The stream is opened only to notice that the file has changed.
+    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.path, "r") as h5:
+        yield h5
+
+
+def _resolved(location: Location, h5: h5py.File, path: str) -> str:
+    """The path of an object with the soft links in it followed by us, since HDF5 would follow external ones too."""
+    parts, n_links = _parts(path), 0
+    done: list[str] = []
+    while parts:
+        part = parts.pop(0)
+        here = h5["/" + "/".join(done)]
+        link = here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
+        if link is None:
+            there = _listed(_datasets(location, h5))
+            raise SourceError(f"{location} does not exist: the file has no {cleaned(path)}; it holds {there}")
+        if isinstance(link, h5py.ExternalLink):
+            raise SourceError(f"{location} is a link to another file, {cleaned(link.filename)}; give that file")
+        if isinstance(link, h5py.SoftLink):
+            n_links += 1
+            if n_links > MAX_LINKS:
+                raise SourceError(f"{location} leads through more than {MAX_LINKS} links; give the dataset itself")
+            parts = _parts(link.path) + parts
+            done = [] if link.path.startswith("/") else done
+        else:
+            done.append(part)
+    return "/" + "/".join(done)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _only_dataset(location: Location, h5: h5py.File) -> str:
+    found = _datasets(location, h5)
+    if len(found) == 1:
+        return found[0]
+    wanted = "(C, H, W) or (H, W)"
+    if not found:
+        raise SourceError(f"{location} holds no dataset of pixels, {wanted}; give another file")
+    raise SourceError(f"{location} holds the datasets {_listed(found)}; choose one: {location.path}:{found[0]}")
+
+
+def _datasets(location: Location, group: Any) -> list[str]:
+    """The paths of all that can be planes; links to elsewhere are not followed."""
+    found: list[str] = []
+
+    def visit(_: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and _is_pixels(location, node):
+            found.append(node.name)
+
+    group.visititems(visit)
+    return sorted(found)
+
+
+def _is_pixels(location: Location, dataset: Any) -> bool:
+    kinds = "iuf" if location.plane is None else "iu"
+    return dataset.ndim in (2, 3) and dataset.dtype.kind in kinds
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(cleaned(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "") or "none of pixels"
+
+
+def _check_storage(location: Location, dataset: Any) -> None:
+    """Refuse a dataset whose pixels are elsewhere, absent, too large a piece, or coded in an unknown way."""
+    if dataset.external or dataset.is_virtual:
+        kind = "a virtual dataset, put together of others" if dataset.is_virtual else "stored in another file"
+        raise SourceError(f"{location} is {kind}, which is not followed; copy its pixels into one file: h5py, ds[...]")
+    _check_filters(location, dataset)
+    itemsize = dataset.dtype.itemsize
+    if dataset.chunks:
+        if math.prod(dataset.chunks) * itemsize > MAX_CHUNK_NBYTES:
+            raise SourceError(
+                f"{location} has chunks of {math.prod(dataset.chunks) * itemsize} bytes, and at most "
+                f"{MAX_CHUNK_NBYTES} are read; save it with smaller ones, for example of 512 x 512 pixels"
+            )
+        grid = (math.ceil(side / chunk) for side, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        n_absent, unit = math.prod(grid) - dataset.id.get_num_chunks(), "chunks"
+    else:
+        n_absent, unit = dataset.size * itemsize - dataset.id.get_storage_size(), "bytes"
+    if n_absent > 0 and location.selection.missing != "fill":
+        raise absent(location, n_absent, unit, dataset.fillvalue)
+
+
+def _check_filters(location: Location, dataset: Any) -> None:
+    settings = dataset.id.get_create_plist()
+    numbers = [settings.get_filter(index)[0] for index in range(settings.get_nfilters())]
+    for number in numbers:
+        if not h5py.h5z.filter_avail(number):
+            try:
+                importlib.import_module("hdf5plugin")  # registers its filters
+            except ImportError:
+                raise _no_filter(location, number) from None
+            if not h5py.h5z.filter_avail(number):
+                raise _no_filter(location, number)
+
+
+def _no_filter(location: Location, number: int) -> SourceError:
+    return SourceError(
+        f"{location} is compressed with HDF5 filter {number}, which is not there; pip install hdf5plugin, "
+        "or save it with gzip"
+    )

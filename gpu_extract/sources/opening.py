@@ -1,0 +1,77 @@
+"""One thing that a user gave, a path or an array, opened."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gpu_extract.errors import InputError, SourceError
+from gpu_extract.model import Raster
+from gpu_extract.sources.arrays import ArrayRaster, is_array
+from gpu_extract.sources.cellpose import CellposeRaster
+from gpu_extract.sources.files import SourceFile, file_format
+from gpu_extract.sources.numpy_files import NpyRaster, NpzRaster, holds_pickle
+from gpu_extract.sources.selectors import Location, located
+from gpu_extract.sources.stacks import Stack, raster_stack
+
+__all__ = ["opened"]
+
+
+def opened(pixels: Any, plane: str | None) -> Raster | Stack:
+    """The planes of a file, or the raster of an array.
+
+    Parameters
+    ----------
+    pixels : path, Location or array
+    plane : str, optional
+        The label plane that it holds; None if it holds an image.
+
+    Raises
+    ------
+    InputError, SourceError, LabelError
+    """
+    if isinstance(pixels, (str, os.PathLike)):
+        pixels = located(os.fsdecode(pixels), plane)
+    if isinstance(pixels, Location):
+        return _open_location(pixels)
+    if is_array(pixels):
+        return ArrayRaster(pixels, plane)
+    raise InputError(
+        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(pixels).__name__}; "
+        "give a path or an array (NumPy, Dask, Zarr, HDF5, xarray)"
+    )
+
+
+def _open_location(location: Location) -> Stack:
+    # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
+    if location.is_url or os.path.isdir(location.path):
+        return _open_folder(location)
+    file = SourceFile(location.path, location.plane)
+    kind = file_format(file)
+    if location.inside and kind != "hdf5":
+        raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")
+    match kind:
+        case "npy" if location.plane is not None and holds_pickle(file):
+            return raster_stack(CellposeRaster(file), location)
+        case "npy":
+            return raster_stack(NpyRaster(file), location)
+        case "npz":
+            return raster_stack(NpzRaster(file), location)
+        case "hdf5":
+            from gpu_extract.sources.hdf5 import open_hdf5
+
+            return open_hdf5(file, location)
+        case _:
+            from gpu_extract.sources.tiff import open_tiff
+
+            return open_tiff(file, location)
+
+
+def _open_folder(location: Location) -> Stack:
+    from gpu_extract.sources.zarr_arrays import open_zarr
+    from gpu_extract.sources.zarr_stores import store_location
+
+    store = store_location(location)
+    if store is None:
+        raise SourceError(f"{location} is a folder and no Zarr store; give a file or a store in it")
+    return open_zarr(store)

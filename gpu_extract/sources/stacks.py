@@ -1,0 +1,187 @@
+"""What a file holds besides Y and X, planes along T, C and Z, and the choice that makes it a slide's raster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.model import Raster
+from gpu_extract.sources.selectors import Location
+
+__all__ = ["Indices", "MaxRaster", "PlanesOf", "Stack", "absent", "out_of_range", "raster_stack", "selector"]
+
+Indices = tuple[tuple[int, ...], ...]  # chosen along each axis
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All planes of a file, of which a selection makes a raster; no pixel is read.
+
+    Parameters
+    ----------
+    location : Location
+        With the selection.
+    axes : str
+        The axes of the planes, some of ``t``, ``c`` and ``z`` in the order in which the file has them.
+    sizes : tuple of int
+        Their lengths.
+    names : tuple of str
+        Of the channels; not used unless there are as many as channels.
+    planes : callable
+        Makes the raster of chosen planes, from one tuple of indices an axis, their names and their source. The
+        planes are in the order of the axes, the last changing fastest.
+    """
+
+    location: Location
+    axes: str
+    sizes: tuple[int, ...]
+    names: tuple[str, ...]
+    planes: Callable[[Indices, tuple[str, ...], str], Raster]
+
+    def size(self, axis: str) -> int:
+        """Length of an axis; 1 if there is none of that name."""
+        return self.sizes[self.axes.index(axis)] if axis in self.axes else 1
+
+    @property
+    def n_times(self) -> int:
+        """How many time points are selected: all unless one is."""
+        return self.size("t") if self.location.selection.t is None else 1
+
+    def at(self, t: int) -> Stack:
+        """The same with a time point selected."""
+        selection = replace(self.location.selection, t=t)
+        return replace(self, location=replace(self.location, selection=selection))
+
+    def raster(self) -> Raster:
+        """The raster of the selected planes.
+
+        Raises
+        ------
+        SourceError, LabelError
+            If what is selected is not there, or there are several Z slices or time points and none is selected.
+        """
+        chosen = {axis: self._chosen(axis) for axis in "tcz"}
+        names = tuple(self.names[i] for i in chosen["c"]) if len(self.names) == self.size("c") else ()
+        slices = [
+            self.planes(tuple((z,) if axis == "z" else chosen[axis] for axis in self.axes), names, self.location.source)
+            for z in chosen["z"]
+        ]
+        return slices[0] if len(slices) == 1 else MaxRaster(slices)
+
+    def _chosen(self, axis: str) -> tuple[int, ...]:
+        size, selected = self.size(axis), getattr(self.location.selection, axis)
+        if selected == "max" or (selected is None and axis == "c"):
+            indices = tuple(range(size))
+        elif selected is None:
+            if size > 1:
+                raise self._unchosen(axis, size)
+            return (0,)
+        else:
+            indices = selected if isinstance(selected, tuple) else (selected,)
+        if max(indices) >= size:
+            raise out_of_range(self.location, axis, size)
+        if axis == "c" and len(indices) > 1 and self.location.plane is not None:
+            raise LabelError(
+                f"{self.location} holds {len(indices)} planes; give one plane (H, W), "
+                f"or add #c=0 to #c={size - 1} to its path"
+            )
+        return indices
+
+    def _unchosen(self, axis: str, size: int) -> SourceError:
+        kind, other = {
+            "z": ("Z slices", "or #z=max for their maximum projection"),
+            "t": ("time points", "or make each a slide of a time course with open_slides"),
+        }[axis]
+        return SourceError(
+            f"{self.location} has {size} {kind}; add #{axis}=0 to #{axis}={size - 1} to its path for one, {other}"
+        )
+
+
+class MaxRaster:
+    """The maximum projection of Z slices; they are read one after the other, so that two at a time are held.
+
+    Parameters
+    ----------
+    slices : sequence of Raster, all of one shape and type
+    """
+
+    def __init__(self, slices: Sequence[Raster]) -> None:
+        self._slices = tuple(slices)
+        self.shape = slices[0].shape
+        self.dtype = slices[0].dtype
+        self.names = slices[0].names
+        self.source = slices[0].source
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        highest = np.array(self._slices[0].read(y0, x0, y1, x1))
+        for each in self._slices[1:]:
+            np.maximum(highest, each.read(y0, x0, y1, x1), out=highest)
+        return highest
+
+
+class PlanesOf:
+    """Some planes of a raster that is read whole or not at all.
+
+    Parameters
+    ----------
+    raster : Raster
+    planes : tuple of int
+    names : tuple of str, length of `planes` or 0
+    source : str
+    """
+
+    def __init__(self, raster: Raster, planes: tuple[int, ...], names: tuple[str, ...], source: str) -> None:
+        self._raster = raster
+        self._planes = list(planes)
+        self.shape = (len(planes), *raster.shape[1:])
+        self.dtype = raster.dtype
+        self.names = names
+        self.source = source
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return self._raster.read(y0, x0, y1, x1)[self._planes]
+
+
+def raster_stack(raster: Raster, location: Location) -> Stack:
+    """The stack of a raster whose planes are channels.
+
+    Raises
+    ------
+    InputError
+    """
+    location.selection.refuse(str(location), "level", "image", "label", "missing")
+
+    def planes(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
+        if indices[0] == tuple(range(raster.shape[0])):
+            return raster
+        return PlanesOf(raster, indices[0], names, source)
+
+    return Stack(location, "c", raster.shape[:1], raster.names, planes)
+
+
+def out_of_range(location: Location, key: str, n: int) -> SourceError:
+    """The error for a selector beyond what a file holds."""
+    return SourceError(
+        f"{location} does not exist: {key}= can be {f'0 to {n - 1}' if n > 1 else 'only 0'} in this file"
+    )
+
+
+def absent(location: Location, n: int, unit: str, fill: Any) -> SourceError:
+    """The error for pixels that are not stored: a broken copy, or what a writer left out because it was empty."""
+    return SourceError(
+        f"{location} lacks {n} of its {unit}, which would read as {fill}; copy or export it again, or "
+        "add #missing=fill to the path if its writer left out what is empty"
+    )
+
+
+def selector(indices: tuple[int, ...]) -> slice | list[int]:
+    """A slice where indices follow one another, which is read in one piece; else a list."""
+    first, n = indices[0], len(indices)
+    return slice(first, first + n) if indices == tuple(range(first, first + n)) else list(indices)

@@ -1,0 +1,67 @@
+"""Zarr stores in a folder or behind a URL, as zarr reads them, but for chunks that are absent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from gpu_extract.errors import SourceError
+from gpu_extract.sources.selectors import Location
+
+__all__ = ["METADATA", "StrictStore"]
+
+# Files that a reader asks for to learn whether they are there; any other that is asked for is a chunk.
+METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+# Of a server that drops one request in ten, one in a million is dropped this often.
+N_TRIES = 6
+
+
+class StrictStore(WrapperStore[Store]):
+    """A store that refuses chunks that are absent when they are read, and asks a server again that failed.
+
+    Parameters
+    ----------
+    store : zarr.abc.store.Store
+    location : Location
+    """
+
+    def __init__(self, store: Store, location: Location) -> None:
+        super().__init__(store)
+        self._location = location
+
+    @classmethod
+    def at(cls, location: Location) -> StrictStore:
+        """The store at a location; nothing is asked of it yet."""
+        kind = FsspecStore.from_url if location.is_url else LocalStore
+        return cls(kind(location.path, read_only=True), location)
+
+    def _with_store(self, store: Store) -> StrictStore:
+        return StrictStore(store, self._location)
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """The bytes of a key, None if it is of metadata that are not there."""
+        found = await self._asked(key, prototype, byte_range)
+        is_chunk = key.rpartition("/")[2] not in METADATA
+        if found is None and is_chunk and self._location.selection.missing != "fill":
+            raise SourceError(
+                f"{self._location} lacks the chunk {key}, which would read as a blank; copy or export it again, "
+                "or add #missing=fill to the path if its writer left out what is empty"
+            )
+        return found
+
+    async def _asked(self, key: str, prototype: Any, byte_range: Any) -> Any:
+        n_tries = N_TRIES if self._location.is_url else 1
+        for n_left in reversed(range(n_tries)):
+            try:
+                return await self._store.get(key, prototype, byte_range)
+            except Exception:  # of aiohttp, of botocore, ...: each library has its own
+                if n_left == 0:
+                    raise
+        return None
+
+    async def _get_many(self, requests: Iterable[Any]) -> AsyncGenerator[tuple[str, Any], None]:
+        for key, prototype, byte_range in requests:
+            yield key, await self.get(key, prototype, byte_range)

@@ -1,0 +1,108 @@
+"""What a Zarr array may not be, told from its metadata and its folder before a chunk is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpu_extract.errors import SourceError
+from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.stacks import absent
+from gpu_extract.sources.zarr_access import METADATA
+
+__all__ = ["check_array", "check_chunks"]
+
+# Writers make chunks of some MB. What is larger was made to harm, or cannot be read by region.
+MAX_CHUNK_NBYTES = 2**30
+# Per inner chunk, a shard's index holds its offset and length, and all ones for both where it is absent.
+ABSENT = 2**64 - 1
+
+
+def check_array(location: Location, array: Any) -> None:
+    """Refuse an array of Python objects, without pixels, or in impossibly large chunks.
+
+    Raises
+    ------
+    SourceError
+    """
+    if array.dtype.kind not in "biufc":
+        raise SourceError(f"{location} holds elements of type {array.dtype}, not pixels; save it as numbers")
+    if array.ndim < 2 or min(array.shape) < 1:
+        raise SourceError(f"{location} has shape {array.shape} and so no pixels; export it again")
+    nbytes = math.prod(array.chunks) * array.dtype.itemsize
+    if nbytes > MAX_CHUNK_NBYTES:
+        raise SourceError(
+            f"{location} has chunks of {nbytes} bytes, and at most {MAX_CHUNK_NBYTES} are read; "
+            "save it with smaller chunks, for example of 512 x 512 pixels"
+        )
+
+
+def check_chunks(location: Location, array: Any) -> None:
+    """Refuse an array in a folder whose chunks are absent, or are links that lead out of the store.
+
+    With ``missing=fill`` they may be absent.
+
+    Raises
+    ------
+    SourceError
+    """
+    if location.is_url:
+        return  # not every server lists what it has: see `StrictStore`
+    folder = os.path.join(location.path, array.path)
+    files = set(_files(location, folder))
+    if location.selection.missing == "fill":
+        return
+    grid = [math.ceil(side / chunk) for side, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
+    n_absent = math.prod(grid) - len(files)
+    # As many files as chunks, or the loop could be made endless by a shape that is claimed.
+    if n_absent <= 0:
+        keys = {array.metadata.encode_chunk_key(coordinates): coordinates for coordinates in np.ndindex(*grid)}
+        n_absent = len(keys.keys() - files)
+        if n_absent == 0 and array.shards:
+            n_absent = sum(
+                _count_absent(location, array, os.path.join(folder, key), coordinates)
+                for key, coordinates in keys.items()
+            )
+    if n_absent > 0:
+        raise absent(location, n_absent, "chunks", array.fill_value)
+
+
+def _files(location: Location, folder: str) -> Iterator[str]:
+    root = os.path.realpath(location.path)
+    if os.path.commonpath([root, os.path.realpath(folder)]) != root:
+        raise _leads_out(location, folder)
+    for parent, folders, names in os.walk(folder):
+        for name in folders + names:
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and os.path.commonpath([root, os.path.realpath(path)]) != root:
+                raise _leads_out(location, path)
+        paths = (os.path.join(parent, name) for name in names if name not in METADATA)
+        yield from (os.path.relpath(path, folder).replace(os.sep, "/") for path in paths)
+
+
+def _leads_out(location: Location, path: str) -> SourceError:
+    return SourceError(f"{location} holds a link that leads out of the store, {path}; copy the files themselves")
+
+
+def _count_absent(location: Location, array: Any, path: str, coordinates: Sequence[int]) -> int:
+    """How many chunks that hold pixels are absent in a shard."""
+    sharding = array.metadata.codecs[0]
+    codecs = [codec.to_dict()["name"] for codec in sharding.index_codecs]
+    if codecs not in (["bytes", "crc32c"], ["bytes"]):
+        raise SourceError(f"{location} has a shard index coded with {', '.join(codecs)}; save it with zarr's defaults")
+    per_shard = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
+    nbytes, checksum = 16 * math.prod(per_shard), 4 * (len(codecs) - 1)
+    with open(path, "rb") as stream:
+        if sharding.index_location.value == "end":
+            stream.seek(-nbytes - checksum, os.SEEK_END)
+        index = np.frombuffer(stream.read(nbytes), "<u8").reshape(*per_shard, 2)
+    # The last shards reach beyond the array, and hold nothing there.
+    inside = tuple(
+        slice(math.ceil((side - at * shard) / chunk))
+        for side, at, shard, chunk in zip(array.shape, coordinates, array.shards, array.chunks, strict=True)
+    )
+    return int(np.count_nonzero((index[inside] == ABSENT).all(axis=-1)))

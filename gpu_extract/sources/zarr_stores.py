@@ -1,0 +1,258 @@
+"""What lies where in a Zarr store: OME-Zarr 0.4 and 0.5, SpatialData, scPortrait projects, or one plain array."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import zarr
+
+from gpu_extract.errors import SourceError
+from gpu_extract.sources.files import translated
+from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.zarr_access import StrictStore
+
+__all__ = [
+    "Multiscale",
+    "array_at",
+    "array_axes",
+    "multiscale",
+    "store_labels",
+    "store_location",
+    "usual_labels",
+    "zarr_element",
+]
+
+ZARR_KEYS = ("zarr.json", ".zarray", ".zgroup")
+# The image that is meant where a store holds several: scPortrait's.
+USUAL_IMAGE = "input_image"
+# The names of label planes, scPortrait's and ours.
+USUAL_LABELS = {"nucleus": ("seg_all_nucleus", "nucleus"), "cytosol": ("seg_all_cytosol", "cytosol")}
+
+URL_REMEDY = "check the address; https needs pip install fsspec aiohttp, s3 needs s3fs; other files must be downloaded"
+
+Node = Any  # zarr.Group or zarr.Array
+
+
+@dataclass(frozen=True)
+class Multiscale:
+    """An image or a label of OME-Zarr.
+
+    Parameters
+    ----------
+    axes : str
+        One letter an axis, in the order of the arrays' axes.
+    paths : tuple of str
+        The arrays, the largest first.
+    names : tuple of str
+        Of the channels, or empty.
+    """
+
+    axes: str
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def store_location(location: Location) -> Location | None:
+    """Where the store of a folder is, the folder itself or the only store in it; None if there is none.
+
+    Raises
+    ------
+    SourceError
+        If the folder holds several.
+    """
+    if location.is_url or _is_store(location.path):
+        return location
+    if not os.path.isdir(location.path):
+        return None
+    with translated(f"{location} cannot be opened"), os.scandir(location.path) as entries:
+        stores = sorted(entry.name for entry in entries if entry.is_dir() and _is_store(entry.path))
+    if len(stores) > 1:
+        raise SourceError(f"{location} is a folder of {len(stores)} Zarr stores: {_listed(stores)}; give one of them")
+    return replace(location, path=os.path.join(location.path, stores[0])) if stores else None
+
+
+def zarr_element(location: Location) -> Node:
+    """The array, or the group with a multiscale, that a location means.
+
+    Raises
+    ------
+    SourceError
+        If it is not there, or which is meant is not clear.
+    """
+    root = _root(location)
+    if isinstance(root, zarr.Array):
+        location.selection.refuse(str(location), "level", "image", "label")
+        return root
+    if location.selection.label is not None:
+        return _child(location, _labels(location, root), "label", location.selection.label)
+    if location.plane is None or location.selection.image is not None:
+        return _image(location, root)
+    labels = _labels(location, root)
+    if not labels:
+        return _image(location, root)
+    usual = usual_labels(list(labels)).get(location.plane)
+    if len(labels) > 1 and usual is None:
+        raise SourceError(f"{location} holds the labels {_listed(labels)}; choose one: {location.path}#label=NAME")
+    return _child(location, labels, "label", usual or next(iter(labels)))
+
+
+def store_labels(location: Location) -> tuple[str, ...]:
+    """Names of the labels that belong to the image at a location."""
+    root = _root(location)
+    return () if isinstance(root, zarr.Array) else tuple(_labels(location, root))
+
+
+def usual_labels(names: Sequence[str]) -> dict[str, str]:
+    """The label planes that some of these labels are by their usual names."""
+    found = {plane: [name for name in usual if name in names] for plane, usual in USUAL_LABELS.items()}
+    return {plane: matching[0] for plane, matching in found.items() if matching}
+
+
+def multiscale(location: Location, group: Any) -> Multiscale | None:
+    """What a group says of the arrays in it; None if it is no image.
+
+    Raises
+    ------
+    SourceError
+        If its axes are not among t, c, z, y, x, in this order as to y and x.
+    """
+    attributes = _attributes(group)
+    found = attributes.get("multiscales")
+    if not found:
+        return None
+    with translated(f"{location} has damaged OME-Zarr metadata"):
+        first = found[0]
+        # Before version 0.3 there were always five.
+        given = [axis["name"] if isinstance(axis, dict) else axis for axis in first.get("axes", "tczyx")]
+        paths = tuple(str(dataset["path"]) for dataset in first["datasets"])
+        channels = attributes.get("omero", {}).get("channels", [])
+        names = tuple(str(channel.get("label", "")) for channel in channels)
+    return Multiscale(_axes(location, given), paths, names)
+
+
+def array_axes(location: Location, array: Any) -> str:
+    """The axes of an array without an image's metadata: those it names itself, else (c, y, x) or (y, x).
+
+    Raises
+    ------
+    SourceError
+    """
+    named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    lower = [str(name).lower() for name in named or ()]
+    if lower and set(lower) <= set("tczyx"):
+        return _axes(location, lower)
+    if array.ndim not in (2, 3):
+        raise SourceError(
+            f"{location} is an array of shape {array.shape} without OME-Zarr metadata; it must be (C, H, W) or (H, W)"
+        )
+    return "cyx"[-array.ndim :]
+
+
+def array_at(location: Location, group: Any, path: str) -> Any:
+    """The array at a path that the file itself gives, within its group.
+
+    Raises
+    ------
+    SourceError
+    """
+    array = group.get(path) if _is_inside(path) else None
+    if not isinstance(array, zarr.Array):
+        raise SourceError(f"{location} is damaged: its metadata name the array {cleaned(path)!r}, which is not in it")
+    return array
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path that a file gives stays where it begins."""
+    return not any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def _axes(location: Location, names: Sequence[Any]) -> str:
+    if len(set(names)) < len(names) or not set(names) <= set("tczyx") or list(names[-2:]) != ["y", "x"]:
+        axes = cleaned(", ".join(map(str, names)))
+        raise SourceError(f"{location} has the axes {axes}; they must be some of t, c, z and then y, x")
+    return "".join(names)
+
+
+def _is_store(folder: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, key)) for key in ZARR_KEYS)
+
+
+def _root(location: Location) -> Node:
+    remedy = URL_REMEDY if location.is_url else "check the store, or export it again"
+    with translated(f"{location} cannot be opened as Zarr", remedy):
+        store = StrictStore.at(location)
+        node = zarr.open(store, mode="r")
+        if location.is_url or isinstance(node, zarr.Array):
+            return node
+        # Metadata that were collected in one place may be older than the store.
+        return zarr.open_group(store, mode="r", use_consolidated=False)
+
+
+def _attributes(group: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = group.attrs.asdict()
+    ome = attributes.get("ome")
+    return ome if isinstance(ome, dict) else attributes  # 0.5 and 0.4
+
+
+def _image(location: Location, root: Any) -> Node:
+    if _is_image(root):
+        location.selection.refuse(str(location), "image")
+        return root
+    images = _images(root)
+    name = location.selection.image
+    if name is None:
+        if len(images) == 1:
+            name = next(iter(images))
+        elif USUAL_IMAGE in images:
+            name = USUAL_IMAGE
+        elif images:
+            raise SourceError(f"{location} holds the images {_listed(images)}; choose one: {location.path}#image=NAME")
+        else:
+            raise SourceError(f"{location} is a Zarr group without an image; give the path of an image or array in it")
+    return _child(location, images, "image", name)
+
+
+def _images(root: Any) -> dict[str, Node]:
+    """The images of a SpatialData store, or of a group of OME-Zarr images as bioformats2raw writes it."""
+    images = root.get("images")
+    members = _members(images if isinstance(images, zarr.Group) else root)
+    return {name: node for name, node in members.items() if isinstance(node, zarr.Array) or _is_image(node)}
+
+
+def _labels(location: Location, root: Any) -> dict[str, Node]:
+    """The labels of the image, or of the store that it is in."""
+    own = root if _is_image(root) or location.selection.image is None else _image(location, root)
+    for group in (own, root):
+        labels = group.get("labels") if isinstance(group, zarr.Group) else None
+        if isinstance(labels, zarr.Group):
+            # Not every server lists what it has, and not every folder declares it.
+            declared = _attributes(labels).get("labels", []) if location.is_url else []
+            nodes = {str(name): labels.get(str(name)) for name in declared if _is_inside(str(name))}
+            return {name: node for name, node in nodes.items() if node is not None} or _members(labels)
+    return {}
+
+
+def _members(group: Any) -> dict[str, Node]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that are no part of Zarr, such as .DS_Store
+        return dict(sorted(group.members()))
+
+
+def _is_image(node: Node) -> bool:
+    return isinstance(node, zarr.Group) and bool(_attributes(node).get("multiscales"))
+
+
+def _child(location: Location, nodes: dict[str, Node], kind: str, name: str) -> Node:
+    if name not in nodes:
+        there = f"there are {_listed(nodes)}" if nodes else "there is none"
+        raise SourceError(f"{location} does not exist: the store has no {kind} {name!r}; {there}")
+    return nodes[name]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(cleaned(name) for name in names)
