@@ -172,8 +172,8 @@ def test_wrong_arrays_are_refused_before_launch(name, change):
         "labels": np.stack(window.labels),
         "ids": batch.ids,
         "corners": batch.corners.astype(np.int32),
-        "images": np.empty((n, *program.tile_shape), program.output_dtype),
-        "used": np.empty((n, 3, 2)),
+        "images": np.zeros((n, *program.tile_shape), program.output_dtype),
+        "used": np.zeros((n, 3, 2)),
     }
     gpu = ShimGpu()
     arrays[name] = change(arrays[name])
