@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu_extract import backends, pipeline, planning
 from gpu_extract.errors import InputError, OutputError
-from gpu_extract.labels import label_statistics
+from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import CellImages, Slide
 from gpu_extract.recipe import Recipe
 from gpu_extract.slide_table import SlideInput, as_slide_input
@@ -41,7 +41,7 @@ def plan(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
-    statistics: planning.Statistics = label_statistics,
+    statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
 
@@ -102,7 +102,7 @@ def plan_many(
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
     on_bad_slide: str = "stop",
-    statistics: planning.Statistics = label_statistics,
+    statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """`plan` for several slides that become one dataset.
 
@@ -123,7 +123,7 @@ def plan_many(
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
     selection = planning.Selection(_as_ids(ids), n_cells, seed)
     # Asked for twice: by the check here and by the plan.
-    statistics = cast(planning.Statistics, functools.cache(statistics))
+    statistics = cast(Statistics, functools.cache(statistics))
     opened, notices = [], []
     for given in map(as_slide_input, slides):
         try:

@@ -85,8 +85,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Extract every cell of a slide into OUT (.h5sc)."""
-    if resume:
-        raise OutputError("--resume comes with a later version; --overwrite starts again")
+    _refuse_resume(resume)
     with _running(output, quiet=quiet) as progress:
         done = api.extract_many(
             _slides(image, nucleus, cytosol, slides),
@@ -130,19 +129,19 @@ def plan(
     """Tell what `run` with the same arguments would do; nothing is written."""
     from gpu_extract.store import check_output
 
-    if resume:
-        raise OutputError("--resume comes with a later version; --overwrite starts again")
+    _refuse_resume(resume)
     api.as_threads(threads)
     api.check_layout(layout)
     if output is not None:
         check_output(output, compression, overwrite=overwrite)
-    chosen = api.choose_backend(device, gpu_memory).device
+    backend = api.choose_backend(device, gpu_memory)
     planned = api.plan_many(
         _slides(image, nucleus, cytosol, slides),
         on_bad_slide=on_bad_slide,
+        statistics=backend.statistics,
         **_choices(recipe, size, border, ids, n_cells, seed),
     )
-    _print_plan(planned, chosen)
+    _print_plan(planned, backend.device)
 
 
 @app.command()
@@ -256,6 +255,11 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _fail(error: GpuExtractError, code: int) -> int:
     print(f"gpu-extract: {error}", file=sys.stderr)
     return code
+
+
+def _refuse_resume(resume: bool) -> None:
+    if resume:
+        raise OutputError("--resume comes with a later version; --overwrite starts again")
 
 
 def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, table: Path | None) -> list[SlideInput]:

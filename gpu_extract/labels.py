@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from gpu_extract.errors import LabelError
 from gpu_extract.model import Raster
 
-__all__ = ["LabelStatistics", "label_statistics"]
+__all__ = ["LabelStatistics", "Statistics", "label_statistics"]
 
 # Pixels of one strip of a label plane; its runs take about as much memory again.
 STRIP_PIXELS = 4 << 20
@@ -44,6 +45,10 @@ class LabelStatistics:
     def centers(self) -> NDArray[np.int64]:
         """(n, 2) mean (y, x) of the pixels, divided in float64, rounded half to even."""
         return np.round(self.sums / self.counts[:, None]).astype(np.int64)
+
+
+# `label_statistics`, or what gives the same on a device: of a label plane and what to call it in messages.
+Statistics = Callable[[Raster, str], LabelStatistics]
 
 
 def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:

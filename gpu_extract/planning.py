@@ -6,7 +6,7 @@ with one reason; `batches` gives the order of work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
-from gpu_extract.labels import LabelStatistics, label_statistics
-from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Raster, Slide
+from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
+from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["Plan", "Selection", "Statistics", "batches", "make_plan", "slide_statistics"]
-
-Statistics = Callable[[Raster, str], LabelStatistics]
+__all__ = ["Plan", "Selection", "batches", "make_plan", "slide_statistics"]
 
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
@@ -70,7 +68,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of all tiles, uncompressed."""
-        return len(self.cells) * int(np.prod(self.program.tile_shape)) * self.program.output_dtype.itemsize
+        return len(self.cells) * self.program.tile_nbytes
 
     def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""
@@ -272,8 +270,7 @@ def _cut_band(
     """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
-    tile_nbytes = int(np.prod(program.tile_shape)) * program.output_dtype.itemsize
-    n_most = int(np.clip(limits.nbytes // tile_nbytes, 1, limits.n_cells))
+    n_most = int(np.clip(limits.nbytes // program.tile_nbytes, 1, limits.n_cells))
     pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
     pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
     reach = limits.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S

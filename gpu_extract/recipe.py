@@ -299,6 +299,16 @@ class Program:
         return (self.n_planes, self.recipe.tile_size, self.recipe.tile_size)
 
     @property
+    def tile_nbytes(self) -> int:
+        """Bytes of a finished tile."""
+        return math.prod(self.tile_shape) * self.output_dtype.itemsize
+
+    @property
+    def stretched(self) -> tuple[bool, ...]:
+        """For each channel whether it is stretched to [0, 1] at the end, length C."""
+        return tuple(self.recipe.minmax and c not in self.recipe.minmax_except for c in range(len(self.cut)))
+
+    @property
     def unit(self) -> float:
         """The stored value of 1.0: the type's maximum where normalised values are stored as integers."""
         if self.output_dtype.kind == "f" or self.recipe.normalization == "none":

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import DeviceError
-from gpu_extract.labels import LabelStatistics, label_statistics
-from gpu_extract.model import Batch, BatchLimits, CellImages, Raster, Window
+from gpu_extract.labels import Statistics, label_statistics
+from gpu_extract.model import Batch, BatchLimits, CellImages, Window
 from gpu_extract.recipe import Program
 
 __all__ = ["DEVICES", "Backend", "choose", "why_not"]
@@ -26,7 +26,6 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 GPU_CELLS = 2048
 GPU_NBYTES = 512 << 20
 
-Statistics = Callable[[Raster, str], LabelStatistics]
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_kernels as kernels
+from gpu_extract.backends.program_tables import mask_tables, quantile_pixels
 from gpu_extract.model import Batch, CellImages, Window
-from gpu_extract.recipe import Program, gaussian_weights
+from gpu_extract.recipe import Program
 
 __all__ = ["extract"]
 
@@ -53,7 +54,7 @@ def extract(window: Window, batch: Batch, program: Program, levels: NDArray[np.f
         weights,
         np.array(program.stored),
         np.array(program.cut),
-        options(program, given=levels is not None),
+        options(program, levels),
         Numbers(program.unit, *program.recipe.quantiles),
         np.empty((C, 2)) if levels is None else levels,
         images.view(np.uint16) if program.output_dtype == np.float16 else images,
@@ -68,31 +69,17 @@ def label_planes(planes: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
     return tuple(np.ascontiguousarray(plane, np.uint64 if wide else np.uint32) for plane in planes)
 
 
-def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The program's masks as numbers (k, 4), and their blur weights padded to (k, R + 1)."""
-    blurs = [gaussian_weights(steps.sigma) for steps in program.masks]
-    weights = np.zeros((len(blurs), max(map(len, blurs))))
-    for row, blur in zip(weights, blurs, strict=True):
-        row[: len(blur)] = blur
-    masks = [
-        (steps.plane, steps.fill_holes, steps.dilation, len(blur) - 1)
-        for steps, blur in zip(program.masks, blurs, strict=True)
-    ]
-    return np.array(masks, np.int64), weights
-
-
-def options(program: Program, *, given: bool) -> Options:
-    """The recipe's choices; ``given`` says that the levels are not the cell's own quantiles."""
+def options(program: Program, levels: NDArray[np.float64] | None) -> Options:
+    """The recipe's choices; ``levels`` is None where each cell has its own quantiles."""
     recipe = program.recipe
-    pixels = kernels.PIXELS_MASK if recipe.quantile_pixels == "mask" else kernels.PIXELS_TILE
     output = kernels.OUTPUT_FLOAT if program.output_dtype.kind == "f" else kernels.OUTPUT_INTEGER
     return Options(
         output=kernels.OUTPUT_HALF if program.output_dtype == np.float16 else output,
         exclude=recipe.neighbours == "exclude",
         apply_masks=recipe.apply_masks,
         cut_before=recipe.cut == "before",
-        pixels=kernels.PIXELS_GIVEN if given else pixels,
+        pixels=quantile_pixels(program, levels),
         scale=recipe.normalization != "none",
         flat_zero=recipe.flat_channel == "zero",
-        stretch=np.array([recipe.minmax and c not in recipe.minmax_except for c in range(len(program.cut))]),
+        stretch=np.array(program.stretched),
     )

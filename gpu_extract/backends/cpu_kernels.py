@@ -14,8 +14,9 @@ Boxes are (y0, x0, y1, x1) in the tile, half open.
 import numpy as np
 from numba import njit
 
+from gpu_extract.backends.program_tables import PIXELS_GIVEN, PIXELS_MASK, PIXELS_TILE
+
 # Parameters that are names in the recipe and numbers here.
-PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
 OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
 
 # Up to this many smallest or largest values are found by insertion in one pass; more by partition.

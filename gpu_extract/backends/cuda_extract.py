@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from gpu_extract.backends import cuda_labels
 from gpu_extract.backends.cuda_registry import extract_kernel
 from gpu_extract.backends.device import Array, Device, OutOfDeviceMemoryError
+from gpu_extract.backends.program_tables import mask_tables, quantile_pixels
 from gpu_extract.errors import DeviceError
 from gpu_extract.labels import LabelStatistics, label_statistics
 from gpu_extract.model import Batch, CellImages, Raster, Window
-from gpu_extract.recipe import Program, gaussian_weights
+from gpu_extract.recipe import Program
 
 __all__ = ["DeviceExtraction", "ProgramArrays", "launch_extract", "program_arrays", "workspace_nbytes"]
 
-# Parameters that are names in the recipe and numbers in kernels/extract.cu, whose enums stand in this order.
-PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
 # Rows of blurred masks that a block works on at a time; one a warp.
 WARPS = 8
 
@@ -42,29 +41,21 @@ def program_arrays(program: Program, levels: NDArray[np.float64] | None) -> Prog
     """The arrays of a program; ``levels`` as for `reference.extract`."""
     recipe, C = program.recipe, len(program.cut)
     levels = program.fixed_levels if levels is None else levels
-    blurs = [gaussian_weights(steps.sigma) for steps in program.masks]
-    weights = np.zeros((len(blurs), max(map(len, blurs))), np.float32)
-    for row, blur in zip(weights, blurs, strict=True):
-        row[: len(blur)] = blur
-    masks = [
-        (steps.plane, steps.fill_holes, steps.dilation, len(blur) - 1)
-        for steps, blur in zip(program.masks, blurs, strict=True)
-    ]
-    pixels = PIXELS_MASK if recipe.quantile_pixels == "mask" else PIXELS_TILE
+    masks, weights = mask_tables(program)
     options = (
         recipe.neighbours == "exclude",
         recipe.apply_masks,
         recipe.cut == "before",
-        pixels if levels is None else PIXELS_GIVEN,
+        quantile_pixels(program, levels),
         recipe.normalization != "none",
         recipe.flat_channel == "zero",
     )
     return ProgramArrays(
-        masks=np.array(masks, np.int32),
-        weights=weights,
+        masks=masks.astype(np.int32),
+        weights=weights.astype(np.float32),
         stored=np.array(program.stored, np.int32),
         cut=np.array(program.cut, np.int32),
-        stretch=np.array([recipe.minmax and c not in recipe.minmax_except for c in range(C)], np.int32),
+        stretch=np.array(program.stretched, np.int32),
         options=np.array(options, np.int32),
         numbers=np.array([program.unit, *recipe.quantiles]),
         levels=np.zeros((C, 2)) if levels is None else np.ascontiguousarray(levels, np.float64),

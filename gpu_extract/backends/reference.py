@@ -130,7 +130,7 @@ def extract_tile(
         values = raw * before
         used[c] = channel_levels(values, region & on_slide, recipe, xp) if levels is None else levels[c]
         values = scale(values, used[c], recipe, xp) * after
-        if recipe.minmax and c not in recipe.minmax_except:
+        if program.stretched[c]:
             values = stretch(values)
         planes.append(values)
     return to_output(planes, len(program.stored), program, xp), used

@@ -39,7 +39,7 @@ class CellStore:
         self.path = target.path
         self.compression = compression
         self._target = target
-        self._n_cells, self._tile_nbytes = len(contents.cells), contents.tile_nbytes
+        self._n_cells, self._tile_nbytes = len(contents.cells), contents.program.tile_nbytes
         self._journal = journal
         self._partial = _start(target, len(head), header, journal)
         self._log = ChunkLog(self._partial, journal, chunks_end=len(head), journal_end=len(header))

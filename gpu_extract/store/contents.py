@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, CellTable, Slide
@@ -59,9 +58,9 @@ class Contents:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
             raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
         assert len(self.plane_names) == self.program.n_planes
-        if self.tile_nbytes > MAX_TILE_NBYTES:
+        if self.program.tile_nbytes > MAX_TILE_NBYTES:
             raise InputError(
-                f"a tile takes {self.tile_nbytes} bytes; HDF5 takes {MAX_TILE_NBYTES} at most: lower tile_size"
+                f"a tile takes {self.program.tile_nbytes} bytes; HDF5 takes {MAX_TILE_NBYTES} at most: lower tile_size"
             )
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
@@ -84,11 +83,6 @@ class Contents:
                 raise InputError(f"label {key!r} of slide {slide.name} has the name of a column; rename it")
             if key in ("", ".", "..") or "/" in key:
                 raise InputError(f"label {key!r} of slide {slide.name} cannot name a column in HDF5; rename it")
-
-    @property
-    def tile_nbytes(self) -> int:
-        """Bytes of a tile, not compressed."""
-        return prod(self.program.tile_shape) * self.program.output_dtype.itemsize
 
     @property
     def mask_planes(self) -> tuple[str, ...]:

@@ -1,0 +1,38 @@
+"""A program as numbers, for backends that are compiled: the same rows for numba and for CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.recipe import Program, gaussian_weights
+
+__all__ = ["PIXELS_GIVEN", "PIXELS_MASK", "PIXELS_TILE", "mask_tables", "quantile_pixels"]
+
+# Where a cell's levels come from; ``enum Pixels`` of kernels/extract.cu stands in this order.
+PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
+
+
+def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The program's masks, (k, 4), and their blur weights from the centre outwards, padded to (k, R + 1).
+
+    A row of masks is the label plane, fill holes (0 or 1), the radius of the disk, and the radius of the blur.
+    """
+    blurs = [gaussian_weights(steps.sigma) for steps in program.masks]
+    weights = np.zeros((len(blurs), max(map(len, blurs))))
+    for row, blur in zip(weights, blurs, strict=True):
+        row[: len(blur)] = blur
+    masks = [
+        (steps.plane, steps.fill_holes, steps.dilation, len(blur) - 1)
+        for steps, blur in zip(program.masks, blurs, strict=True)
+    ]
+    return np.array(masks, np.int64), weights
+
+
+def quantile_pixels(program: Program, levels: NDArray[Any] | None) -> int:
+    """Where a cell's levels come from: they are given, or taken from the pixels that the recipe names."""
+    if levels is not None:
+        return PIXELS_GIVEN
+    return PIXELS_MASK if program.recipe.quantile_pixels == "mask" else PIXELS_TILE
