@@ -23,6 +23,7 @@ from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStop
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.planning import Plan
 from gpu_extract.slide_table import SlideInput, read_slide_table
+from gpu_extract.sources.id_lists import read_ids
 
 app = typer.Typer(
     name="gpu-extract",
@@ -281,24 +282,10 @@ def _choices(
         "recipe": recipe,
         "tile_size": size,
         "border": border,
-        "ids": None if ids is None else _read_ids(ids),
+        "ids": None if ids is None else read_ids(ids),
         "n_cells": n_cells,
         "seed": seed,
     }
-
-
-def _read_ids(path: Path) -> list[int]:
-    """The ids in a text file, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise InputError(f"ids {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"ids {path} is not a text file; it must hold one id a line") from error
-    for number, line in enumerate(lines, 1):
-        if not line.isascii() or not line.isdecimal():
-            raise InputError(f"entry {number} of ids {path} is {line[:40]!r}; it must hold one whole number a line")
-    return [int(line) for line in lines]
 
 
 def _is_demo_file(path: Path) -> bool:
