@@ -140,7 +140,8 @@ def plan_many(
         raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
-    return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
+    planned = planning.make_plan(named, wanted, selection, statistics)
+    return replace(planned, notices=(*notices, *planned.notices))
 
 
 def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:

@@ -59,6 +59,10 @@ class Slide:
         Unique among the slides of a run.
     labels : mapping of str to str
         The slide's own labels, for example ``{"well": "D03"}``.
+    ids : (n,) uint64, optional
+        The cells that whoever segmented the slide wants extracted; all by default. Ids without a label are ignored.
+    notices : tuple of str
+        What the user should know of where the slide comes from, one line each.
 
     Raises
     ------
@@ -71,6 +75,8 @@ class Slide:
     channel_names: tuple[str, ...]
     name: str = "slide"
     labels: Mapping[str, str] = field(default_factory=dict)
+    ids: NDArray[np.uint64] | None = None
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:

@@ -116,7 +116,7 @@ def make_plan(
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
-    return Plan(slides, program, cells)
+    return Plan(slides, program, cells, tuple(dict.fromkeys(line for slide in slides for line in slide.notices)))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -156,6 +156,8 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
 def _reasons(slide: Slide, every: CellTable, planes: list[LabelStatistics], recipe: Recipe) -> NDArray[np.object_]:
     """For each cell of a slide why it is dropped, or ``""``."""
     reasons = np.full(len(every), "", object)
+    if slide.ids is not None:
+        _mark(reasons, ~np.isin(every.ids, slide.ids), "not in the project's classes")
     for plane, name in zip(planes, slide.masks, strict=True):
         _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
     if recipe.border == "mask":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, Raster, Slide
@@ -21,6 +21,9 @@ from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
 from gpu_extract.sources.selectors import located
 from gpu_extract.sources.stacks import Stack
+
+if TYPE_CHECKING:
+    from gpu_extract.sources.classic import ClassicProject
 
 __all__ = ["open_image", "open_labels", "open_slide", "open_slides"]
 
@@ -41,7 +44,8 @@ def open_slide(
         See `open_image`.
     nucleus, cytosol : array, path or name, optional
         See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
-        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``.
+        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``;
+        or the image is a classic SPARCSpy project.
     channel_names : sequence of str, length C, optional
         Default: the names in the files, else ``ch0``, ``ch1``, ...
     name : str, optional
@@ -52,10 +56,11 @@ def open_slide(
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    raster = open_image(image)
-    planes = label_planes(image, nucleus, cytosol)
-    masks = {plane: _raster(opened(labels, plane)) for plane, labels in planes.items()}
-    return _slide(raster, masks, channel_names, _slide_name(image, name))
+    channels, planes, project = _opened_planes(image, nucleus, cytosol)
+    raster = _stacked(image, [_raster(channel) for channel in channels])
+    masks = {plane: _raster(labels) for plane, labels in planes.items()}
+    slide = _slide(raster, masks, channel_names, _slide_name(image, name))
+    return _described(project, [slide], nucleus, cytosol)[0]
 
 
 def open_slides(
@@ -69,15 +74,15 @@ def open_slides(
     """The slides of an image, one for each of its time points, as `open_slide` makes one.
 
     The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
-    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`.
+    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`. A classic SPARCSpy time course
+    labels its slides itself, and those without a cell to extract are left out.
 
     Raises
     ------
     InputError
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
-    channels = [opened(item, None) for item in _items(image)]
-    planes = {plane: opened(labels, plane) for plane, labels in label_planes(image, nucleus, cytosol).items()}
+    channels, planes, project = _opened_planes(image, nucleus, cytosol)
     n_times = _n_times([*channels, *planes.values()])
     times: Sequence[int | None] = range(n_times) if n_times > 1 else [None]
     base = _slide_name(image, name)
@@ -87,7 +92,7 @@ def open_slides(
         masks = {plane: _raster(labels, t) for plane, labels in planes.items()}
         slide = _slide(raster, masks, channel_names, base if t is None else f"{base}_t{t}")
         slides.append(slide if t is None else replace(slide, labels={"timepoint": str(t)}))
-    return tuple(slides)
+    return _described(project, slides, nucleus, cytosol)
 
 
 def open_image(image: Any) -> Raster:
@@ -126,6 +131,34 @@ def open_labels(labels: Any, plane: str) -> Raster:
     """
     assert plane in MASK_NAMES
     return _raster(opened(labels, plane))
+
+
+def _opened_planes(
+    image: Any, nucleus: Any, cytosol: Any
+) -> tuple[list[Raster | Stack], dict[str, Raster | Stack], ClassicProject | None]:
+    """The channels and the label planes of an image, and the classic project that it is, if it is one."""
+    project = _classic_project(image)
+    own = project is not None and nucleus is None and cytosol is None
+    planes = project.planes() if project and own else label_planes(image, nucleus, cytosol)
+    channels = [opened(item, None) for item in ([project.image] if project else _items(image))]
+    return channels, {plane: opened(labels, plane) for plane, labels in planes.items()}, project
+
+
+def _classic_project(image: Any) -> ClassicProject | None:
+    """The classic project that an image is, if it is one."""
+    items = _items(image)
+    if len(items) > 1 or not isinstance(items[0], (str, os.PathLike)):
+        return None
+    from gpu_extract.sources.classic import classic_project
+
+    return classic_project(located(os.fsdecode(items[0]), None))
+
+
+def _described(project: ClassicProject | None, slides: list[Slide], nucleus: Any, cytosol: Any) -> tuple[Slide, ...]:
+    """The slides with what their project says of them, if they are of one."""
+    if project is None:
+        return tuple(slides)
+    return project.described(slides, own_planes=nucleus is None and cytosol is None)
 
 
 def _items(image: Any) -> list[Any]:
