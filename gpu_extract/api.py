@@ -40,6 +40,7 @@ def plan(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
+    planes: Sequence[int] | None = None,
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
@@ -65,6 +66,8 @@ def plan(
         Extract this many cells, drawn at random with ``seed``.
     channel_names : sequence of str, optional
         Instead of the names in the image's metadata.
+    planes : sequence of int, optional
+        Keep these planes of a tile only, in this order, counted masks first. Not for files of layout ``h5sc``.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -86,6 +89,7 @@ def plan(
         n_cells=n_cells,
         seed=seed,
         channel_names=channel_names,
+        planes=planes,
         statistics=statistics,
     )
 
@@ -100,6 +104,7 @@ def plan_many(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
+    planes: Sequence[int] | None = None,
     on_bad_slide: str = "stop",
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
@@ -140,7 +145,8 @@ def plan_many(
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
     planned = planning.make_plan(named, wanted, selection, statistics)
-    return replace(planned, notices=(*notices, *planned.notices))
+    chosen = _as_planes(planes, planned.program.n_planes)
+    return replace(planned, notices=(*notices, *planned.notices), planes=chosen)
 
 
 def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
@@ -186,7 +192,8 @@ def extract(
     progress : callable, optional
         Called with the number of cells written so far, and of all.
     **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``: as for `plan`.
+        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``planes``: as for
+        `plan`.
 
     Returns
     -------
@@ -239,8 +246,10 @@ def extract_many(
     for given in inputs:
         _check_not_an_input(path, given.image, given.nucleus, given.cytosol)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
+        _check_not_an_input(path, slide.image.source, *(raster.source for raster in slide.masks.values()))
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
-    contents = Contents(planned.cells, planned.slides, planned.program, provenance)
+    contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
     store = CellStore.create(path, contents, compression=compression, layout=layout, overwrite=overwrite)
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
 
@@ -310,6 +319,19 @@ def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] |
         return np.unique(np.array([int(i) for i in ids], np.uint64))
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"ids must be whole numbers from 1 to 2^64 - 1: {error}") from error
+
+
+def _as_planes(planes: Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
+    """The planes that are asked for; empty for all of them."""
+    if planes is None:
+        return ()
+    chosen = tuple(planes)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(n_planes)):
+        raise InputError(
+            f"planes are {', '.join(map(str, chosen)) or 'none'}; give numbers from 0 to {n_planes - 1}, each once "
+            "at most, masks first"
+        )
+    return chosen
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

@@ -6,8 +6,8 @@ Points are (y, x); boxes are (y0, x0, y1, x1), half open, in pixels of the slide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,6 +127,10 @@ class Slide:
     def mask_names(self) -> tuple[str, ...]:
         """Names of the label planes, length M."""
         return tuple(self.masks)
+
+    def only(self, ids: NDArray[np.uint64]) -> Slide:
+        """The same slide, of which no other cells than these are asked for."""
+        return replace(self, ids=ids if self.ids is None else np.intersect1d(self.ids, ids))
 
     def read(self, box: tuple[int, int, int, int]) -> Window:
         """The image and label pixels of a box (y0, x0, y1, x1) within the slide."""
@@ -283,6 +287,10 @@ class CellImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def chosen(self, planes: Sequence[int]) -> CellImages:
+        """The same with these planes of the tiles only, in this order."""
+        return replace(self, images=self.images.take(list(planes), axis=1))
 
 
 def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:

@@ -178,7 +178,8 @@ def tiles(
     def compute(task: tuple[Batch, Window]) -> CellImages:
         batch, window = task
         with watch.stage("compute"):
-            return extract(window, batch, plan.program, levels[batch.slide])
+            cells = extract(window, batch, plan.program, levels[batch.slide])
+            return cells.chosen(plan.planes) if plan.planes else cells
 
     extract = backend.extract
     if on_device and backend.extract_on_device:

@@ -58,17 +58,21 @@ class Plan:
     cells : CellTable
     notices : tuple of str
         What the user should know, one line each.
+    planes : tuple of int
+        The planes of a tile that are kept, in that order; all where it is empty.
     """
 
     slides: tuple[Slide, ...]
     program: Program
     cells: CellTable
     notices: tuple[str, ...] = ()
+    planes: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tiles, uncompressed."""
-        return len(self.cells) * self.program.tile_nbytes
+        n_planes = self.program.n_planes
+        return len(self.cells) * self.program.tile_nbytes // n_planes * (len(self.planes) or n_planes)
 
     def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""

@@ -102,7 +102,7 @@ class ClassicProject:
             notices.append(
                 f"only the {len(ids):,} ids in {self.classes} are extracted; give {self.image.path} itself for all"
             )
-            slides = [replace(slide, ids=_both(slide.ids, ids)) for slide in slides]
+            slides = [slide.only(ids) for slide in slides]
         return tuple(replace(slide, notices=tuple(notices)) for slide in slides)
 
     def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
@@ -235,10 +235,6 @@ def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
         if (listed < 0).any() or (ids != listed).any():
             raise SourceError(f"{file} has classes of image {t} that are no ids; they must be whole numbers from 1")
     return np.setdiff1d(ids, np.zeros(1, np.uint64))
-
-
-def _both(first: NDArray[np.uint64] | None, second: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return second if first is None else np.intersect1d(first, second)
 
 
 def _text(value: Any) -> str:

@@ -39,6 +39,8 @@ class Contents:
     slides : tuple of Slide
         All with the same label planes and channels.
     program : Program
+    planes : tuple of int
+        The planes of a tile that are in the file, in that order; all where it is empty.
     provenance : mapping of str to str
         More texts to store beside the recipe, for example the command line.
 
@@ -52,12 +54,13 @@ class Contents:
     slides: tuple[Slide, ...]
     program: Program
     provenance: Mapping[str, str] = field(default_factory=dict)
+    planes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.cells):
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
             raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
-        assert len(self.plane_names) == self.program.n_planes
+        assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
             raise InputError(f"slide names must differ: {', '.join(names)}")
@@ -87,8 +90,9 @@ class Contents:
 
     @property
     def plane_names(self) -> tuple[str, ...]:
-        """Names of all planes of a tile, length K."""
-        return self.mask_planes + self.slides[0].channel_names
+        """Names of the planes of a tile that are in the file, length K."""
+        names = self.mask_planes + self.slides[0].channel_names
+        return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     @property
     def label_names(self) -> tuple[str, ...]:

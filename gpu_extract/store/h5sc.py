@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpu_extract.cell_tables import H5SC_IMAGES
+from gpu_extract.errors import OutputError
 from gpu_extract.store.codecs import ChunkFormat
 from gpu_extract.store.contents import Contents
 
@@ -28,6 +29,8 @@ class H5sc:
 
     def format(self, contents: Contents, compression: str) -> ChunkFormat:
         """A tile is a chunk, in the recipe's type."""
+        if contents.planes:
+            raise OutputError("layout 'h5sc' keeps all planes, masks first; to choose planes use layout 'sparcspy'")
         return ChunkFormat((1, *contents.program.tile_shape), contents.program.output_dtype, compression)
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:

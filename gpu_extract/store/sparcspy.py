@@ -58,7 +58,7 @@ class Sparcspy:
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Index, labels of a time course, and an empty dataset of tiles."""
-        n_cells, n_planes = len(contents.cells), contents.program.n_planes
+        n_cells, n_planes = len(contents.cells), len(contents.plane_names)
         index = np.stack([np.arange(n_cells, dtype=np.uint64), contents.cells.ids], axis=1)
         if _is_time_course(contents):
             labels = _labels(contents)
@@ -90,13 +90,20 @@ def _told(contents: Contents) -> dict[str, Any]:
     return {
         **contents.told(),
         "planes": contents.plane_names,
-        "n_masks": len(contents.mask_planes),
+        "n_masks": _n_leading_masks(contents),
         "dropped": {
             "slide": [contents.slides[i].name for i in dropped.slide],
             "cell_id": dropped.ids.tolist(),
             "reason": dropped.reason.tolist(),
         },
     }
+
+
+def _n_leading_masks(contents: Contents) -> int:
+    """How many masks come before the first channel: all but where the planes were put in an order of their own."""
+    n_masks = len(contents.mask_planes)
+    is_mask = [plane < n_masks for plane in contents.planes or range(contents.program.n_planes)]
+    return [*is_mask, False].index(False)
 
 
 def _write(file: h5py.File, name: str, values: NDArray[Any], dtype: Any) -> None:
