@@ -152,7 +152,9 @@ def plan_many(
 def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
     """The slide, or one for each time point of a time course."""
     slides = open_slides(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
-    return [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
+    ids = _as_ids(given.ids)
+    found = [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
+    return found if ids is None else [slide.only(ids) for slide in found]
 
 
 def extract(

@@ -27,12 +27,15 @@ class SlideInput:
         As for `gpu_extract.extract`.
     labels : mapping of str to str
         The slide's own labels, for example ``{"well": "D03"}``; a column of ``obs`` each.
+    ids : sequence of int, optional
+        The cells of this slide to extract; ids that have no label are ignored.
     """
 
     image: Any
     nucleus: Any = None
     cytosol: Any = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    ids: Sequence[int] | None = None
 
 
 def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
