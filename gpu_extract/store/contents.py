@@ -24,6 +24,8 @@ OWN_COLUMNS = (
     "bbox_x1",
     *(f"area_{name}" for name in MASK_NAMES),
     "truncated",
+    "nucleus_id",
+    "n_nuclei",
 )
 # HDF5 holds the size of a chunk, which is a tile here, in 32 bits.
 MAX_TILE_NBYTES = 2**32 - 1
