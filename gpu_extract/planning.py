@@ -77,9 +77,13 @@ class Plan:
 
     def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""
+        return int(np.quantile(self.fitting_sides(), share, method="higher"))
+
+    def fitting_sides(self) -> NDArray[np.int64]:
+        """The smallest even tile side, in pixels, that holds each cell whole, (N,)."""
         centers, boxes = self.cells.centers, self.cells.boxes
-        reach = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
-        return int(2 * np.quantile(reach, share, method="higher"))
+        reach: NDArray[np.int64] = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
+        return 2 * reach
 
 
 def make_plan(
