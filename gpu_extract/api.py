@@ -22,8 +22,9 @@ from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output
+from gpu_extract.survey import Survey, survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many"]
+__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many", "survey_many"]
 
 LAYOUTS = ("h5sc", "sparcspy")
 ON_BAD_SLIDE = ("stop", "skip")
@@ -234,14 +235,43 @@ def extract_many(
     path = Path(output)
     inputs = [as_slide_input(given) for given in slides]
     check_layout(layout)
-    check_output(path, compression, overwrite=overwrite)
-    for given in inputs:
-        _check_not_an_input(path, given.image, given.nucleus, given.cytosol)
+    _check_output(path, inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance)
     store = CellStore.create(path, contents, compression=compression, overwrite=overwrite)
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
+
+
+def survey_many(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: float | None = None,
+    compression: str = "gzip",
+    layout: str = "h5sc",
+    overwrite: bool = False,
+    **choices: Any,
+) -> Survey:
+    """What `extract_many` with the same arguments would do and take; nothing is written.
+
+    The label planes and the images are read, and some cells are extracted into a temporary file. ``output`` is
+    checked, if it is given.
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError
+        As of `extract_many`.
+    """
+    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
+    check_layout(layout)
+    inputs = [as_slide_input(given) for given in slides]
+    if output is not None:
+        _check_output(Path(output), inputs, compression, overwrite=overwrite)
+    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    return survey(planned, backend, threads, compression)
 
 
 def iter_cells(
@@ -312,6 +342,13 @@ def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] |
         return np.unique(np.array([int(i) for i in ids], np.uint64))
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"ids must be whole numbers from 1 to 2^64 - 1: {error}") from error
+
+
+def _check_output(output: Path, inputs: Sequence[SlideInput], compression: str, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, or that is a file that is read."""
+    check_output(output, compression, overwrite=overwrite)
+    for given in inputs:
+        _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

@@ -25,6 +25,8 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     width = max(len(channel.name) for channel in survey.channels)
     for channel in survey.channels:
         bad = f", {channel.n_nonfinite:,} NaN or infinite" if channel.n_nonfinite else ""
+        if bad and recipe.nonfinite == "error":
+            bad += " (a run refuses them; see nonfinite = 'zero')"
         values = "no finite pixel" if channel.lowest is None else f"{channel.lowest:g} to {channel.highest:g}"
         yield f"  {channel.name:<{width}}  {channel.dtype}  {values}{bad}"
     if survey.share_read < 1:
