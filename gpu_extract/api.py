@@ -21,12 +21,11 @@ from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import located
-from gpu_extract.store import CellStore, Contents, check_output
+from gpu_extract.store import CellStore, Contents, check_output, choose_layout
 from gpu_extract.survey import Survey, survey
 
 __all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many", "survey_many"]
 
-LAYOUTS = ("h5sc", "sparcspy")
 ON_BAD_SLIDE = ("stop", "skip")
 
 
@@ -165,7 +164,7 @@ def extract(
     progress: pipeline.Progress | None = None,
     **choices: Any,
 ) -> pipeline.Report:
-    """Extract every cell of a slide into an ``.h5sc`` file, and say what was done.
+    """Extract every cell of a slide into a file, and say what was done.
 
     Parameters
     ----------
@@ -180,7 +179,8 @@ def extract(
     gpu_memory : float, GiB, optional
         How much of a GPU's memory may be taken; by default most of what is free.
     compression : {"gzip", "none"}
-    layout : {"h5sc"}
+    layout : {"h5sc", "sparcspy"}
+        ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
     overwrite : bool
         Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
     progress : callable, optional
@@ -234,12 +234,12 @@ def extract_many(
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     path = Path(output)
     inputs = [as_slide_input(given) for given in slides]
-    check_layout(layout)
+    choose_layout(layout)  # or refuse it before anything is read
     _check_output(path, inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance)
-    store = CellStore.create(path, contents, compression=compression, overwrite=overwrite)
+    store = CellStore.create(path, contents, compression=compression, layout=layout, overwrite=overwrite)
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
 
 
@@ -266,12 +266,12 @@ def survey_many(
         As of `extract_many`.
     """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
-    check_layout(layout)
+    choose_layout(layout)  # or refuse it before anything is read
     inputs = [as_slide_input(given) for given in slides]
     if output is not None:
         _check_output(Path(output), inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
-    return survey(planned, backend, threads, compression)
+    return survey(planned, backend, threads, compression, layout)
 
 
 def iter_cells(
@@ -325,14 +325,6 @@ def as_threads(threads: int | None) -> int:
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be 1 or more")
     return threads
-
-
-def check_layout(layout: str) -> None:
-    """Refuse a layout that this version does not write."""
-    if layout == "sparcspy":
-        raise OutputError("layout 'sparcspy' comes with a later version; 'h5sc' is what this one writes")
-    if layout not in LAYOUTS:
-        raise OutputError(f"unknown layout {layout!r}; it must be 'h5sc'")
 
 
 def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] | None:

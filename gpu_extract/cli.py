@@ -52,7 +52,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.
 GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
 Compression = Annotated[str, typer.Option(help="gzip or none.")]
-Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later version.")]
+Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
@@ -160,7 +160,7 @@ def run(
     asked: Asked,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
 ) -> None:
-    """Extract every cell of a slide into OUT."""
+    """Extract every cell of a slide into OUT (.h5sc, or .h5 with --layout sparcspy)."""
     with _running(output, quiet=asked.quiet) as progress:
         done = api.extract_many(asked.slides, output=output, progress=progress, **asked.running, **asked.choices)
     _print_report(done)

@@ -21,6 +21,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import ArrayLike, NDArray
 
+from gpu_extract.cell_tables import open_tables
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, UnknownCellError
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ __all__ = ["Cells", "open_cells"]
 
 ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
 
-# What `Cells.info` tells of scPortrait's own entries, beside the compression.
-NORMALIZATION = ("normalization", "normalization_range_lower", "normalization_range_upper")
-
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
-    """The cells of an ``.h5sc`` file, to be closed after use or opened by ``with``.
+    """The cells of an ``.h5sc`` or a classic ``single_cells.h5`` file, to be closed after use or opened by ``with``.
 
     Raises
     ------
@@ -84,19 +82,18 @@ class Cells:
                 raise
 
     def _read_facts(self) -> None:
-        images = self._images = self._file["obsm/single_cell_images"]
+        tables = self._tables = open_tables(self._file)
+        images = self._images = tables.images
         # Another file that is named in this one could be any file of the user's.
         if images.file != self._file or images.external or images.is_virtual:
             raise OutputError(f"{self.path} keeps its tiles in other files; that is not read")
         if images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise OutputError(f"{self.path} has tiles of shape {images.shape}; they must be (N, K, S, S)")
-        shared = self._file["uns/single_cell_images"]
-        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
-        n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
-        self.mask_planes, self.channel_planes = self.planes[:n_masks], self.planes[n_masks:]
+        self.planes = tables.planes
+        self.mask_planes, self.channel_planes = self.planes[: tables.n_masks], self.planes[tables.n_masks :]
         self.tile_size: int = images.shape[2]
         self.dtype: np.dtype[Any] = images.dtype
-        self.ids: NDArray[np.uint64] = self._file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+        self.ids = tables.ids
         if (len(self.ids), len(self.planes)) != images.shape[:2]:
             raise OutputError(
                 f"{self.path} has tiles of shape {images.shape} for {len(self.ids)} ids and {len(self.planes)} planes"
@@ -202,18 +199,14 @@ class Cells:
     @cached_property
     def obs(self) -> pd.DataFrame:
         """What is known of each cell, a row each, in the order of rows."""
-        return self._table("obs")
+        with self._reading():
+            return self._tables.obs()
 
     @cached_property
     def dropped(self) -> pd.DataFrame:
         """The cells that were seen and left out: ``slide``, ``cell_id`` and ``reason``."""
-        import pandas as pd
-
-        name = "uns/gpu_extract/dropped"
         with self._reading():
-            if name not in self._file:
-                return pd.DataFrame(columns=["slide", "cell_id", "reason"])
-        return self._table(name)
+            return self._tables.dropped()
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -222,20 +215,8 @@ class Cells:
         Of ours: ``version``, ``recipe`` (TOML), ``sources`` (JSON); and ``dropped``, cells by reason.
         """
         with self._reading():
-            shared = self._file["uns/single_cell_images"]
-            facts = {name: shared[name][()].item() for name in NORMALIZATION}
-            facts["compression"] = shared["compression"].asstr()[()]
-            for name, item in self._file.get("uns/gpu_extract", {}).items():
-                if isinstance(item, h5py.Dataset):
-                    facts[name] = item.asstr()[()]
+            facts = self._tables.info()
         return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
-
-    def _table(self, name: str) -> pd.DataFrame:
-        from anndata.io import read_elem
-
-        with self._reading():
-            table: pd.DataFrame = read_elem(self._file[name])
-            return table
 
     @cached_property
     def _by_id(self) -> NDArray[np.int64]:

@@ -117,7 +117,7 @@ def run(
 
             def encoded(images: CellImages) -> tuple[EncodedCells, CellImages]:
                 with watch.stage("encode"):
-                    return encode(images, store.compression), images
+                    return encode(images, store.format), images
 
             written = 0
             computed = pieces(tiles(plan, backend, workers, threads, watch))

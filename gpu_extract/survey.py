@@ -167,7 +167,7 @@ class Survey:
         }
 
 
-def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip") -> Survey:
+def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip", layout: str = "h5sc") -> Survey:
     """Look at the plan's labels and pixels, and extract some of its cells into a temporary file.
 
     Parameters
@@ -175,7 +175,7 @@ def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip"
     plan : Plan
     backend : Backend
     threads : int
-    compression : str
+    compression, layout : str
         As for `gpu_extract.extract`.
 
     Raises
@@ -188,7 +188,7 @@ def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip"
     channels, share_read = _channel_values(plan.slides)
     pass_seconds = (time.perf_counter() - start) / share_read
     sample = _sample(plan, backend)
-    seconds, nbytes = _trial(sample, backend, threads, compression)
+    seconds, nbytes = _trial(sample, backend, threads, {"compression": compression, "layout": layout})
     n_tried, n_cells = len(sample.cells), len(plan.cells)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + CELL_NBYTES * (n_cells - n_tried)
     return Survey(
@@ -304,17 +304,14 @@ def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     return replace(plan, cells=table, program=replace(plan.program, recipe=recipe))
 
 
-def _trial(sample: Plan, backend: Backend, threads: int, compression: str) -> tuple[float, int]:
+def _trial(sample: Plan, backend: Backend, threads: int, storage: dict[str, str]) -> tuple[float, int]:
     """Seconds and bytes that the sample takes, once everything is compiled."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
-        _extract(_part(sample, np.zeros(1, np.int64)), backend, threads, compression, Path(folder, "first.h5sc"))
-        report = _extract(sample, backend, threads, compression, Path(folder, "sample.h5sc"))
+        for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
+            contents = Contents(part.cells, part.slides, part.program)
+            store = CellStore.create(Path(folder, name), contents, **storage)  # type: ignore[arg-type]
+            report = pipeline.run(part, backend, store, threads)
         return report.seconds, report.path.stat().st_size
-
-
-def _extract(plan: Plan, backend: Backend, threads: int, compression: str, path: Path) -> pipeline.Report:
-    store = CellStore.create(path, Contents(plan.cells, plan.slides, plan.program), compression=compression)
-    return pipeline.run(plan, backend, store, threads)
 
 
 def _n_passes(plan: Plan) -> int:

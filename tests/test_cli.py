@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -165,12 +166,21 @@ def test_doctor_tells_what_works(call):
     assert "numba" in out
 
 
+def test_the_classic_layout(files, call):
+    assert call(*RUN, "--layout", "sparcspy")[0] == 0
+    code, out, _ = call("info", "cells.h5sc")
+    assert (code, "planes: seg_all_nucleus" in out, "recipe:" in out) == (0, True, True)
+    assert call("verify", "cells.h5sc")[1].startswith("cells.h5sc: sound")
+    assert call("gallery", "cells.h5sc", "-o", "classic.png")[0] == 0
+    with h5py.File("cells.h5sc") as file:
+        assert sorted(file) == ["single_cell_data", "single_cell_index"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["report", "cells.h5sc", "-o", "report.html"],
         [*RUN, "--resume"],
-        [*RUN, "--layout", "sparcspy"],
     ],
 )
 def test_what_comes_later_says_so(files, call, arguments):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, CellTable, Slide
@@ -27,8 +29,6 @@ OWN_COLUMNS = (
     "nucleus_id",
     "n_nuclei",
 )
-# HDF5 holds the size of a chunk, which is a tile here, in 32 bits.
-MAX_TILE_NBYTES = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,6 @@ class Contents:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
             raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
         assert len(self.plane_names) == self.program.n_planes
-        if self.program.tile_nbytes > MAX_TILE_NBYTES:
-            raise InputError(
-                f"a tile takes {self.program.tile_nbytes} bytes; HDF5 takes {MAX_TILE_NBYTES} at most: lower tile_size"
-            )
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
             raise InputError(f"slide names must differ: {', '.join(names)}")
@@ -100,6 +96,32 @@ class Contents:
     def label_names(self) -> tuple[str, ...]:
         """Names of the slides' labels, in the order in which they first occur."""
         return tuple(dict.fromkeys(key for slide in self.slides for key in slide.labels))
+
+    def told(self) -> dict[str, str]:
+        """What it takes to run the same extraction again: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
+        sources = [
+            {
+                "slide": slide.name,
+                "labels": dict(slide.labels),
+                "image": slide.image.source,
+                **{name: raster.source for name, raster in slide.masks.items()},
+            }
+            for slide in self.slides
+        ]
+        return {
+            **self.provenance,
+            "version": _own_version(),
+            "recipe": self.program.recipe.to_toml(),
+            # JSON escapes what is not ASCII, among it the bytes of paths that are no text.
+            "sources": json.dumps(sources, indent=1),
+        }
+
+
+def _own_version() -> str:
+    try:
+        return version("gpu-extract")
+    except PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
 
 
 def _check_text(text: str) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunk_log import write_all
-from gpu_extract.store.codecs import checksum, decode
+from gpu_extract.store.codecs import ChunkFormat, checksum, decode
 from gpu_extract.store.journal import Journal, Record, join
-from gpu_extract.store.layout import IMAGES, LEVELS, LIBVER
+from gpu_extract.store.layout import LIBVER, layout_of
 
 __all__ = ["IndexedLog", "check_index", "write_index"]
 
@@ -136,10 +136,10 @@ def write_index(partial: int, journal: Journal) -> None:
         config.set_initial_size = True
         config.initial_size = config.max_size = METADATA_CACHE_NBYTES
         file.id.set_mdc_config(config)
-        order = np.argsort(record.rows)
-        for i, name in enumerate(LEVELS):
+        layout, order = layout_of(file), np.argsort(record.rows)
+        for i, name in enumerate(layout.levels):
             file[name][...] = record.levels[order, :, i]
-        _index_chunks(file[IMAGES], log, len(journal.skeleton), record)
+        _index_chunks(file[layout.images], log, len(journal.skeleton), record)
     log.save()
 
 
@@ -153,12 +153,13 @@ def check_index(path: Path, journal: Journal) -> None:
     """
     record = join(journal.records)
     with h5py.File(path, "r") as file:
-        images = file[IMAGES]
-        if images.id.get_num_chunks() != journal.n_cells:
-            raise OutputError(f"{path} holds {images.id.get_num_chunks()} of {journal.n_cells} cells")
-        for i in np.unique(np.linspace(0, len(record) - 1, N_CHECKED).astype(int)):
-            row = int(record.rows[i])
-            _, chunk = images.id.read_direct_chunk((row, 0, 0, 0))
+        images = file[layout_of(file).images]
+        places = ChunkFormat.of(images).places(record.rows, images.shape[1])
+        if images.id.get_num_chunks() != len(places):
+            raise OutputError(f"{path} holds {images.id.get_num_chunks()} of {len(places)} chunks")
+        for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
+            row, plane = places[i].tolist()
+            _, chunk = images.id.read_direct_chunk((row, plane, 0, 0))
             if checksum(chunk) != record.checksums[i]:
                 raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
             try:
@@ -179,9 +180,10 @@ def _index_chunks(images: h5py.Dataset, log: IndexedLog, offset: int, record: Re
     # HDF5 wants bytes, and only their number and place matter.
     blank = memoryview(bytes(int(record.sizes.max())))
     write_chunk = images.id.write_direct_chunk
-    for row, nbytes in zip(record.rows.tolist(), record.sizes.tolist(), strict=True):
+    places = ChunkFormat.of(images).places(record.rows, images.shape[1])
+    for (row, plane), nbytes in zip(places.tolist(), record.sizes.tolist(), strict=True):
         log.expect(offset, nbytes)
-        write_chunk((row, 0, 0, 0), blank[:nbytes])
+        write_chunk((row, plane, 0, 0), blank[:nbytes])
         if log.is_expecting:
             raise RuntimeError(f"HDF5 has put row {row} elsewhere than at {offset}, where it is")
         offset += nbytes

@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gpu_extract.cell_tables import H5SC_IMAGES, SparcspyTables
 from gpu_extract.errors import OutputError
 from gpu_extract.store.codecs import decode
-from gpu_extract.store.layout import IMAGES, LEVELS
+from gpu_extract.store.h5sc import LEVELS
+from gpu_extract.store.layout import layout_of
 from gpu_extract.store.target import unfinished
 
 __all__ = ["Verified", "verify"]
@@ -72,7 +74,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     Parameters
     ----------
     path : path
-        An ``.h5sc`` file; it is only read.
+        An ``.h5sc`` or a classic ``single_cells.h5`` file; it is only read.
 
     Returns
     -------
@@ -90,11 +92,15 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     if path.suffix == ".partial" and not h5py.is_hdf5(path):
         raise OutputError(unfinished(path.with_suffix("")) or f"{path} is the partial file of an unfinished run")
     with _damage_told(path), h5py.File(path, "r") as file:
-        _require(IMAGES in file, f"it has no {IMAGES}")
-        images = file[IMAGES]
+        layout = layout_of(file)
+        images = file[layout.images]
         _check_images(file, images)
-        n_masks = _check_planes(file, images)
-        ids = _check_tables(file, images)
+        if layout.images == H5SC_IMAGES:
+            _check_facts(images)
+            n_masks = _check_planes(file, images)
+            ids = _check_tables(file, images)
+        else:
+            n_masks, ids = _check_classic(file, images)
         _check_tiles(images, ids)
         return Verified(
             n_cells=images.shape[0],
@@ -126,19 +132,22 @@ def _require(condition: Any, otherwise: str) -> None:
 
 
 def _check_images(file: h5py.File, images: Any) -> None:
-    _require(isinstance(images, h5py.Dataset), f"{IMAGES} is not a dataset")
+    _require(isinstance(images, h5py.Dataset), "its tiles are not a dataset")
     _require(images.ndim == 4 and images.shape[2] == images.shape[3], f"its tiles have shape {images.shape}")
     _require(images.dtype.kind in "fiu", f"its tiles are of type {images.dtype}")
     in_file = images.file == file and images.external is None and not images.is_virtual
     _require(in_file, "its tiles lie in other files")
+    if images.chunks is not None:
+        _check_no_chunk_missing(images)
+
+
+def _check_facts(images: h5py.Dataset) -> None:
     n_cells, n_planes, S, _ = images.shape
     facts = {name: int(images.attrs[name]) for name in ("n_cells", "n_channels", "image_size")}
     _require(
         facts == {"n_cells": n_cells, "n_channels": n_planes, "image_size": S},
         f"its tiles have shape {images.shape} and say {facts}",
     )
-    if images.chunks is not None:
-        _check_no_chunk_missing(images)
 
 
 def _check_no_chunk_missing(images: h5py.Dataset) -> None:
@@ -187,7 +196,7 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> NDArray[np.uint64]:
     _require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
     ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
     _require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
-    _check_unique(obs)
+    _check_unique(obs, [name for name in ("slide", "scportrait_cell_id") if name in obs])
     for name in (*LEVELS, "obsm/spatial"):
         if name in file:
             values = read_elem(file[name])
@@ -198,8 +207,22 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> NDArray[np.uint64]:
     return ids
 
 
-def _check_unique(obs: pd.DataFrame) -> None:
-    columns = [name for name in ("slide", "scportrait_cell_id") if name in obs]
+def _check_classic(file: h5py.File, images: h5py.Dataset) -> tuple[int, NDArray[np.uint64]]:
+    """How many planes are masks, and the ids of the cells, after index and labels have been compared."""
+    index, n_cells = file["single_cell_index"], images.shape[0]
+    _require(index.shape == (n_cells, 2), f"single_cell_index has shape {index.shape} for {n_cells} tiles")
+    _require(np.array_equal(index[:, 0], np.arange(n_cells)), "single_cell_index does not number the rows 0, 1, ...")
+    tables = SparcspyTables(file)
+    _require(len(tables.planes) == images.shape[1], f"{len(tables.planes)} planes are named for {images.shape[1]}")
+    obs = tables.obs()
+    if "label_names" in file:
+        labelled = file["single_cell_index_labelled"].asstr()[:, 1]
+        _require(np.array_equal(labelled, tables.ids.astype(str)), "single_cell_index_labelled has other ids")
+    _check_unique(obs, obs.columns.tolist())
+    return tables.n_masks, tables.ids
+
+
+def _check_unique(obs: pd.DataFrame, columns: list[str]) -> None:
     twice = np.flatnonzero(obs.duplicated(columns))
     if len(twice):
         row = twice[0]
