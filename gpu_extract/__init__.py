@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_extract.api import extract, extract_many, iter_cells, plan, plan_many
+    from gpu_extract.api import extract, extract_many, iter_cells, plan, plan_many, survey_many
     from gpu_extract.dataset import Cells, open_cells
     from gpu_extract.errors import (
         DeviceError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
     from gpu_extract.slide_table import SlideInput
+    from gpu_extract.survey import Survey
 
     __version__: str
 
@@ -42,6 +43,7 @@ _HOME = {
     "iter_cells": "api",
     "plan": "api",
     "plan_many": "api",
+    "survey_many": "api",
     "SlideInput": "slide_table",
     "Cells": "dataset",
     "open_cells": "dataset",
@@ -49,6 +51,7 @@ _HOME = {
     "Plan": "planning",
     "Recipe": "recipe",
     "Report": "pipeline",
+    "Survey": "survey",
     "DeviceError": "errors",
     "GpuExtractError": "errors",
     "InputError": "errors",

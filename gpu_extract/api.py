@@ -22,8 +22,9 @@ from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
+from gpu_extract.survey import Survey, survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many"]
+__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many", "survey_many"]
 
 ON_BAD_SLIDE = ("stop", "skip")
 
@@ -243,10 +244,8 @@ def extract_many(
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     path = Path(output)
     inputs = [as_slide_input(given) for given in slides]
-    check_layout(layout)
-    check_output(path, compression, overwrite=overwrite)
-    for given in inputs:
-        _check_not_an_input(path, given.image, given.nucleus, given.cytosol)
+    choose_layout(layout)  # or refuse it before anything is read
+    _check_output(path, inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
     for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
         _check_not_an_input(path, slide.image.source, *(raster.source for raster in slide.masks.values()))
@@ -254,6 +253,37 @@ def extract_many(
     contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
     store = CellStore.create(path, contents, compression=compression, layout=layout, overwrite=overwrite)
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
+
+
+def survey_many(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: float | None = None,
+    compression: str = "gzip",
+    layout: str = "h5sc",
+    overwrite: bool = False,
+    **choices: Any,
+) -> Survey:
+    """What `extract_many` with the same arguments would do and take; nothing is written.
+
+    The label planes and the images are read, and some cells are extracted into a temporary file. ``output`` is
+    checked, if it is given.
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError
+        As of `extract_many`.
+    """
+    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
+    choose_layout(layout)  # or refuse it before anything is read
+    inputs = [as_slide_input(given) for given in slides]
+    if output is not None:
+        _check_output(Path(output), inputs, compression, overwrite=overwrite)
+    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    return survey(planned, backend, threads, compression, layout)
 
 
 def iter_cells(
@@ -309,11 +339,6 @@ def as_threads(threads: int | None) -> int:
     return threads
 
 
-def check_layout(layout: str) -> None:
-    """Refuse a layout that is not written."""
-    choose_layout(layout)
-
-
 def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
     if ids is None:
         return None
@@ -334,6 +359,13 @@ def _as_planes(planes: Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
             "at most, masks first"
         )
     return chosen
+
+
+def _check_output(output: Path, inputs: Sequence[SlideInput], compression: str, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, or that is a file that is read."""
+    check_output(output, compression, overwrite=overwrite)
+    for given in inputs:
+        _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

@@ -194,6 +194,9 @@ class CellTable:
     truncated : (N,) bool
         Whether a mask does not fit in the tile.
     dropped : DroppedCells
+    nuclei : (N, 2) uint64 or None
+        Where nuclei were paired with cytosols by overlap: the nucleus plane's own id of the cell's (largest) nucleus,
+        and how many nuclei lie in the cell; 0 and 0 if none does.
     """
 
     slide: NDArray[np.int64]
@@ -203,6 +206,7 @@ class CellTable:
     areas: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     dropped: DroppedCells
+    nuclei: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -211,6 +215,7 @@ class CellTable:
         assert self.boxes.shape == (n, 4)
         assert self.areas.shape[0] == n
         assert self.truncated.shape == (n,)
+        assert self.nuclei is None or self.nuclei.shape == (n, 2)
 
     def __len__(self) -> int:
         return len(self.ids)

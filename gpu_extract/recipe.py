@@ -48,6 +48,13 @@ class Recipe:
         leaves the slide, or none.
     on_mismatch : {"drop", "error", "keep"}
         What to do with an id that only one of the two label planes has.
+    match : {"id", "overlap"}
+        What makes a nucleus and a cytosol one cell: the same id, or that the cytosol holds most of the nucleus'
+        pixels. The cell then has the cytosol's id.
+    several_nuclei : {"largest", "all"}
+        Of several nuclei that ``match="overlap"`` finds in one cytosol, which make the cell's nucleus.
+    pieces : {"all", "largest"}
+        Of a label in several pieces (8-connected), which are the cell's.
     fill_nucleus, fill_cytosol : bool
         Fill holes in the mask (background regions not 4-connected to the tile's edge).
     stored_sigma : float, pixels
@@ -97,6 +104,9 @@ class Recipe:
     tile_size: int = 128
     border: Literal["mask", "window", "keep"] = "mask"
     on_mismatch: Literal["drop", "error", "keep"] = "drop"
+    match: Literal["id", "overlap"] = "id"
+    several_nuclei: Literal["largest", "all"] = "largest"
+    pieces: Literal["all", "largest"] = "all"
     fill_nucleus: bool = True
     fill_cytosol: bool = True
     stored_sigma: float = 0.0

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -60,6 +61,32 @@ def test_run_writes_the_cells_and_says_so(files, call):
 def test_quiet_is_quiet(files, call):
     code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
     assert (code, err) == (0, "")
+
+
+def test_plan_as_json(files, call):
+    code, out, _ = call("plan", *SLIDE, "--size", "24", "--json", "--quiet")
+    told = json.loads(out)
+    assert code == 0
+    assert told["n_cells"] == len(
+        gx.plan("image.tif", nucleus="nucleus.tif", cytosol="cytosol.tif", tile_size=24).cells
+    )
+    assert told["tile_size"] == 24
+
+
+def test_plan_says_what_a_run_would_refuse(bad_files, call):
+    code, out, _ = call("plan", "nan.tif", "--nucleus", "nucleus.tif")
+    assert code == 0
+    assert "1 NaN or infinite (a run refuses them" in out
+
+
+def test_cells_are_paired_by_overlap_where_that_is_asked_for(files, call):
+    nucleus = tifffile.imread("nucleus.tif")
+    tifffile.imwrite("other_ids.tif", np.where(nucleus, nucleus + 1000, 0).astype(np.uint16))
+    agreeing = call("plan", *SLIDE, "--size", "24")[1]
+    labels = ("--nucleus", "other_ids.tif", "--cytosol", "cytosol.tif")
+    assert call("plan", "image.tif", *labels)[0] == 1
+    matched = call("plan", "image.tif", *labels, "--size", "24", "--match", "overlap", "--pieces", "all")[1]
+    assert matched.splitlines()[0] == agreeing.splitlines()[0]
 
 
 def test_plan_writes_nothing(files, call):
@@ -232,8 +259,8 @@ def bad_files(files):
     return files
 
 
-# `plan` reads no pixel of the image and writes nothing, so it cannot know of these.
-RUN_ONLY = {"nan", "output is an input"}
+# `plan` counts these pixels and says that a run would refuse them.
+RUN_ONLY = {"nan"}
 
 
 @pytest.mark.parametrize(

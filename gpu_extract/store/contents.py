@@ -26,6 +26,8 @@ OWN_COLUMNS = (
     "bbox_x1",
     *(f"area_{name}" for name in MASK_NAMES),
     "truncated",
+    "nucleus_id",
+    "n_nuclei",
 )
 
 

@@ -109,6 +109,8 @@ def _obs(contents: Contents) -> pd.DataFrame:
     columns |= {f"bbox_{edge}": cells.boxes[:, i] for i, edge in enumerate(("y0", "x0", "y1", "x1"))}
     columns |= {f"area_{name}": cells.areas[:, m] for m, name in enumerate(slides[0].mask_names)}
     columns["truncated"] = cells.truncated
+    if cells.nuclei is not None:
+        columns |= {"nucleus_id": cells.nuclei[:, 0], "n_nuclei": cells.nuclei[:, 1].astype(np.int64)}
     return pd.DataFrame(columns, index=_row_names(len(cells)))
 
 
