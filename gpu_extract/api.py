@@ -41,7 +41,7 @@ def plan(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
-    planes: Sequence[int] | None = None,
+    planes: str | Sequence[int] | None = None,
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
@@ -67,8 +67,9 @@ def plan(
         Extract this many cells, drawn at random with ``seed``.
     channel_names : sequence of str, optional
         Instead of the names in the image's metadata.
-    planes : sequence of int, optional
-        Keep these planes of a tile only, in this order, counted masks first. Not for files of layout ``h5sc``.
+    planes : sequence of int, or text, optional
+        Keep these planes of a tile only, in this order, counted masks first: ``[0, 1, 3]`` or ``"0,1,3"``. Not for
+        files of layout ``h5sc``.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -105,7 +106,7 @@ def plan_many(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
-    planes: Sequence[int] | None = None,
+    planes: str | Sequence[int] | None = None,
     on_bad_slide: str = "stop",
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
@@ -348,17 +349,18 @@ def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] |
         raise InputError(f"ids must be whole numbers from 1 to 2^64 - 1: {error}") from error
 
 
-def _as_planes(planes: Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
+def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
     """The planes that are asked for; empty for all of them."""
     if planes is None:
         return ()
-    chosen = tuple(planes)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(n_planes)):
+    given = [plane.strip() for plane in planes.split(",")] if isinstance(planes, str) else list(map(str, planes))
+    known = {str(plane): plane for plane in range(n_planes)}
+    if not given or len(set(given)) < len(given) or not known.keys() >= set(given):
         raise InputError(
-            f"planes are {', '.join(map(str, chosen)) or 'none'}; give numbers from 0 to {n_planes - 1}, each once "
-            "at most, masks first"
+            f"planes are {', '.join(given) or 'none'}; give numbers from 0 to {n_planes - 1}, each once at most, "
+            "masks first in counting"
         )
-    return chosen
+    return tuple(known[plane] for plane in given)
 
 
 def _check_output(output: Path, inputs: Sequence[SlideInput], compression: str, *, overwrite: bool) -> None:

@@ -49,6 +49,9 @@ Border = Annotated[str | None, typer.Option(help="mask, window or keep; the reci
 Match = Annotated[str | None, typer.Option(help="id or overlap: what makes a nucleus and a cytosol one cell.")]
 SeveralNuclei = Annotated[str | None, typer.Option(help="largest or all, of the nuclei in a cytosol, by overlap.")]
 Pieces = Annotated[str | None, typer.Option(help="all or largest, of a label in several pieces.")]
+Planes = Annotated[
+    str | None, typer.Option(help="Planes of a tile to keep, in that order, masks first: 0,1,3 (--layout sparcspy).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
 GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
@@ -100,6 +103,7 @@ def _options(
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,
+    planes: Planes = None,
     device: Device = "auto",
     threads: Threads = None,
     gpu_memory: GpuMemory = None,
@@ -126,6 +130,7 @@ def _options(
             "ids": None if ids is None else read_ids(ids),
             "n_cells": n_cells,
             "seed": seed,
+            "planes": planes,
         },
         running={
             "device": device,

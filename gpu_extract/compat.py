@@ -101,7 +101,7 @@ class HDF5CellExtraction:
                 f"effect: {', '.join(unknown)}; it knows {', '.join(KNOWN)}",
                 stacklevel=2,
             )
-        self._recipe, self._planes, self._threads = _recipe(config), _planes(config), _threads(config)
+        self._recipe, self._threads = _recipe(config), _threads(config)
         folder.mkdir(parents=True, exist_ok=True)
 
     def process(
@@ -136,7 +136,7 @@ class HDF5CellExtraction:
                 [SlideInput(os.fspath(input_segmentation_path), ids=ids)],
                 output=output,
                 recipe=self._recipe,
-                planes=self._planes,
+                planes=self.config.get("channel_remap"),
                 layout="sparcspy",
                 compression="gzip" if self.config.get("compression", True) else "none",
                 device=self.config.get("device", "auto"),
@@ -201,19 +201,3 @@ def _threads(config: Mapping[str, Any]) -> int | None:
     if not isinstance(threads, int) or threads < 1:
         raise InputError(f"threads is {threads!r}; it must be a whole number, 1 or more")
     return min(threads, default_threads())
-
-
-def _planes(config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The planes that ``channel_remap`` chooses; None if it is not there.
-
-    Raises
-    ------
-    InputError
-    """
-    remap = config.get("channel_remap")
-    if remap is None:
-        return None
-    numbers = [part.strip() for part in str(remap).split(",")]
-    if not all(number.isascii() and number.isdecimal() for number in numbers):
-        raise InputError(f"channel_remap is {remap!r}; it must be numbers of planes with commas, as in '0,1,3,2'")
-    return tuple(map(int, numbers))

@@ -79,6 +79,12 @@ class Plan:
         n_planes = self.program.n_planes
         return len(self.cells) * self.program.tile_nbytes // n_planes * (len(self.planes) or n_planes)
 
+    @property
+    def plane_names(self) -> tuple[str, ...]:
+        """Names of the planes of a tile that are kept, in their order."""
+        names = self.slides[0].mask_names + self.slides[0].channel_names
+        return tuple(names[plane] for plane in self.planes or range(len(names)))
+
     def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""
         return int(np.quantile(self.fitting_sides(), share, method="higher"))
@@ -203,7 +209,7 @@ def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[n
     slide, planes = labelled.slide, labelled.planes
     reasons = np.full(len(every), "", object)
     if slide.ids is not None:
-        _mark(reasons, ~np.isin(every.ids, slide.ids), "not in the project's classes")
+        _mark(reasons, ~np.isin(every.ids, slide.ids), "not in the slide's list of ids")
     for plane, name in zip(planes, slide.masks, strict=True):
         _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
     if recipe.border == "mask":

@@ -139,7 +139,7 @@ class Survey:
             "fitting_tile_size": {f"{share:g}": side for share, side in self.tile_sizes().items()},
             "cell_sizes": {"edges": edges.tolist(), "counts": counts.tolist()},
             "slides": [self._slide(index) for index in range(len(plan.slides))],
-            "planes": [*plan.slides[0].mask_names, *plan.slides[0].channel_names],
+            "planes": list(plan.plane_names),
             "output_dtype": plan.program.output_dtype.name,
             "label_problems": [asdict(problem) for problem in self.problems],
             "channels": [asdict(channel) for channel in self.channels],
@@ -308,7 +308,7 @@ def _trial(sample: Plan, backend: Backend, threads: int, storage: dict[str, str]
     """Seconds and bytes that the sample takes, once everything is compiled."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
         for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
-            contents = Contents(part.cells, part.slides, part.program)
+            contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
             store = CellStore.create(Path(folder, name), contents, **storage)  # type: ignore[arg-type]
             report = pipeline.run(part, backend, store, threads)
         return report.seconds, report.path.stat().st_size

@@ -102,7 +102,7 @@ def test_the_team_s_time_course_as_h5sc(run, tmp_path):
         for column, name in enumerate(theirs["label_names"].asstr()[2:], 2):
             assert (cells.obs[name] == theirs["single_cell_index_labelled"].asstr()[:, column]).all()
         dropped = cells.dropped.reason.value_counts().to_dict()
-        assert dropped == {"not in the project's classes": 63, "window leaves the slide": 14}
+        assert dropped == {"not in the slide's list of ids": 63, "window leaves the slide": 14}
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
@@ -191,9 +191,21 @@ def test_planes_are_chosen_and_ordered(tmp_path):
         assert batch.images.flags.c_contiguous
 
 
-@pytest.mark.parametrize("planes", [[], [5], [-1], [0, 0]])
+def test_planes_are_chosen_on_the_command_line(run, tmp_path):
+    source = write_segmentation(tmp_path / "segmentation.h5")
+    options = ["--size", 24, "--layout", "sparcspy", "--planes", "3, 0"]
+    assert run(source, *options, "-o", tmp_path / "a.h5") == 0
+    with gx.open_cells(tmp_path / "a.h5") as cells:
+        assert cells.planes == ("ch1", "seg_all_nucleus")
+        assert cells.mask_planes == ()
+    told = gx.survey_many([{"image": source}], tile_size=24, layout="sparcspy", planes=[3, 0], device="cpu")
+    assert told.to_dict()["planes"] == ["ch1", "nucleus"]
+    assert told.file_nbytes > 0
+
+
+@pytest.mark.parametrize("planes", [[], [5], [-1], [0, 0], "", "0,", "0 1", "x"])
 def test_planes_that_are_not_there_are_refused(planes):
-    with pytest.raises(gx.InputError, match="give numbers from 0 to 4, each once at most, masks first"):
+    with pytest.raises(gx.InputError, match="give numbers from 0 to 4, each once at most, masks first in counting"):
         gx.plan(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=24, planes=planes)
 
 

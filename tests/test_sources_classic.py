@@ -123,7 +123,7 @@ def test_cells_not_in_classes_are_dropped_with_the_reason(tmp_path):
     listed = listed_ids(labels)
     plan = gx.plan(path, tile_size=8, border="keep")
     assert plan.cells.ids.tolist() == np.concatenate(listed).tolist()
-    not_listed = plan.cells.dropped.reason == "not in the project's classes"
+    not_listed = plan.cells.dropped.reason == "not in the slide's list of ids"
     assert 0 < len(np.unique(labels)) - 1 - len(plan.cells) == not_listed.sum()
     # classes.csv chooses among them
     some = [int(listed[0][2]), int(listed[2][0])]

@@ -18,7 +18,7 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     yield f"{len(cells):,} cells of {where} on device {survey.device}, {survey.threads} threads"
     for reason, n in cells.dropped.counts().items():
         yield f"dropped {n:,}: {reason}"
-    yield f"planes: {', '.join(plan.slides[0].mask_names + plan.slides[0].channel_names)}"
+    yield f"planes: {', '.join(plan.plane_names)}"
     yield f"tiles of {_square(recipe.tile_size)} pixels, {plan.program.output_dtype}"
     yield from _sizes(survey)
     yield "channels:"
