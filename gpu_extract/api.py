@@ -51,12 +51,13 @@ def plan(
     image : array-like, path, or list of them
         (C, H, W) or (H, W), of uint8, uint16, int16, uint32, float16, float32 or float64: an array (NumPy, or
         anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF, OME-TIFF, OME-Zarr, SpatialData
-        store or HDF5 dataset (``file.h5:/path``). Several are the channels of one slide. A path may end in a
-        selection, as ``image.zarr#level=1,c=0,2``; see `gpu_extract.sources.selectors`. With a time axis it is a
-        slide for each time point.
+        store, HDF5 dataset (``file.h5:/path``) or classic SPARCSpy project. Several are the channels of one slide. A
+        path may end in a selection, as ``image.zarr#level=1,c=0,2``; see `gpu_extract.sources.selectors`. With a time
+        axis it is a slide for each time point.
     nucleus, cytosol : array-like, path or name, optional
-        (H, W) integer ids of cells, 0 is background. One at least, or a store that names its labels in the usual
-        way; with both, what belongs together has one id. A name is that of a label in the image's own store.
+        (H, W) integer ids of cells, 0 is background. One at least, or a classic project, or a store that names its
+        labels in the usual way; with both, what belongs together has one id. A name is that of a label in the image's
+        own store.
     recipe : str, path or Recipe
         A preset (``standard``, ``sparcspy``, ``scportrait``), a TOML file, or a `Recipe`.
     tile_size, border : optional

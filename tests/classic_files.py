@@ -26,13 +26,14 @@ def time_points(n=N_TIMES):
 
 def listed_ids(labels):
     """For each time point the ids that SPARCSpy would list, here all but every fifth."""
-    ids = [np.intersect1d(*map(np.unique, planes)) for planes in labels]
+    ids = [np.intersect1d(*map(np.unique, planes)) for planes in labels]  # the background first
     return [np.delete(each, np.s_[::5]).astype(np.uint64) for each in ids]
 
 
-def write_time_course(path, n=N_TIMES, **changes):
-    """A time course; ``changes`` replace tables, None leaves one out."""
+def write_time_course(path, n=N_TIMES, *, empty=(), **changes):
+    """A time course, without labels at the time points ``empty``; ``changes`` replace tables, None leaves one out."""
     images, labels = time_points(n)
+    labels[list(empty)] = 0
     tables = {
         "labels": [[str(t), f"tile_{t:03}", f"t{t:03}", "Row01_Wéll01"] for t in range(n)],
         "label_names": np.array(LABEL_NAMES, "S13"),

@@ -145,14 +145,45 @@ def test_time_points_without_cells_are_left_out_and_told(tmp_path):
     _, labels = time_points()
     classes = listed_ids(labels)
     classes[1] = np.array([0], np.uint64)  # the background, which SPARCSpy may list
-    rows = [["0", "a"], ["", ""], ["2", "c"]]
-    names = np.array(["index", "well"], "S13")
-    path = write_time_course(tmp_path / "a.h5", labels=rows, label_names=names, classes=classes)
+    tables = {
+        "labels": [["0", "a"], ["", ""], ["2", "c"]],
+        "label_names": np.array(["index", "well"], "S13"),
+        "classes": classes,
+    }
+    path = write_time_course(tmp_path / "a.h5", empty=[1], **tables)
     plan = gx.plan(path, tile_size=8)
     assert [slide.labels["well"] for slide in plan.slides] == ["a", "c"]
-    assert plan.notices == (f"1 of the time points of {path} have no cell in its classes: 1",)
-    with pytest.raises(SourceError, match="lists no cell to extract in its classes"):
+    assert plan.notices == (f"time points of {path} without any cell are left out: 1",)
+    with pytest.raises(SourceError, match="has no cell in its labels and classes; segment the images first"):
         open_slides(f"{path}#t=1")
+
+
+def test_cells_of_a_time_point_that_lists_none_are_accounted_for(tmp_path):
+    _, labels = time_points()
+    classes = listed_ids(labels)
+    classes[1] = []
+    plan = gx.plan(write_time_course(tmp_path / "a.h5", classes=classes), tile_size=8)
+    dropped = plan.cells.dropped
+    assert dropped.ids[dropped.slide == 1].tolist() == np.unique(labels[1])[1:].tolist()
+    assert set(dropped.reason[dropped.slide == 1]) == {"not in the slide's list of ids"}
+    assert plan.notices == ()
+
+
+def test_time_points_that_were_never_written_are_empty_if_the_user_says_so(tmp_path):
+    _, labels = time_points()
+    classes = listed_ids(labels)
+    classes[1] = []
+    path = write_time_course(tmp_path / "a.h5", classes=classes)
+    with h5py.File(path, "a") as h5:
+        for name in ("input_images", "segmentation"):
+            planes = h5.pop(name)[:]
+            stored = h5.create_dataset(name, planes.shape, planes.dtype, chunks=(1, 1, *planes.shape[2:]))
+            stored[0], stored[2] = planes[0], planes[2]
+    with pytest.raises(SourceError, match=r"lacks 3 of its chunks, which would read as 0; .* #missing=fill"):
+        open_slides(path)
+    slides = open_slides(f"{path}#missing=fill")
+    assert [slide.labels["timepoint"] for slide in slides] == ["t000", "t002"]
+    assert_holds(slides[1], time_points()[0][2], *labels[2])
 
 
 def test_labels_of_the_user_s_own_are_not_bound_to_classes(tmp_path):

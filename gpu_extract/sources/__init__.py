@@ -75,7 +75,7 @@ def open_slides(
 
     The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
     or with one selected (``#t=3``), is one slide, the same as that of `open_slide`. A classic SPARCSpy time course
-    labels its slides itself, and those without a cell to extract are left out.
+    labels its slides itself, and those without any cell are left out.
 
     Raises
     ------

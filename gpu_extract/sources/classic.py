@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.labels import strips
 from gpu_extract.model import MASK_NAMES, Slide
 from gpu_extract.sources.files import SourceFile, file_format, translated
 from gpu_extract.sources.hdf5 import TIME_COURSE, opened_hdf5
@@ -74,7 +75,8 @@ class ClassicProject:
     def described(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[Slide, ...]:
         """The slides with the labels, ids and notices that the project has for them.
 
-        Time points without a cell to extract are left out, which the others' notices say.
+        Time points whose labels are empty, and that list no cell either, are left out, which the others' notices say:
+        SPARCSpy skips them too.
 
         Parameters
         ----------
@@ -117,17 +119,16 @@ class ClassicProject:
         kept, left_out = [], []
         for t, slide in zip(times, slides, strict=True):
             listed = ids[t]
-            if listed is not None and not len(listed):
+            if listed is not None and not len(listed) and _is_empty(slide):
                 left_out.append(t)
                 continue
             if labels is not None and t not in labels:
                 raise SourceError(f"{file} has no row for image {t} in its labels; add it, or choose others with #t=")
             kept.append(replace(slide, labels=slide.labels if labels is None else labels[t], ids=listed))
         if not kept:
-            raise SourceError(f"{file} lists no cell to extract in its classes; run the segmentation again")
+            raise SourceError(f"{file} has no cell in its labels and classes; segment the images first")
         some = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
-        line = f"{len(left_out)} of the time points of {self.image.path} have no cell in its classes: {some}"
-        return kept, [line] if left_out else []
+        return kept, [f"time points of {self.image.path} without any cell are left out: {some}"] if left_out else []
 
 
 def classic_project(location: Location) -> ClassicProject | None:
@@ -235,6 +236,11 @@ def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
         if (listed < 0).any() or (ids != listed).any():
             raise SourceError(f"{file} has classes of image {t} that are no ids; they must be whole numbers from 1")
     return np.setdiff1d(ids, np.zeros(1, np.uint64))
+
+
+def _is_empty(slide: Slide) -> bool:
+    """Whether the label planes are background all over."""
+    return not any(labels.any() for raster in slide.masks.values() for _, labels in strips(raster))
 
 
 def _text(value: Any) -> str:
