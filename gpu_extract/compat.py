@@ -21,7 +21,7 @@ from typing import Any
 
 from gpu_extract.api import extract_many
 from gpu_extract.console import progress_on_stderr
-from gpu_extract.errors import InputError
+from gpu_extract.errors import InputError, OutputError
 from gpu_extract.pipeline import Report, default_threads
 from gpu_extract.recipe import Recipe
 from gpu_extract.slide_table import SlideInput
@@ -64,6 +64,8 @@ class HDF5CellExtraction:
     ------
     InputError
         If the configuration has no ``image_size``, or a value that is not allowed.
+    OutputError
+        If the directory cannot be made.
     """
 
     DEFAULT_DATA_FILE = "single_cells.h5"
@@ -102,7 +104,7 @@ class HDF5CellExtraction:
                 stacklevel=2,
             )
         self._recipe, self._threads = _recipe(config), _threads(config)
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
 
     def process(
         self,
@@ -130,7 +132,7 @@ class HDF5CellExtraction:
         """
         ids = read_ids(self.filtered_classes_path if filtered_classes_path is None else filtered_classes_path)
         output = Path(self.output_path)
-        output.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(output.parent)
         with progress_on_stderr(quiet=False) as progress:
             report = extract_many(
                 [SlideInput(os.fspath(input_segmentation_path), ids=ids)],
@@ -164,6 +166,13 @@ class TimecourseHDF5CellExtraction(HDF5CellExtraction):
     """
 
     DEFAULT_SEGMENTATION_FILE = "input_segmentation.h5"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {folder} cannot be made: {error.strerror}; choose another directory") from error
 
 
 def _recipe(config: Mapping[str, Any]) -> Recipe:

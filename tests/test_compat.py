@@ -197,6 +197,12 @@ def test_configurations_that_are_refused(tmp_path, config, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "extraction").write_text("a file")
+    with pytest.raises(gx.OutputError, match=r"extraction cannot be made: File exists; choose another directory"):
+        HDF5CellExtraction(CONFIG, tmp_path / "extraction")
+
+
 @pytest.mark.parametrize("remap", ["0,1,2,3,4,5", "1,x"])
 def test_a_remap_to_planes_that_are_not_there(projects, remap):
     extraction = HDF5CellExtraction({**CONFIG, "channel_remap": remap}, "one/extraction")
