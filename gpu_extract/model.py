@@ -276,17 +276,21 @@ class CellImages:
         In host memory; of `iter_cells` on a GPU they stay there.
     levels : (n, C, 2) float64
         The lower and upper value that each channel was normalised with.
+    boxes : (n, K, 4) int64, pixels of the tile, or None
+        Outside of its box (y0, x0, y1, x1) a plane is 0; None where that is not known.
     """
 
     rows: NDArray[np.int64]
     ids: NDArray[np.uint64]
     images: NDArray[Any]
     levels: NDArray[np.float64]
+    boxes: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.rows)
         assert self.ids.shape == (n,)
         assert self.images.shape[0] == n
+        assert self.boxes is None or self.boxes.shape == (n, self.images.shape[1], 4)
         assert self.images.flags.c_contiguous
         assert self.levels.shape[0] == n
 
