@@ -299,7 +299,9 @@ class CellImages:
 
     def chosen(self, planes: Sequence[int]) -> CellImages:
         """The same with these planes of the tiles only, in this order."""
-        return replace(self, images=self.images.take(list(planes), axis=1))
+        order = list(planes)
+        boxes = None if self.boxes is None else self.boxes.take(order, axis=1)
+        return replace(self, images=self.images.take(order, axis=1), boxes=boxes)
 
 
 def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:

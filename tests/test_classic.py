@@ -1,6 +1,7 @@
 """Classic projects in, classic files out: the values, types, chunks and texts of SPARCSpy's own files."""
 
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -20,6 +21,7 @@ from slides import GOLDEN, SHARED, ht29
 
 import gpu_extract as gx
 from gpu_extract import cli
+from gpu_extract.model import CellImages
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.store import verify
 
@@ -189,6 +191,17 @@ def test_planes_are_chosen_and_ordered(tmp_path):
         batch = next(gx.iter_cells(IMAGE, planes=planes, **choices))
         assert batch.images.shape[1] == len(planes)
         assert batch.images.flags.c_contiguous
+
+
+def test_chosen_planes_keep_what_is_known_of_them():
+    images = np.arange(2 * 3 * 4 * 4, dtype=np.float16).reshape(2, 3, 4, 4)
+    boxes = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    cells = CellImages(np.arange(2), np.arange(2, dtype=np.uint64), images, np.zeros((2, 1, 2)), boxes)
+    chosen = cells.chosen([2, 0])
+    assert (chosen.images == images[:, [2, 0]]).all()
+    assert (chosen.boxes == boxes[:, [2, 0]]).all()
+    assert chosen.images.flags.c_contiguous
+    assert replace(cells, boxes=None).chosen([1]).boxes is None
 
 
 def test_planes_are_chosen_on_the_command_line(run, tmp_path):
