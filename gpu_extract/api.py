@@ -177,7 +177,8 @@ def extract(
         Threads that compute and encode; by default the cores that this process may use.
     gpu_memory : float, GiB, optional
         How much of a GPU's memory may be taken; by default most of what is free.
-    compression : {"gzip", "none"}
+    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.codecs`.
     layout : {"h5sc", "sparcspy"}
         ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
     overwrite : bool

@@ -46,7 +46,7 @@ Border = Annotated[str | None, typer.Option(help="mask, window or keep; the reci
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
 GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
-Compression = Annotated[str, typer.Option(help="gzip or none.")]
+Compression = Annotated[str, typer.Option(help="gzip, lzf, lz4, zstd or none.")]
 Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]

@@ -144,7 +144,7 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices),
+        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices, *store.notices),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from gpu_extract.codecs import PLUGINS
 from gpu_extract.errors import RunStoppedError
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.codecs import ChunkFormat, EncodedCells
@@ -42,7 +43,10 @@ class CellStore:
         self._n_cells = len(contents.cells)
         self._journal = journal
         self._partial = _start(target, len(head), header, journal)
-        self._log = ChunkLog(self._partial, journal, chunks_end=len(head), journal_end=len(header))
+        row_nbytes = format.nbytes if format.is_contiguous else None
+        self._log = ChunkLog(
+            self._partial, journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes
+        )
         self._is_open = True
 
     @classmethod
@@ -62,7 +66,7 @@ class CellStore:
         path : path
             The final name.
         contents : Contents
-        compression : {"gzip", "none"}
+        compression : {"gzip", "lzf", "lz4", "zstd", "none"}
         layout : {"h5sc", "sparcspy"}
         overwrite : bool
             Drop the remains of an unfinished run now, and replace a finished file in `finish`.
@@ -84,6 +88,16 @@ class CellStore:
                 target.discard()
                 os.close(journal)
                 raise
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What readers of the file should know, one line each."""
+        if self.format.compression not in PLUGINS:
+            return ()
+        return (
+            f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 plugins "
+            "only (Python: pip install hdf5plugin; import hdf5plugin)",
+        )
 
     def append(self, encoded: EncodedCells) -> None:
         """Write a batch.

@@ -1,32 +1,43 @@
-"""Tiles to the bytes of HDF5 chunks, and back.
-
-HDF5's gzip filter wants a zlib stream: two bytes of header, raw deflate, adler32 of the tile. `deflate` writes one;
-isal reads it.
-"""
+"""Tiles to the bytes of HDF5 chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import h5py
+import imagecodecs
 import numpy as np
 from isal import isal_zlib
-from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 
+from gpu_extract.codecs import FILTERS, PLUGINS, check_compression, compression_of, fletcher32
 from gpu_extract.errors import OutputError
 from gpu_extract.model import CellImages
 
-__all__ = ["COMPRESSIONS", "ChunkFormat", "EncodedCells", "check_compression", "checksum", "decode", "encode"]
+__all__ = ["ChunkFormat", "EncodedCells", "checksum", "encode"]
 
-COMPRESSIONS = ("gzip", "none")
-
-ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
 # HDF5 holds the size of a chunk in 32 bits.
 MAX_CHUNK_NBYTES = 2**32 - 1
+# h5py's words for the filters. HDF5 need not know those of plugins, since it never applies them here.
+FILTER_OPTIONS: dict[str, dict[str, Any]] = {
+    "gzip": {"compression": "gzip", "compression_opts": 1},
+    "lzf": {"compression": "lzf"},
+    "lz4": {"compression": FILTERS["lz4"][0], "compression_opts": (0,)},
+    "zstd": {"compression": FILTERS["zstd"][0], "compression_opts": (1,)},
+}
+for _name in PLUGINS:
+    FILTER_OPTIONS[_name] |= {"allow_unknown_filter": True, "fletcher32": True}
+# Its annotations know of bytes only; it takes arrays.
+codecs: Any = imagecodecs
+COMPRESSORS: dict[str, Callable[[NDArray[Any]], bytes]] = {
+    "lzf": codecs.lzf_encode,
+    "lz4": lambda block: _checked(codecs.lz4h5_encode(block)),
+    "zstd": lambda block: _checked(codecs.zstd_encode(block, 1)),
+    "none": lambda block: block.tobytes(),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,9 @@ class ChunkFormat:
         Of a chunk; a tile has a whole number of them.
     dtype : numpy.dtype
         In which the values are stored; holds every value of the tiles' own type.
-    compression : {"gzip", "none"}
+    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        See `gpu_extract.codecs`. With ``none`` a chunk is a tile's bytes at its row's place in a dataset without
+        chunks.
 
     Raises
     ------
@@ -65,9 +78,18 @@ class ChunkFormat:
 
     def create(self, file: h5py.File, name: str, n_cells: int, n_planes: int) -> h5py.Dataset:
         """A dataset of (n_cells, n_planes, S, S) in this format, without its chunks."""
-        gzip = {"compression": "gzip", "compression_opts": 1} if self.compression == "gzip" else {}
         shape = (n_cells, n_planes, *self.shape[2:])
-        return file.create_dataset(name, shape, self.dtype, chunks=self.shape, track_times=False, **gzip)
+        if self.is_contiguous:
+            # What is never written by HDF5 is not to be filled by it either.
+            return file.create_dataset(name, shape, self.dtype, track_times=False, fill_time="never")
+        return file.create_dataset(
+            name, shape, self.dtype, chunks=self.shape, track_times=False, **FILTER_OPTIONS[self.compression]
+        )
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether values stand at their row's place instead of in chunks."""
+        return self.compression == "none"
 
     def places(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
         """(row, plane) of the first value of each chunk of these rows, (m, 2), in the order of `encode`."""
@@ -79,7 +101,9 @@ class ChunkFormat:
     @classmethod
     def of(cls, images: h5py.Dataset) -> ChunkFormat:
         """The format of a dataset that `create` has made."""
-        return cls(images.chunks, images.dtype, images.compression or "none")
+        compression = compression_of(images)
+        assert compression is not None
+        return cls(images.chunks or (1, *images.shape[1:]), images.dtype, compression)
 
 
 @dataclass(frozen=True)
@@ -114,29 +138,12 @@ class EncodedCells:
         return np.fromiter(map(len, self.chunks), np.uint32, len(self.chunks))
 
 
-def check_compression(compression: str) -> None:
-    """Refuse a compression that this version does not write.
-
-    Raises
-    ------
-    OutputError
-    """
-    if compression not in COMPRESSIONS:
-        raise OutputError(f"compression {compression!r} is not written; it must be {' or '.join(COMPRESSIONS)}")
-
-
 def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
     """The batch's tiles as chunks; pure, and free of the GIL where the time goes.
 
     Nothing of ``images.images`` is referred to afterwards.
     """
-    blocks = _cut(images, format)
-    if format.compression == "gzip":
-        from gpu_extract.store.deflate import deflate  # numba takes its time
-
-        chunks = tuple(map(deflate, blocks))
-    else:
-        chunks = tuple(block.tobytes() for block in blocks)
+    chunks = tuple(map(_compressor(format.compression), _cut(images, format)))
     return EncodedCells(
         rows=images.rows,
         chunks=chunks,
@@ -144,6 +151,14 @@ def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
         levels=images.levels,
         format=format,
     )
+
+
+def _compressor(compression: str) -> Callable[[NDArray[Any]], bytes]:
+    if compression == "gzip":
+        from gpu_extract.store.deflate import deflate  # numba takes its time
+
+        return deflate
+    return COMPRESSORS[compression]
 
 
 def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
@@ -155,27 +170,8 @@ def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
             yield stored[plane : plane + n_planes]
 
 
-def decode(chunk: bytes, dtype: np.dtype[Any], n_values: int, *, compressed: bool) -> NDArray[Any]:
-    """The values of a chunk, (n_values,), read-only.
-
-    Raises
-    ------
-    ValueError
-        If the chunk is damaged or holds another number of bytes; it is never unpacked further than that.
-    """
-    nbytes = n_values * dtype.itemsize
-    if compressed:
-        stream = isal_zlib.decompressobj(ZLIB_STREAM)
-        try:
-            chunk = stream.decompress(chunk, nbytes + 1)
-        except IsalError as error:  # type: ignore[misc]  # isal's stubs call the class an instance
-            raise ValueError(f"its gzip stream is damaged ({error})") from error
-        # Only at its end has the stream been compared with its checksum.
-        if len(chunk) <= nbytes and not stream.eof:
-            raise ValueError("its gzip stream is cut short")
-    if len(chunk) != nbytes:
-        raise ValueError(f"it does not hold {nbytes} bytes")
-    return np.frombuffer(chunk, dtype)
+def _checked(data: bytes) -> bytes:
+    return data + fletcher32(data)
 
 
 def checksum(data: bytes | memoryview) -> int:

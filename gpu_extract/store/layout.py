@@ -90,6 +90,8 @@ def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
 
 def _allocate_index(images: h5py.Dataset) -> None:
     """Make HDF5 allocate the whole index of the tiles, which it does at the first one; then remove that one."""
+    if images.chunks is None:
+        return
     n_chunks = prod(ceil(n / c) for n, c in zip(images.shape, images.chunks, strict=True))
     if n_chunks == 1:
         return  # a dataset of one chunk has no index

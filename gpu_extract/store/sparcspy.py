@@ -54,7 +54,8 @@ class Sparcspy:
             raise OutputError(
                 f"layout 'sparcspy' keeps ids as int64 and cell {contents.cells.ids.max()} is beyond; use layout 'h5sc'"
             )
-        return ChunkFormat((1, 1, S, S), dtype, compression)
+        n_planes = contents.program.n_planes if compression == "none" else 1
+        return ChunkFormat((1, n_planes, S, S), dtype, compression)
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Index, labels of a time course, and an empty dataset of tiles."""
