@@ -159,6 +159,7 @@ def extract(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
@@ -181,6 +182,9 @@ def extract(
         ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.codecs`.
     layout : {"h5sc", "sparcspy"}
         ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
+    chunk_cells : int
+        Cells in a chunk of the file. More make reading all of them in order quicker, and reading one at random slower;
+        ids that are scattered over the slide make the extraction slower.
     overwrite : bool
         Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
     progress : callable, optional
@@ -207,6 +211,7 @@ def extract(
         gpu_memory=gpu_memory,
         compression=compression,
         layout=layout,
+        chunk_cells=chunk_cells,
         overwrite=overwrite,
         progress=progress,
         **choices,
@@ -222,6 +227,7 @@ def extract_many(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
@@ -241,7 +247,9 @@ def extract_many(
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance)
-    store = CellStore.create(path, contents, compression=compression, layout=layout, overwrite=overwrite)
+    store = CellStore.create(
+        path, contents, compression=compression, layout=layout, chunk_cells=chunk_cells, overwrite=overwrite
+    )
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
 
 

@@ -48,6 +48,7 @@ GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to 
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
 Compression = Annotated[str, typer.Option(help="gzip, lzf, lz4, zstd or none.")]
 Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
+ChunkCells = Annotated[int, typer.Option(help="Cells in a chunk of the file; more only for reading in bulk.")]
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
@@ -75,6 +76,7 @@ def run(
     gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
+    chunk_cells: ChunkCells = 1,
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,
@@ -95,6 +97,7 @@ def run(
             gpu_memory=gpu_memory,
             compression=compression,
             layout=layout,
+            chunk_cells=chunk_cells,
             overwrite=overwrite,
             progress=progress,
             on_bad_slide=on_bad_slide,
@@ -117,6 +120,7 @@ def plan(
     gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
+    chunk_cells: ChunkCells = 1,
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,

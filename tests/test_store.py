@@ -87,7 +87,7 @@ def part(images, start, stop):
     )
 
 
-def fill(store, images, batch=100):
+def fill(store, images, batch=96):
     """Append all cells, a batch at a time."""
     for start in range(0, len(images), batch):
         store.append(encode(part(images, start, start + batch), store.format))
@@ -100,8 +100,8 @@ def write(path, contents, images=None, **choices):
     return store.finish()
 
 
-def make_format(contents, layout="h5sc", compression="gzip"):
-    return LAYOUTS[layout].format(contents, compression)
+def make_format(contents, layout="h5sc", compression="gzip", chunk_cells=1):
+    return LAYOUTS[layout].format(contents, compression, chunk_cells)
 
 
 def make_skeleton(contents, layout="h5sc"):

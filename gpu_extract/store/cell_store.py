@@ -57,6 +57,7 @@ class CellStore:
         *,
         compression: str = "gzip",
         layout: str = "h5sc",
+        chunk_cells: int = 1,
         overwrite: bool = False,
     ) -> CellStore:
         """A store for these contents, ready for `append`; it keeps every other run out of ``path``.
@@ -68,6 +69,8 @@ class CellStore:
         contents : Contents
         compression : {"gzip", "lzf", "lz4", "zstd", "none"}
         layout : {"h5sc", "sparcspy"}
+        chunk_cells : int
+            Cells in a chunk.
         overwrite : bool
             Drop the remains of an unfinished run now, and replace a finished file in `finish`.
 
@@ -79,7 +82,7 @@ class CellStore:
         """
         target = check_output(path, compression, overwrite=overwrite)
         chosen = choose_layout(layout)
-        format = chosen.format(contents, compression)
+        format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
             journal = target.claim()
             try:

@@ -34,8 +34,8 @@ class Layout(Protocol):
     def levels(self) -> tuple[str, ...]:
         """Names of the datasets of lower and upper values, (N, C) each, known only at the end; or none."""
 
-    def format(self, contents: Contents, compression: str) -> ChunkFormat:
-        """How its tiles are stored.
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
+        """How its tiles are stored, so many cells in a chunk.
 
         Raises
         ------

@@ -40,7 +40,7 @@ class Sparcspy:
     images = SPARCSPY_IMAGES
     levels: tuple[str, ...] = ()
 
-    def format(self, contents: Contents, compression: str) -> ChunkFormat:
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
         """Each plane of a tile is a chunk of its own."""
         dtype = np.dtype(np.float16 if _is_time_course(contents) else np.float32)
         given, S = contents.program.output_dtype, contents.program.recipe.tile_size
@@ -55,7 +55,7 @@ class Sparcspy:
                 f"layout 'sparcspy' keeps ids as int64 and cell {contents.cells.ids.max()} is beyond; use layout 'h5sc'"
             )
         n_planes = contents.program.n_planes if compression == "none" else 1
-        return ChunkFormat((1, n_planes, S, S), dtype, compression)
+        return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Index, labels of a time course, and an empty dataset of tiles."""
