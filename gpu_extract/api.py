@@ -171,6 +171,7 @@ def extract(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
@@ -189,9 +190,13 @@ def extract(
         Threads that compute and encode; by default the cores that this process may use.
     gpu_memory : float, GiB, optional
         How much of a GPU's memory may be taken; by default most of what is free.
-    compression : {"gzip", "none"}
+    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.codecs`.
     layout : {"h5sc", "sparcspy"}
         ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
+    chunk_cells : int
+        Cells in a chunk of the file. More make reading all of them in order quicker, and reading one at random slower;
+        ids that are scattered over the slide make the extraction slower.
     overwrite : bool
         Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
     progress : callable, optional
@@ -219,6 +224,7 @@ def extract(
         gpu_memory=gpu_memory,
         compression=compression,
         layout=layout,
+        chunk_cells=chunk_cells,
         overwrite=overwrite,
         progress=progress,
         **choices,
@@ -234,6 +240,7 @@ def extract_many(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
@@ -253,7 +260,9 @@ def extract_many(
         _check_not_an_input(path, slide.image.source, *(raster.source for raster in slide.masks.values()))
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
-    store = CellStore.create(path, contents, compression=compression, layout=layout, overwrite=overwrite)
+    store = CellStore.create(
+        path, contents, compression=compression, layout=layout, chunk_cells=chunk_cells, overwrite=overwrite
+    )
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
 
 
@@ -266,6 +275,7 @@ def survey_many(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     **choices: Any,
 ) -> Survey:
@@ -285,7 +295,8 @@ def survey_many(
     if output is not None:
         _check_output(Path(output), inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
-    return survey(planned, backend, threads, compression, layout)
+    storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells}
+    return survey(planned, backend, threads, storage)
 
 
 def iter_cells(

@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.codecs import compression_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -142,7 +144,7 @@ class SparcspyTables:
     def info(self) -> dict[str, Any]:
         """The compression, and what is ours."""
         texts = {name: value for name, value in self._told.items() if isinstance(value, str)}
-        return {"compression": self.images.compression or "none", **texts}
+        return {"compression": compression_of(self.images) or "other filters", **texts}
 
 
 def _plane_names(n_planes: int) -> list[str]:

@@ -55,8 +55,9 @@ Planes = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
 GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
-Compression = Annotated[str, typer.Option(help="gzip or none.")]
+Compression = Annotated[str, typer.Option(help="gzip, lzf, lz4, zstd or none.")]
 Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
+ChunkCells = Annotated[int, typer.Option(help="Cells in a chunk of the file; more only for reading in bulk.")]
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
@@ -109,6 +110,7 @@ def _options(
     gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
+    chunk_cells: ChunkCells = 1,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -138,6 +140,7 @@ def _options(
             "gpu_memory": gpu_memory,
             "compression": compression,
             "layout": layout,
+            "chunk_cells": chunk_cells,
             "overwrite": overwrite,
         },
         quiet=quiet,

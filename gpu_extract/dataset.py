@@ -1,8 +1,7 @@
 """Reading back: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
 
-Files of `gpu_extract.store` have one chunk a cell, of which h5py reads the bytes and isal makes the tile: 15
-microseconds a cell, where h5py's own indexing takes 5 ms in a list of rows. Files of scPortrait, and whatever
-else has the same names in it, are read through h5py.
+Tiles are read by `gpu_extract.tile_reader`, tables by `gpu_extract.cell_tables`; files of scPortrait and SPARCSpy are
+read as ours are.
 """
 
 from __future__ import annotations
@@ -11,25 +10,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import ArrayLike, NDArray
 
 from gpu_extract.cell_tables import open_tables
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, UnknownCellError
+from gpu_extract.tile_reader import TileReader
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Cells", "open_cells"]
-
-ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
 
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
@@ -98,9 +94,7 @@ class Cells:
             raise OutputError(
                 f"{self.path} has tiles of shape {images.shape} for {len(self.ids)} ids and {len(self.planes)} planes"
             )
-        self._compressed = images.compression == "gzip"
-        n_filters = images.id.get_create_plist().get_nfilters()
-        self._is_direct = images.chunks == (1, *images.shape[1:]) and n_filters == int(self._compressed)
+        self._read_tile = TileReader(images)
 
     def __enter__(self) -> Self:
         return self
@@ -179,22 +173,10 @@ class Cells:
         if outside.any():
             raise InputError(f"row {wanted[outside][0]} is not in the file; rows are 0 to {len(self) - 1}")
         tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
-        read = self._decode if self._is_direct else self._images.__getitem__
         for tile, row in zip(tiles, wanted.tolist(), strict=True):
             with self._reading(f", row {row} (cell {self.ids[row]})"):
-                tile[...] = read(row)
+                tile[...] = self._read_tile(row)
         return tiles
-
-    def _decode(self, row: int) -> NDArray[Any]:
-        _, chunk = self._images.id.read_direct_chunk((row, 0, 0, 0))
-        shape = self._images.shape[1:]
-        if self._compressed:
-            # Never more than a tile: a small chunk can claim gigabytes.
-            stream = isal_zlib.decompressobj(ZLIB_STREAM)
-            chunk = stream.decompress(chunk, prod(shape) * self.dtype.itemsize + 1)
-            if not stream.eof:
-                raise ValueError("its gzip stream does not end")
-        return np.frombuffer(chunk, self.dtype).reshape(shape)
 
     @cached_property
     def obs(self) -> pd.DataFrame:

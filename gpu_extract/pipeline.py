@@ -25,7 +25,7 @@ from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
 from gpu_extract.planning import Plan, batches
-from gpu_extract.store import CellStore, EncodedCells, encode
+from gpu_extract.store import CellStore, EncodedCells, encode, gather
 
 __all__ = ["Progress", "Report", "default_threads", "run", "tiles"]
 
@@ -120,7 +120,11 @@ def run(
                     return encode(images, store.format), images
 
             written = 0
-            computed = pieces(tiles(plan, backend, workers, threads, watch))
+            computed = tiles(plan, backend, workers, threads, watch, chunk_cells=store.format.shape[0])
+            if store.format.shape[0] == 1:
+                computed = pieces(computed)
+            else:
+                computed = gather(computed, store.format, len(plan.cells))
             for chunks, images in in_order(workers, encoded, computed, ahead=threads + 1):
                 with watch.stage("write"):
                     store.append(chunks)
@@ -144,7 +148,7 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices),
+        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices, *store.notices),
     )
 
 
@@ -155,6 +159,7 @@ def tiles(
     threads: int,
     watch: Stopwatch | None = None,
     *,
+    chunk_cells: int = 1,
     on_device: bool = False,
 ) -> Iterator[CellImages]:
     """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`.
@@ -189,7 +194,7 @@ def tiles(
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
-        windows = in_order(reader, read, batches(plan, backend.limits), ahead=WINDOWS_AHEAD)
+        windows = in_order(reader, read, batches(plan, backend.limits, chunk_cells), ahead=WINDOWS_AHEAD)
         yield from in_order(workers, compute, windows, ahead=threads + 1)
 
 

@@ -27,6 +27,8 @@ Table = TypeVar("Table", CellTable, DroppedCells)
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
 LESSER_NUCLEUS = "a larger nucleus is in its cell"
+# Tiles of a group of chunks: some hundred cells, so that those near each other are still read together.
+GROUP_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -323,13 +325,22 @@ def _joined_rows(tables: Sequence[Table], kind: type[Table]) -> Table:
     return kind(**columns)
 
 
-def batches(plan: Plan, limits: BatchLimits) -> Iterator[Batch]:
-    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band."""
+def batches(plan: Plan, limits: BatchLimits, chunk_cells: int = 1) -> Iterator[Batch]:
+    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band.
+
+    Where ``chunk_cells`` rows make a chunk of the output, group by group: a group is rows that follow each other, whole
+    chunks of them, few enough to be held until all have come. Ids that are scattered over the slide make that slow:
+    every group reads it anew.
+    """
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
     bands = cells.centers[:, 0] // (BAND_TILES * S)
-    order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide))
-    breaks = np.flatnonzero(np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
+    per_group = len(cells)
+    if chunk_cells > 1:
+        per_group = chunk_cells * max(GROUP_NBYTES // (chunk_cells * plan.program.tile_nbytes), 1)
+    groups = np.arange(len(cells)) // per_group
+    order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide, groups))
+    breaks = np.flatnonzero(np.diff(groups[order]) | np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
         for rows in _cut_band(plan, band, corners[band, 1], limits):
             yield _batch(plan, np.sort(rows), corners)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ class Survey:
         }
 
 
-def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip", layout: str = "h5sc") -> Survey:
+def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any] = MappingProxyType({})) -> Survey:
     """Look at the plan's labels and pixels, and extract some of its cells into a temporary file.
 
     Parameters
@@ -175,8 +176,8 @@ def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip"
     plan : Plan
     backend : Backend
     threads : int
-    compression, layout : str
-        As for `gpu_extract.extract`.
+    storage : mapping
+        ``compression``, ``layout`` and ``chunk_cells``, as for `gpu_extract.extract`; its defaults if left out.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def survey(plan: Plan, backend: Backend, threads: int, compression: str = "gzip"
     channels, share_read = _channel_values(plan.slides)
     pass_seconds = (time.perf_counter() - start) / share_read
     sample = _sample(plan, backend)
-    seconds, nbytes = _trial(sample, backend, threads, {"compression": compression, "layout": layout})
+    seconds, nbytes = _trial(sample, backend, threads, storage)
     n_tried, n_cells = len(sample.cells), len(plan.cells)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + CELL_NBYTES * (n_cells - n_tried)
     return Survey(
@@ -304,12 +305,12 @@ def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     return replace(plan, cells=table, program=replace(plan.program, recipe=recipe))
 
 
-def _trial(sample: Plan, backend: Backend, threads: int, storage: dict[str, str]) -> tuple[float, int]:
+def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, Any]) -> tuple[float, int]:
     """Seconds and bytes that the sample takes, once everything is compiled."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
         for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
             contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
-            store = CellStore.create(Path(folder, name), contents, **storage)  # type: ignore[arg-type]
+            store = CellStore.create(Path(folder, name), contents, **storage)
             report = pipeline.run(part, backend, store, threads)
         return report.seconds, report.path.stat().st_size
 

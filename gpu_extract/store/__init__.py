@@ -10,15 +10,15 @@ At the end HDF5 builds its index over them in place (`index`), and the file gets
 from __future__ import annotations
 
 from gpu_extract.store.cell_store import CellStore
-from gpu_extract.store.codecs import COMPRESSIONS, ChunkFormat, EncodedCells, encode
+from gpu_extract.store.codecs import ChunkFormat, EncodedCells, encode
 from gpu_extract.store.contents import Contents
+from gpu_extract.store.gather import gather
 from gpu_extract.store.journal import Journal, Record, read_journal
 from gpu_extract.store.layout import choose_layout
 from gpu_extract.store.target import check_output
 from gpu_extract.store.verification import Verified, verify
 
 __all__ = [
-    "COMPRESSIONS",
     "CellStore",
     "ChunkFormat",
     "Contents",
@@ -29,6 +29,7 @@ __all__ = [
     "check_output",
     "choose_layout",
     "encode",
+    "gather",
     "read_journal",
     "verify",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from gpu_extract.codecs import PLUGINS
 from gpu_extract.errors import RunStoppedError
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.codecs import ChunkFormat, EncodedCells
@@ -42,7 +43,10 @@ class CellStore:
         self._n_cells = len(contents.cells)
         self._journal = journal
         self._partial = _start(target, len(head), header, journal)
-        self._log = ChunkLog(self._partial, journal, chunks_end=len(head), journal_end=len(header))
+        row_nbytes = format.nbytes if format.is_contiguous else None
+        self._log = ChunkLog(
+            self._partial, journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes
+        )
         self._is_open = True
 
     @classmethod
@@ -53,6 +57,7 @@ class CellStore:
         *,
         compression: str = "gzip",
         layout: str = "h5sc",
+        chunk_cells: int = 1,
         overwrite: bool = False,
     ) -> CellStore:
         """A store for these contents, ready for `append`; it keeps every other run out of ``path``.
@@ -62,8 +67,10 @@ class CellStore:
         path : path
             The final name.
         contents : Contents
-        compression : {"gzip", "none"}
+        compression : {"gzip", "lzf", "lz4", "zstd", "none"}
         layout : {"h5sc", "sparcspy"}
+        chunk_cells : int
+            Cells in a chunk.
         overwrite : bool
             Drop the remains of an unfinished run now, and replace a finished file in `finish`.
 
@@ -75,7 +82,7 @@ class CellStore:
         """
         target = check_output(path, compression, overwrite=overwrite)
         chosen = choose_layout(layout)
-        format = chosen.format(contents, compression)
+        format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
             journal = target.claim()
             try:
@@ -84,6 +91,16 @@ class CellStore:
                 target.discard()
                 os.close(journal)
                 raise
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What readers of the file should know, one line each."""
+        if self.format.compression not in PLUGINS:
+            return ()
+        return (
+            f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 plugins "
+            "only (Python: pip install hdf5plugin; import hdf5plugin)",
+        )
 
     def append(self, encoded: EncodedCells) -> None:
         """Write a batch.

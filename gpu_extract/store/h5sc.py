@@ -27,11 +27,15 @@ class H5sc:
     images = H5SC_IMAGES
     levels = LEVELS
 
-    def format(self, contents: Contents, compression: str) -> ChunkFormat:
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
         """A tile is a chunk, in the recipe's type."""
         if contents.planes:
             raise OutputError("layout 'h5sc' keeps all planes, masks first; to choose planes use layout 'sparcspy'")
-        return ChunkFormat((1, *contents.program.tile_shape), contents.program.output_dtype, compression)
+        return ChunkFormat(
+            (min(chunk_cells, len(contents.cells)), *contents.program.tile_shape),
+            contents.program.output_dtype,
+            compression,
+        )
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """AnnData's tables, and an empty dataset of tiles with what scPortrait wants to know of it."""

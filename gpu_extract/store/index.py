@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import os
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from gpu_extract.codecs import decompress
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunk_log import write_all
-from gpu_extract.store.codecs import ChunkFormat, checksum, decode
+from gpu_extract.store.codecs import ChunkFormat, checksum
 from gpu_extract.store.journal import Journal, Record, join
 from gpu_extract.store.layout import LIBVER, layout_of
 
@@ -26,6 +26,8 @@ __all__ = ["IndexedLog", "check_index", "write_index"]
 
 # The largest that HDF5 allows is 128 MiB; the default, 1 MiB, writes index pages out and reads them again.
 METADATA_CACHE_NBYTES = 127 << 20
+# HDF5 gathers what is smaller in a buffer, and writes more of it than was asked for.
+SIEVE_NBYTES = 64 << 10
 # Chunks that are read back before the file gets its name. `verify` reads all.
 N_CHECKED = 64
 
@@ -139,7 +141,8 @@ def write_index(partial: int, journal: Journal) -> None:
         layout, order = layout_of(file), np.argsort(record.rows)
         for i, name in enumerate(layout.levels):
             file[name][...] = record.levels[order, :, i]
-        _index_chunks(file[layout.images], log, len(journal.skeleton), record)
+        put_in_place = _place_values if file[layout.images].chunks is None else _index_chunks
+        put_in_place(file[layout.images], log, len(journal.skeleton), record)
     log.save()
 
 
@@ -154,18 +157,28 @@ def check_index(path: Path, journal: Journal) -> None:
     record = join(journal.records)
     with h5py.File(path, "r") as file:
         images = file[layout_of(file).images]
-        places = ChunkFormat.of(images).places(record.rows, images.shape[1])
-        if images.id.get_num_chunks() != len(places):
-            raise OutputError(f"{path} holds {images.id.get_num_chunks()} of {len(places)} chunks")
+        format = ChunkFormat.of(images)
+        places = format.places(record.rows, images.shape[1])
+        n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
+        if n_found != len(places) or len(places) != len(record.sizes):
+            raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
         for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
             row, plane = places[i].tolist()
-            _, chunk = images.id.read_direct_chunk((row, plane, 0, 0))
+            chunk = _stored(images, format, row, plane)
             if checksum(chunk) != record.checksums[i]:
                 raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
             try:
-                decode(chunk, images.dtype, prod(images.chunks), compressed=images.compression is not None)
+                decompress(format.compression, chunk, format.nbytes)
             except ValueError as error:
                 raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
+
+
+def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
+    if format.is_contiguous:
+        start = images.id.get_offset() + row * format.nbytes
+        return os.pread(images.file.id.get_vfd_handle(), format.nbytes, start)
+    chunk: bytes = images.id.read_direct_chunk((row, plane, 0, 0))[1]
+    return chunk
 
 
 def _complete(journal: Journal) -> Record:
@@ -187,3 +200,14 @@ def _index_chunks(images: h5py.Dataset, log: IndexedLog, offset: int, record: Re
         if log.is_expecting:
             raise RuntimeError(f"HDF5 has put row {row} elsewhere than at {offset}, where it is")
         offset += nbytes
+
+
+def _place_values(images: h5py.Dataset, log: IndexedLog, offset: int, record: Record) -> None:
+    """HDF5 gives a dataset without chunks its place when the first of its values are written."""
+    row_nbytes = ChunkFormat.of(images).nbytes
+    n_rows = min(len(images), SIEVE_NBYTES // row_nbytes + 1)
+    log.expect(offset, n_rows * row_nbytes)
+    images[:n_rows] = np.zeros((n_rows, *images.shape[1:]), images.dtype)
+    images.file.flush()
+    if log.is_expecting or images.id.get_offset() != offset:
+        raise RuntimeError(f"HDF5 has put the tiles at {images.id.get_offset()} instead of {offset}, where they are")

@@ -34,8 +34,8 @@ class Layout(Protocol):
     def levels(self) -> tuple[str, ...]:
         """Names of the datasets of lower and upper values, (N, C) each, known only at the end; or none."""
 
-    def format(self, contents: Contents, compression: str) -> ChunkFormat:
-        """How its tiles are stored.
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
+        """How its tiles are stored, so many cells in a chunk.
 
         Raises
         ------
@@ -90,6 +90,8 @@ def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
 
 def _allocate_index(images: h5py.Dataset) -> None:
     """Make HDF5 allocate the whole index of the tiles, which it does at the first one; then remove that one."""
+    if images.chunks is None:
+        return
     n_chunks = prod(ceil(n / c) for n, c in zip(images.shape, images.chunks, strict=True))
     if n_chunks == 1:
         return  # a dataset of one chunk has no index

@@ -40,7 +40,7 @@ class Sparcspy:
     images = SPARCSPY_IMAGES
     levels: tuple[str, ...] = ()
 
-    def format(self, contents: Contents, compression: str) -> ChunkFormat:
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
         """Each plane of a tile is a chunk of its own."""
         dtype = np.dtype(np.float16 if _is_time_course(contents) else np.float32)
         given, S = contents.program.output_dtype, contents.program.recipe.tile_size
@@ -54,7 +54,8 @@ class Sparcspy:
             raise OutputError(
                 f"layout 'sparcspy' keeps ids as int64 and cell {contents.cells.ids.max()} is beyond; use layout 'h5sc'"
             )
-        return ChunkFormat((1, 1, S, S), dtype, compression)
+        n_planes = contents.program.n_planes if compression == "none" else 1
+        return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Index, labels of a time course, and an empty dataset of tiles."""

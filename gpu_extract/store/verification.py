@@ -17,15 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpu_extract.cell_tables import H5SC_IMAGES, SparcspyTables
+from gpu_extract.codecs import compression_of
 from gpu_extract.errors import OutputError
-from gpu_extract.store.codecs import decode
 from gpu_extract.store.h5sc import LEVELS
 from gpu_extract.store.layout import layout_of
 from gpu_extract.store.target import unfinished
+from gpu_extract.tile_reader import TileReader
 
 __all__ = ["Verified", "verify"]
-
-TileReader = Callable[[int], NDArray[Any]]
 
 # Rows that a thread checks at a time.
 ROWS_PER_TASK = 256
@@ -69,7 +68,7 @@ class Verified:
 def verify(path: str | os.PathLike[str]) -> Verified:
     """Read a whole file of cells and check it: tables, names, shapes, and that every tile decodes.
 
-    Files of scPortrait are checked as far as they go: lzf has no checksum.
+    Files of scPortrait are checked as far as they go: lzf has no checksum, and no compression none.
 
     Parameters
     ----------
@@ -108,7 +107,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
             n_channels=images.shape[1] - n_masks,
             tile_size=images.shape[2],
             dtype=images.dtype,
-            compression=images.compression or "none",
+            compression=compression_of(images) or "other filters",
             nbytes=images.id.get_storage_size(),
             remains=remains,
         )
@@ -230,7 +229,7 @@ def _check_unique(obs: pd.DataFrame, columns: list[str]) -> None:
 
 
 def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
-    read = _tile_reader(images)
+    read = TileReader(images)
     tasks = [range(row, min(row + ROWS_PER_TASK, len(ids))) for row in range(0, len(ids), ROWS_PER_TASK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
         for problem in workers.map(lambda rows: _first_problem(read, rows), tasks):
@@ -240,7 +239,7 @@ def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
                 raise OutputError(f"row {row} (cell {ids[row]}): {text}")
 
 
-def _first_problem(read: TileReader, rows: Sequence[int]) -> tuple[int, str] | None:
+def _first_problem(read: Callable[[int], NDArray[Any]], rows: Sequence[int]) -> tuple[int, str] | None:
     for row in rows:
         try:
             tile = read(row)
@@ -249,18 +248,3 @@ def _first_problem(read: TileReader, rows: Sequence[int]) -> tuple[int, str] | N
         if tile.dtype.kind == "f" and not np.isfinite(tile).all():
             return row, "its tile has values that are not finite"
     return None
-
-
-def _tile_reader(images: h5py.Dataset) -> TileReader:
-    """What reads the values of a row: our own decoder, without the GIL, where the layout is ours; else HDF5."""
-    dtype, compressed = images.dtype, images.compression == "gzip"
-    n_filters = images.id.get_create_plist().get_nfilters()
-    if images.chunks != (1, *images.shape[1:]) or n_filters != int(compressed):
-        return lambda row: np.asarray(images[row])
-    n_values, dataset = prod(images.chunks), images.id
-
-    def read(row: int) -> NDArray[Any]:
-        _, chunk = dataset.read_direct_chunk((row, 0, 0, 0))
-        return decode(chunk, dtype, n_values, compressed=compressed)
-
-    return read
