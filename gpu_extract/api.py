@@ -41,6 +41,8 @@ def plan(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
+    channels: Sequence[int | str] | None = None,
+    nuclear_channel: int | str | None = None,
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
@@ -66,6 +68,11 @@ def plan(
         Extract this many cells, drawn at random with ``seed``.
     channel_names : sequence of str, optional
         Instead of the names in the image's metadata.
+    channels : sequence of int or str, optional
+        Extract these channels only, by index or name, in this order; by default all.
+    nuclear_channel : int or str, optional
+        Instead of the recipe's own, which is the first: the channel that is cut with the nucleus mask, by its index
+        among those extracted or its name; ``none`` for no such channel.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -87,6 +94,8 @@ def plan(
         n_cells=n_cells,
         seed=seed,
         channel_names=channel_names,
+        channels=channels,
+        nuclear_channel=nuclear_channel,
         statistics=statistics,
     )
 
@@ -101,6 +110,8 @@ def plan_many(
     n_cells: int | None = None,
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
+    channels: Sequence[int | str] | None = None,
+    nuclear_channel: int | str | None = None,
     on_bad_slide: str = "stop",
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
@@ -119,7 +130,7 @@ def plan_many(
     """
     if on_bad_slide not in ON_BAD_SLIDE:
         raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
-    changes = {"tile_size": tile_size, "border": border}
+    changes = {"tile_size": tile_size, "border": border, "nuclear_channel": nuclear_channel}
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
     selection = planning.Selection(_as_ids(ids), n_cells, seed)
     # Asked for twice: by the check here and by the plan.
@@ -127,7 +138,7 @@ def plan_many(
     opened, notices = [], []
     for given in map(as_slide_input, slides):
         try:
-            found = _open(given, channel_names)
+            found = _open(given, channel_names, channels)
             if on_bad_slide == "skip":
                 for slide in found:
                     planning.slide_statistics(slide, statistics)
@@ -140,12 +151,35 @@ def plan_many(
         raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
+    if channels is not None and nuclear_channel is None:
+        notices += _nuclear_notice(wanted, named[0])
     return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
 
 
-def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
+def _nuclear_notice(recipe: Recipe, slide: Slide) -> list[str]:
+    """Which of the channels that were chosen is the nuclear one, where nobody named it."""
+    at = recipe.nuclear_channel
+    if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
+        return []
+    return [
+        f"channel {slide.channel_names[at]} is cut with the nucleus mask, being number {at} of those chosen; "
+        "name another or none with --nuclear-channel (nuclear_channel=)"
+    ]
+
+
+def _open(
+    given: SlideInput,
+    channel_names: Sequence[str] | None,
+    channels: Sequence[int | str] | None,
+) -> list[Slide]:
     """The slide, or one for each time point of a time course."""
-    slides = open_slides(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
+    slides = open_slides(
+        given.image,
+        nucleus=given.nucleus,
+        cytosol=given.cytosol,
+        channel_names=channel_names,
+        channels=channels,
+    )
     return [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
 
 
@@ -185,7 +219,8 @@ def extract(
     progress : callable, optional
         Called with the number of cells written so far, and of all.
     **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``: as for `plan`.
+        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``channels``,
+        ``nuclear_channel``: as for `plan`.
 
     Returns
     -------

@@ -51,6 +51,11 @@ Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later ver
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+Channels = Annotated[str | None, typer.Option(help="Only these channels, in this order.", metavar="DNA,actin|0,2")]
+NuclearChannel = Annotated[
+    str | None,
+    typer.Option(help="The channel cut with the nucleus mask, a name or a number; none; the recipe's own: the first."),
+]
 Slides = Annotated[
     Path | None,
     typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
@@ -78,6 +83,8 @@ def run(
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,
+    channels: Channels = None,
+    nuclear_channel: NuclearChannel = None,
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
@@ -99,6 +106,7 @@ def run(
             progress=progress,
             on_bad_slide=on_bad_slide,
             **_choices(recipe, size, border, ids, n_cells, seed),
+            **_channels(channels, nuclear_channel),
         )
     _print_report(done)
 
@@ -120,6 +128,8 @@ def plan(
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,
+    channels: Channels = None,
+    nuclear_channel: NuclearChannel = None,
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
@@ -140,6 +150,7 @@ def plan(
         on_bad_slide=on_bad_slide,
         statistics=backend.statistics,
         **_choices(recipe, size, border, ids, n_cells, seed),
+        **_channels(channels, nuclear_channel),
     )
     _print_plan(planned, backend.device)
 
@@ -284,6 +295,14 @@ def _choices(
         "ids": None if ids is None else _read_ids(ids),
         "n_cells": n_cells,
         "seed": seed,
+    }
+
+
+def _channels(channels: str | None, nuclear_channel: str | None) -> dict[str, Any]:
+    """The arguments of `api.plan` and `api.extract` that choose channels."""
+    return {
+        "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
+        "nuclear_channel": nuclear_channel,
     }
 
 

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
-from gpu_extract.model import Raster
 from gpu_extract.sources.arrays import ArrayRaster, is_array
 from gpu_extract.sources.cellpose import CellposeRaster
 from gpu_extract.sources.files import SourceFile, file_format
@@ -17,7 +16,7 @@ from gpu_extract.sources.stacks import Stack, raster_stack
 __all__ = ["opened"]
 
 
-def opened(pixels: Any, plane: str | None) -> Raster | Stack:
+def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
     """The planes of a file, or the raster of an array.
 
     Parameters
