@@ -20,6 +20,7 @@ from gpu_extract.recipe import Recipe
 from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
+from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output
 
@@ -43,6 +44,9 @@ def plan(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     nuclear_channel: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    tile_size_um: float | None = None,
+    scale: float | None = None,
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
@@ -73,6 +77,13 @@ def plan(
     nuclear_channel : int or str, optional
         Instead of the recipe's own, which is the first: the channel that is cut with the nucleus mask, by its index
         among those extracted or its name; ``none`` for no such channel.
+    pixel_size : float or (y, x), um, optional
+        Size of a pixel, instead of what the image's metadata say.
+    tile_size_um : float, um, optional
+        Side of a tile, instead of ``tile_size``; the even number of pixels that is nearest.
+    scale : float, um per pixel, optional
+        Resample image and labels to this pixel size before anything else; centres and boxes then are in the new
+        pixels. See `gpu_extract.sources.scaled`.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -96,6 +107,9 @@ def plan(
         channel_names=channel_names,
         channels=channels,
         nuclear_channel=nuclear_channel,
+        pixel_size=pixel_size,
+        tile_size_um=tile_size_um,
+        scale=scale,
         statistics=statistics,
     )
 
@@ -112,6 +126,9 @@ def plan_many(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     nuclear_channel: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    tile_size_um: float | None = None,
+    scale: float | None = None,
     on_bad_slide: str = "stop",
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
@@ -121,7 +138,8 @@ def plan_many(
     ----------
     slides : sequence of SlideInput or mapping
         Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; whatever else a mapping has are the slide's
-        own labels. All must have the same label planes, channels and pixel type.
+        own labels. All must have the same label planes, channels and pixel type; with ``tile_size_um`` also the same
+        pixel size, unless ``scale`` makes it so.
     on_bad_slide : {"stop", "skip"}
         What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
         plan's ``notices``.
@@ -130,6 +148,8 @@ def plan_many(
     """
     if on_bad_slide not in ON_BAD_SLIDE:
         raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
+    if tile_size is not None and tile_size_um is not None:
+        raise InputError("tile_size and tile_size_um were both given (--size, --size-um); give one of them")
     changes = {"tile_size": tile_size, "border": border, "nuclear_channel": nuclear_channel}
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
     selection = planning.Selection(_as_ids(ids), n_cells, seed)
@@ -138,7 +158,7 @@ def plan_many(
     opened, notices = [], []
     for given in map(as_slide_input, slides):
         try:
-            found = _open(given, channel_names, channels)
+            found = _open(given, channel_names, channels, pixel_size, scale)
             if on_bad_slide == "skip":
                 for slide in found:
                     planning.slide_statistics(slide, statistics)
@@ -151,6 +171,9 @@ def plan_many(
         raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
+    if tile_size_um is not None:
+        wanted = wanted.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
+    notices += mixed_sizes(named)
     if channels is not None and nuclear_channel is None:
         notices += _nuclear_notice(wanted, named[0])
     return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
@@ -171,8 +194,10 @@ def _open(
     given: SlideInput,
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
+    pixel_size: float | Sequence[float] | None,
+    scale: float | None,
 ) -> list[Slide]:
-    """The slide, or one for each time point of a time course."""
+    """The slide, or one for each time point of a time course, at the pixel size asked for."""
     slides = open_slides(
         given.image,
         nucleus=given.nucleus,
@@ -180,7 +205,13 @@ def _open(
         channel_names=channel_names,
         channels=channels,
     )
-    return [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
+    size = pixel_size if given.pixel_size is None else given.pixel_size
+    found = []
+    for slide in slides:
+        known = slide.pixel_size if size is None else as_pixel_size(size)
+        labelled = replace(slide, labels={**slide.labels, **given.labels}, pixel_size=known)
+        found.append(labelled if scale is None else rescaled(labelled, scale))
+    return found
 
 
 def extract(
@@ -220,7 +251,7 @@ def extract(
         Called with the number of cells written so far, and of all.
     **choices
         ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``channels``,
-        ``nuclear_channel``: as for `plan`.
+        ``nuclear_channel``, ``pixel_size``, ``tile_size_um``, ``scale``: as for `plan`.
 
     Returns
     -------

@@ -56,6 +56,13 @@ NuclearChannel = Annotated[
     str | None,
     typer.Option(help="The channel cut with the nucleus mask, a name or a number; none; the recipe's own: the first."),
 ]
+PixelSize = Annotated[float | None, typer.Option(help="um per pixel; what the image says.", metavar="UM")]
+SizeUm = Annotated[
+    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
+]
+Scale = Annotated[
+    float | None, typer.Option(help="Resample every slide to this many um per pixel first.", metavar="UM")
+]
 Slides = Annotated[
     Path | None,
     typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
@@ -85,6 +92,9 @@ def run(
     seed: Seed = 0,
     channels: Channels = None,
     nuclear_channel: NuclearChannel = None,
+    pixel_size: PixelSize = None,
+    size_um: SizeUm = None,
+    scale: Scale = None,
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
@@ -107,6 +117,9 @@ def run(
             on_bad_slide=on_bad_slide,
             **_choices(recipe, size, border, ids, n_cells, seed),
             **_channels(channels, nuclear_channel),
+            pixel_size=pixel_size,
+            tile_size_um=size_um,
+            scale=scale,
         )
     _print_report(done)
 
@@ -130,6 +143,9 @@ def plan(
     seed: Seed = 0,
     channels: Channels = None,
     nuclear_channel: NuclearChannel = None,
+    pixel_size: PixelSize = None,
+    size_um: SizeUm = None,
+    scale: Scale = None,
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     overwrite: Overwrite = False,
@@ -151,6 +167,9 @@ def plan(
         statistics=backend.statistics,
         **_choices(recipe, size, border, ids, n_cells, seed),
         **_channels(channels, nuclear_channel),
+        pixel_size=pixel_size,
+        tile_size_um=size_um,
+        scale=scale,
     )
     _print_plan(planned, backend.device)
 
@@ -395,12 +414,19 @@ def _print_plan(planned: Plan, device: str) -> None:
     print(f"{len(cells):,} cells of {where} on device {device}")
     _print_dropped(cells.dropped.counts())
     print(f"planes: {', '.join(names)}")
-    print(f"tiles of {_square(program.recipe.tile_size)} pixels, {program.output_dtype}")
+    print(f"tiles of {_square(program.recipe.tile_size)} pixels{_in_um(planned)}, {program.output_dtype}")
     print(f"{planned.nbytes / 1e6:,.1f} MB before compression")
     most, every = planned.fitting_tile_size(0.99), planned.fitting_tile_size(1.0)
     for line in planned.notices:
         print(f"warning: {line}", file=sys.stderr)
     print(f"{int(cells.truncated.sum()):,} cells do not fit: 99 % need {_square(most)}, all need {_square(every)}")
+
+
+def _in_um(planned: Plan) -> str:
+    """The side of a tile in um, where all slides have one pixel size."""
+    sizes = {slide.pixel_size for slide in planned.slides}
+    (y, x), *others = [size or (0.0, 0.0) for size in sizes]
+    return f" ({planned.program.recipe.tile_size * y:.4g} um)" if y == x > 0 and not others else ""
 
 
 def _print_dropped(dropped: dict[str, int]) -> None:

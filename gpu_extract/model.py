@@ -59,6 +59,10 @@ class Slide:
         Unique among the slides of a run.
     labels : mapping of str to str
         The slide's own labels, for example ``{"well": "D03"}``.
+    pixel_size : (y, x), um, optional
+        Size of a pixel; None if it is not known.
+    scale : (y, x)
+        Pixels of the source for each pixel of the slide; not 1 where the slide was resampled.
 
     Raises
     ------
@@ -71,6 +75,8 @@ class Slide:
     channel_names: tuple[str, ...]
     name: str = "slide"
     labels: Mapping[str, str] = field(default_factory=dict)
+    pixel_size: tuple[float, float] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:

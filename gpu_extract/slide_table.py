@@ -12,7 +12,8 @@ from gpu_extract.errors import InputError
 
 __all__ = ["SlideInput", "as_slide_input", "read_slide_table"]
 
-COLUMNS = ("image", "nucleus", "cytosol")
+PLANES = ("nucleus", "cytosol")
+COLUMNS = ("image", *PLANES, "pixel_size")
 # Within a cell of the table, between the files that are the channels of one slide.
 CHANNEL_SEPARATOR = ";"
 
@@ -27,29 +28,32 @@ class SlideInput:
         As for `gpu_extract.extract`.
     labels : mapping of str to str
         The slide's own labels, for example ``{"well": "D03"}``; a column of ``obs`` each.
+    pixel_size : float or (y, x), um, optional
+        Size of a pixel; goes before that of the whole run, which goes before what the image says.
     """
 
     image: Any
     nucleus: Any = None
     cytosol: Any = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    pixel_size: float | Sequence[float] | None = None
 
 
 def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
-    """A slide from a mapping with ``image``, ``nucleus`` and ``cytosol``; all other entries are its labels."""
+    """A slide from a mapping: ``image``, ``nucleus``, ``cytosol`` and ``pixel_size``; all else are its labels."""
     if isinstance(given, SlideInput):
         return given
     if "image" not in given:
         raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, and no image; give image=...")
     labels = {str(key): str(value) for key, value in given.items() if key not in COLUMNS}
-    return SlideInput(given["image"], given.get("nucleus"), given.get("cytosol"), labels)
+    return SlideInput(given["image"], given.get("nucleus"), given.get("cytosol"), labels, given.get("pixel_size"))
 
 
 def read_slide_table(path: Path) -> list[SlideInput]:
-    """The slides of a CSV file with columns image, nucleus, cytosol, then any labels.
+    """The slides of a CSV file with columns image, nucleus, cytosol, pixel_size, then any labels.
 
     Paths are relative to the table; several images of a slide, its channels, are separated by semicolons. An empty
-    nucleus or cytosol is one that is not there.
+    nucleus or cytosol is one that is not there; an empty pixel_size (um) is not known.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def read_slide_table(path: Path) -> list[SlideInput]:
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
-    if "image" not in header or not {"nucleus", "cytosol"} & set(header):
+    if "image" not in header or not set(PLANES) & set(header):
         raise InputError(
             f"slides {path} has the columns {', '.join(header)}; it needs image, and nucleus or cytosol or both"
         )
@@ -87,6 +91,14 @@ def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int) -
     if not cells["image"]:
         raise InputError(f"slides {path}: row {number} has no image")
     images = [path.parent / name.strip() for name in cells["image"].split(CHANNEL_SEPARATOR)]
-    planes = {name: path.parent / cells[name] if cells.get(name) else None for name in COLUMNS[1:]}
+    planes = {name: path.parent / cells[name] if cells.get(name) else None for name in PLANES}
     labels = {name: value for name, value in cells.items() if name not in COLUMNS}
-    return SlideInput(images[0] if len(images) == 1 else images, planes["nucleus"], planes["cytosol"], labels)
+    size = _pixel_size(f"slides {path}: row {number}", cells.get("pixel_size", ""))
+    return SlideInput(images[0] if len(images) == 1 else images, planes["nucleus"], planes["cytosol"], labels, size)
+
+
+def _pixel_size(where: str, cell: str) -> float | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        raise InputError(f"{where} has the pixel_size {cell!r}; it must be a number of um per pixel") from None

@@ -2,8 +2,9 @@
 
 `selectors` tells where the pixels are and what of a file is meant, `label_planes` which labels belong to an image,
 `opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats a module: `arrays`,
-`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`. A file that cannot be extracted is refused when it is
-opened, from its headers; damage that only its pixels can show, when they are read.
+`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`; `scaled` and `physical` bring slides to one pixel
+size. A file that cannot be extracted is refused when it is opened, from its headers; damage that only its pixels can
+show, when they are read.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class _Opened:
         """The slide, of a time point if one is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        return Slide(image, masks, self.channel_names(image), name=name)
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
 
     def image(self, t: int | None) -> Raster:
         """The image alone."""
@@ -204,6 +205,12 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
         return rasters[0]
     own_names = ["".join(raster.names) for raster in rasters]  # of one plane, or StackedRaster refuses it
     return StackedRaster(rasters, [name or _stem(each) for name, each in zip(own_names, channels, strict=True)])
+
+
+def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
+    """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
+    said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
+    return said.pop() if len(said) == 1 else None
 
 
 def _slide_name(image: Any, name: str | None) -> str:

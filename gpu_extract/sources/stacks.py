@@ -37,6 +37,8 @@ class Stack:
     planes : callable
         Makes the raster of chosen planes, from one tuple of indices an axis, their names and their source. The
         planes are in the order of the axes, the last changing fastest.
+    pixel_size : (y, x), um, optional
+        Size of a pixel, where the file says it.
     """
 
     location: Location
@@ -44,6 +46,7 @@ class Stack:
     sizes: tuple[int, ...]
     names: tuple[str, ...]
     planes: Callable[[Indices, tuple[str, ...], str], Raster]
+    pixel_size: tuple[float, float] | None = None
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""
