@@ -17,7 +17,7 @@ from gpu_extract.errors import InputError, OutputError
 from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import CellImages, Slide
 from gpu_extract.recipe import Recipe
-from gpu_extract.slide_table import SlideInput, as_slide_input
+from gpu_extract.slide_table import SlideInput, as_slide_input, check_listed_once
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels
@@ -156,7 +156,9 @@ def plan_many(
     # Asked for twice: by the check here and by the plan.
     statistics = cast(Statistics, functools.cache(statistics))
     opened, notices = [], []
-    for given in map(as_slide_input, slides):
+    inputs = [as_slide_input(given) for given in slides]
+    check_listed_once(inputs)
+    for given in inputs:
         try:
             found = _open(given, channel_names, channels, pixel_size, scale)
             if on_bad_slide == "skip":
@@ -202,8 +204,9 @@ def _open(
         given.image,
         nucleus=given.nucleus,
         cytosol=given.cytosol,
-        channel_names=channel_names,
+        channel_names=given.channel_names if channel_names is None else channel_names,
         channels=channels,
+        name=given.name,
     )
     size = pixel_size if given.pixel_size is None else given.pixel_size
     found = []

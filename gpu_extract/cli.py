@@ -22,7 +22,7 @@ from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.planning import Plan
-from gpu_extract.slide_table import SlideInput, read_slide_table
+from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
 
 app = typer.Typer(
     name="gpu-extract",
@@ -64,8 +64,12 @@ Scale = Annotated[
     float | None, typer.Option(help="Resample every slide to this many um per pixel first.", metavar="UM")
 ]
 Slides = Annotated[
-    Path | None,
-    typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
+    str | None,
+    typer.Option(
+        help="Many slides: a CSV table with image, nucleus, cytosol and any labels; or a pattern such as "
+        "'img/*_dna.tif', with the same * in the label planes.",
+        metavar="TABLE.csv|PATTERN",
+    ),
 ]
 OnBadSlide = Annotated[str, typer.Option(help="stop or skip, where a slide of the table cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
@@ -292,12 +296,19 @@ def _refuse_resume(resume: bool) -> None:
         raise OutputError("--resume comes with a later version; --overwrite starts again")
 
 
-def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, table: Path | None) -> list[SlideInput]:
-    """The one slide of the arguments, or those of a table."""
-    if table is not None:
+def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, slides: str | None) -> list[SlideInput]:
+    """The one slide of the arguments, or those of a table or a pattern."""
+    if slides is not None and "*" in slides:
+        if image:
+            raise InputError("--slides and IMAGE were both given; write a pattern in quotes, and the rest as options")
+        return match_slides(slides, nucleus=nucleus, cytosol=cytosol)
+    if slides is not None:
         if image or nucleus or cytosol:
-            raise InputError("--slides and IMAGE, --nucleus or --cytosol were both given; the table names the files")
-        return read_slide_table(table)
+            raise InputError(
+                "--slides and IMAGE, --nucleus or --cytosol were both given; "
+                "a table names the files, and a pattern stands in quotes"
+            )
+        return read_slide_table(Path(slides))
     if not image:
         raise typer.BadParameter("give at least one IMAGE, or --slides")
     return [SlideInput(image[0] if len(image) == 1 else image, nucleus, cytosol)]
