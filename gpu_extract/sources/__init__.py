@@ -2,7 +2,7 @@
 
 `selectors` tells where the pixels are and what of a file is meant, `label_planes` which labels belong to an image,
 `opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats a module: `arrays`,
-`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`; `scaled` and `physical` bring slides to one pixel
+`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `scaled` and `physical` bring slides to one pixel
 size. A file that cannot be extracted is refused when it is opened, from its headers; damage that only its pixels can
 show, when they are read.
 """

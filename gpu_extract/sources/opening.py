@@ -60,10 +60,14 @@ def _open_location(location: Location) -> Stack:
             from gpu_extract.sources.hdf5 import open_hdf5
 
             return open_hdf5(file, location)
-        case _:
+        case "tiff":
             from gpu_extract.sources.tiff import open_tiff
 
             return open_tiff(file, location)
+        case _:
+            from gpu_extract.sources.vendor import open_vendor
+
+            return open_vendor(file, location)
 
 
 def _open_folder(location: Location) -> Stack:
