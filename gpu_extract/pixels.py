@@ -53,8 +53,9 @@ def check_finite(slide: Slide) -> None:
             f"{n} in channel {slide.channel_names[channel]}, the first at y {y}, x {x}"
             for channel, (n, y, x) in sorted(found.items())
         )
+        at_scale = "" if slide.scale == (1, 1) else f" as resampled, {slide.scale[0]:g} of its pixels to one"
         raise InputError(
-            f"image {slide.image.source} has pixels that are NaN or infinite ({where}); "
+            f"image {slide.image.source} has pixels that are NaN or infinite{at_scale} ({where}); "
             "mend it, or use a recipe with nonfinite = 'zero'"
         )
 

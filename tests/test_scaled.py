@@ -29,11 +29,11 @@ def rounded(values, dtype):
     return (np.rint(values) if np.dtype(dtype).kind in "iu" else values).astype(dtype)
 
 
-def pixels(dtype, shape=(2, 36, 60)):
+def pixels(dtype, shape=(2, 36, 60), rng=RNG):
     if np.dtype(dtype).kind == "f":
-        return RNG.normal(100, 30, shape).astype(dtype)
+        return rng.normal(100, 30, shape).astype(dtype)
     info = np.iinfo(dtype)
-    return RNG.integers(info.min, info.max, shape, dtype, endpoint=True)
+    return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
 
 
 DTYPES = ["u1", "u2", "i2", "u4", "f2", "f4", "f8"]
@@ -110,10 +110,12 @@ SCALES = st.floats(0.05, 20) | st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0, 5.0])
     dtype=st.sampled_from(DTYPES),
     max_values=st.sampled_from([1, 50, 1 << 22]),
     corners=st.tuples(*[st.floats(0, 1)] * 4),
+    seed=st.integers(0, 99),
 )
-def test_the_values_do_not_depend_on_the_box(scale, size, dtype, max_values, corners):
-    image = pixels(dtype, (2, *size))
-    labels = RNG.integers(0, 2**64, size, np.uint64)
+def test_the_values_do_not_depend_on_the_box(scale, size, dtype, max_values, corners, seed):
+    rng = np.random.default_rng(seed)
+    image = pixels(dtype, (2, *size), rng)
+    labels = rng.integers(0, 2**64, size, np.uint64)
     with pytest.MonkeyPatch.context() as patch:
         expected = [
             whole(ScaledRaster(open_image(image), scale)),
@@ -132,9 +134,9 @@ def test_the_values_do_not_depend_on_the_box(scale, size, dtype, max_values, cor
 
 
 @settings(max_examples=60, deadline=None)
-@given(scale=st.tuples(SCALES, SCALES), size=st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_ids_never_mix(scale, size):
-    labels = RNG.integers(2**60, 2**64, size, np.uint64)
+@given(scale=st.tuples(SCALES, SCALES), size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 99))
+def test_ids_never_mix(scale, size, seed):
+    labels = np.random.default_rng(seed).integers(2**60, 2**64, size, np.uint64)
     raster = ScaledLabels(open_labels(labels, "nucleus"), scale)
     y, x = (
         np.minimum(np.floor((np.arange(n) + 0.5) * s), length - 1).astype(int)
@@ -176,6 +178,15 @@ def test_nan_spreads_no_further_than_its_pixel():
     assert np.argwhere(np.isnan(shrunk)).tolist() == [[1, 1]]
     grown = whole(ScaledRaster(open_image(image), (1.0, 0.5)))[0]
     assert np.argwhere(np.isnan(grown)).tolist() == [[2, 5], [2, 6], [2, 7], [2, 8]]
+
+
+def test_nan_in_a_resampled_slide_is_told_with_its_scale():
+    image = np.ones((1, 60, 60), np.float32)
+    image[0, 21, 31] = np.nan
+    labels = np.zeros((60, 60), np.uint8)
+    labels[10:50, 10:50] = 1
+    with pytest.raises(InputError, match=r"infinite as resampled, 4 of its pixels to one \(1 in .* at y 5, x 7\)"):
+        list(gx.iter_cells(image, nucleus=labels, tile_size=8, pixel_size=0.25, scale=1.0, device="cpu"))
 
 
 # Slides
