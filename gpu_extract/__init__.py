@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
-    from gpu_extract.slide_table import SlideInput
+    from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
     from gpu_extract.survey import Survey
 
     __version__: str
@@ -45,6 +45,8 @@ _HOME = {
     "plan_many": "api",
     "survey_many": "api",
     "SlideInput": "slide_table",
+    "match_slides": "slide_table",
+    "read_slide_table": "slide_table",
     "Cells": "dataset",
     "open_cells": "dataset",
     "CellImages": "model",

@@ -17,9 +17,10 @@ from gpu_extract.errors import InputError, OutputError
 from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import CellImages, Slide
 from gpu_extract.recipe import Recipe
-from gpu_extract.slide_table import SlideInput, as_slide_input
+from gpu_extract.slide_table import SlideInput, as_slide_input, check_listed_once
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
+from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
 from gpu_extract.survey import Survey, survey
@@ -42,6 +43,11 @@ def plan(
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
     planes: str | Sequence[int] | None = None,
+    channels: Sequence[int | str] | None = None,
+    nuclear_channel: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    tile_size_um: float | None = None,
+    scale: float | None = None,
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
     """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
@@ -71,6 +77,18 @@ def plan(
     planes : sequence of int, or text, optional
         Keep these planes of a tile only, in this order, counted masks first: ``[0, 1, 3]`` or ``"0,1,3"``. Not for
         files of layout ``h5sc``.
+    channels : sequence of int or str, optional
+        Extract these channels only, by index or name, in this order; by default all.
+    nuclear_channel : int or str, optional
+        Instead of the recipe's own, which is the first: the channel that is cut with the nucleus mask, by its index
+        among those extracted or its name; ``none`` for no such channel.
+    pixel_size : float or (y, x), um, optional
+        Size of a pixel, instead of what the image's metadata say.
+    tile_size_um : float, um, optional
+        Side of a tile, instead of ``tile_size``; the even number of pixels that is nearest.
+    scale : float, um per pixel, optional
+        Resample image and labels to this pixel size before anything else; centres and boxes then are in the new
+        pixels. See `gpu_extract.sources.scaled`.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -93,6 +111,11 @@ def plan(
         seed=seed,
         channel_names=channel_names,
         planes=planes,
+        channels=channels,
+        nuclear_channel=nuclear_channel,
+        pixel_size=pixel_size,
+        tile_size_um=tile_size_um,
+        scale=scale,
         statistics=statistics,
     )
 
@@ -108,6 +131,11 @@ def plan_many(
     seed: int = 0,
     channel_names: Sequence[str] | None = None,
     planes: str | Sequence[int] | None = None,
+    channels: Sequence[int | str] | None = None,
+    nuclear_channel: int | str | None = None,
+    pixel_size: float | Sequence[float] | None = None,
+    tile_size_um: float | None = None,
+    scale: float | None = None,
     on_bad_slide: str = "stop",
     statistics: Statistics = label_statistics,
 ) -> planning.Plan:
@@ -117,7 +145,8 @@ def plan_many(
     ----------
     slides : sequence of SlideInput or mapping
         Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; whatever else a mapping has are the slide's
-        own labels. All must have the same label planes, channels and pixel type.
+        own labels. All must have the same label planes, channels and pixel type; with ``tile_size_um`` also the same
+        pixel size, unless ``scale`` makes it so.
     on_bad_slide : {"stop", "skip"}
         What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
         plan's ``notices``.
@@ -126,15 +155,19 @@ def plan_many(
     """
     if on_bad_slide not in ON_BAD_SLIDE:
         raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
-    changes = {"tile_size": tile_size, "border": border}
+    if tile_size is not None and tile_size_um is not None:
+        raise InputError("tile_size and tile_size_um were both given (--size, --size-um); give one of them")
+    changes = {"tile_size": tile_size, "border": border, "nuclear_channel": nuclear_channel}
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
     selection = planning.Selection(_as_ids(ids), n_cells, seed)
     # Asked for twice: by the check here and by the plan.
     statistics = cast(Statistics, functools.cache(statistics))
     opened, notices = [], []
-    for given in map(as_slide_input, slides):
+    inputs = [as_slide_input(given) for given in slides]
+    check_listed_once(inputs)
+    for given in inputs:
         try:
-            found = _open(given, channel_names)
+            found = _open(given, channel_names, channels, pixel_size, scale)
             if on_bad_slide == "skip":
                 for slide in found:
                     planning.slide_statistics(slide, statistics)
@@ -147,17 +180,52 @@ def plan_many(
         raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
+    if tile_size_um is not None:
+        wanted = wanted.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
+    notices += mixed_sizes(named)
+    if channels is not None and nuclear_channel is None:
+        notices += _nuclear_notice(wanted, named[0])
     planned = planning.make_plan(named, wanted, selection, statistics)
     chosen = _as_planes(planes, planned.program.n_planes)
     return replace(planned, notices=(*notices, *planned.notices), planes=chosen)
 
 
-def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
-    """The slide, or one for each time point of a time course."""
-    slides = open_slides(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
-    ids = _as_ids(given.ids)
-    found = [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
-    return found if ids is None else [slide.only(ids) for slide in found]
+def _nuclear_notice(recipe: Recipe, slide: Slide) -> list[str]:
+    """Which of the channels that were chosen is the nuclear one, where nobody named it."""
+    at = recipe.nuclear_channel
+    if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
+        return []
+    return [
+        f"channel {slide.channel_names[at]} is cut with the nucleus mask, being number {at} of those chosen; "
+        "name another or none with --nuclear-channel (nuclear_channel=)"
+    ]
+
+
+def _open(
+    given: SlideInput,
+    channel_names: Sequence[str] | None,
+    channels: Sequence[int | str] | None,
+    pixel_size: float | Sequence[float] | None,
+    scale: float | None,
+) -> list[Slide]:
+    """The slide, or one for each time point of a time course, at the pixel size asked for."""
+    slides = open_slides(
+        given.image,
+        nucleus=given.nucleus,
+        cytosol=given.cytosol,
+        channel_names=given.channel_names if channel_names is None else channel_names,
+        channels=channels,
+        name=given.name,
+    )
+    size = pixel_size if given.pixel_size is None else given.pixel_size
+    ids, found = _as_ids(given.ids), []
+    for slide in slides:
+        known = slide.pixel_size if size is None else as_pixel_size(size)
+        labelled = replace(slide, labels={**slide.labels, **given.labels}, pixel_size=known)
+        if ids is not None:
+            labelled = labelled.only(ids)
+        found.append(labelled if scale is None else rescaled(labelled, scale))
+    return found
 
 
 def extract(
@@ -202,8 +270,8 @@ def extract(
     progress : callable, optional
         Called with the number of cells written so far, and of all.
     **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``planes``: as for
-        `plan`.
+        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``planes``,
+        ``channels``, ``nuclear_channel``, ``pixel_size``, ``tile_size_um``, ``scale``: as for `plan`.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from gpu_extract import api
 from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
-from gpu_extract.slide_table import SlideInput, read_slide_table
+from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
 from gpu_extract.sources.id_lists import read_ids
 
 app = typer.Typer(
@@ -61,9 +61,25 @@ ChunkCells = Annotated[int, typer.Option(help="Cells in a chunk of the file; mor
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+Channels = Annotated[str | None, typer.Option(help="Only these channels, in this order.", metavar="DNA,actin|0,2")]
+NuclearChannel = Annotated[
+    str | None,
+    typer.Option(help="The channel cut with the nucleus mask, a name or a number; none; the recipe's own: the first."),
+]
+PixelSize = Annotated[float | None, typer.Option(help="um per pixel; what the image says.", metavar="UM")]
+SizeUm = Annotated[
+    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
+]
+Scale = Annotated[
+    float | None, typer.Option(help="Resample every slide to this many um per pixel first.", metavar="UM")
+]
 Slides = Annotated[
-    Path | None,
-    typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
+    str | None,
+    typer.Option(
+        help="Many slides: a CSV table with image, nucleus, cytosol and any labels; or a pattern such as "
+        "'img/*_dna.tif', with the same * in the label planes.",
+        metavar="TABLE.csv|PATTERN",
+    ),
 ]
 OnBadSlide = Annotated[str, typer.Option(help="stop or skip, where a slide of the table cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
@@ -96,11 +112,16 @@ def _options(
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     size: Size = None,
+    size_um: SizeUm = None,
+    pixel_size: PixelSize = None,
+    scale: Scale = None,
     recipe: RecipeName = "standard",
     border: Border = None,
     match: Match = None,
     several_nuclei: SeveralNuclei = None,
     pieces: Pieces = None,
+    channels: Channels = None,
+    nuclear_channel: NuclearChannel = None,
     ids: Ids = None,
     n_cells: NCells = None,
     seed: Seed = 0,
@@ -133,6 +154,11 @@ def _options(
             "n_cells": n_cells,
             "seed": seed,
             "planes": planes,
+            "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
+            "nuclear_channel": nuclear_channel,
+            "pixel_size": pixel_size,
+            "tile_size_um": size_um,
+            "scale": scale,
         },
         running={
             "device": device,
@@ -307,12 +333,19 @@ def _fail(error: GpuExtractError, code: int) -> int:
     return code
 
 
-def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, table: Path | None) -> list[SlideInput]:
-    """The one slide of the arguments, or those of a table."""
-    if table is not None:
+def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, slides: str | None) -> list[SlideInput]:
+    """The one slide of the arguments, or those of a table or a pattern."""
+    if slides is not None and "*" in slides:
+        if image:
+            raise InputError("--slides and IMAGE were both given; write a pattern in quotes, and the rest as options")
+        return match_slides(slides, nucleus=nucleus, cytosol=cytosol)
+    if slides is not None:
         if image or nucleus or cytosol:
-            raise InputError("--slides and IMAGE, --nucleus or --cytosol were both given; the table names the files")
-        return read_slide_table(table)
+            raise InputError(
+                "--slides and IMAGE, --nucleus or --cytosol were both given; "
+                "a table names the files, and a pattern stands in quotes"
+            )
+        return read_slide_table(Path(slides))
     if not image:
         raise typer.BadParameter("give at least one IMAGE, or --slides")
     return [SlideInput(image[0] if len(image) == 1 else image, nucleus, cytosol)]

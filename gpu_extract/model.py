@@ -63,6 +63,10 @@ class Slide:
         The cells that whoever segmented the slide wants extracted; all by default. Ids without a label are ignored.
     notices : tuple of str
         What the user should know of where the slide comes from, one line each.
+    pixel_size : (y, x), um, optional
+        Size of a pixel; None if it is not known.
+    scale : (y, x)
+        Pixels of the source for each pixel of the slide; not 1 where the slide was resampled.
 
     Raises
     ------
@@ -77,6 +81,8 @@ class Slide:
     labels: Mapping[str, str] = field(default_factory=dict)
     ids: NDArray[np.uint64] | None = None
     notices: tuple[str, ...] = ()
+    pixel_size: tuple[float, float] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:

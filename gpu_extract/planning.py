@@ -170,7 +170,7 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
                     f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
                     "the slides of one file must be alike"
                 )
-    return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype)
+    return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype, first.channel_names)
 
 
 @dataclass(frozen=True)

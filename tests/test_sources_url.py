@@ -7,8 +7,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import zarr
+from slides import small_slide
 from stores import BOX, IMAGE, LABELS, crop, write_ome_zarr, write_spatialdata
 
+import gpu_extract as gx
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide
 
@@ -83,3 +85,31 @@ def test_addresses_that_lead_nowhere(served, address):
         open_image(address)
     assert str(caught.value).startswith(f"image {address} ")
     assert "\n" not in str(caught.value)
+
+
+def test_cells_over_http_are_those_of_the_disk(served):
+    folder, url = served
+    image, nucleus, cytosol = small_slide(1, size=(200, 260))
+    labels = {"nucleus": nucleus, "cytosol": cytosol}
+    write_ome_zarr(folder / "a.zarr", image, labels=labels, chunks=(32, 32))
+    reports = [
+        gx.extract(place, output=folder / f"{n}.h5sc", tile_size=24, device="cpu")
+        for n, place in enumerate((f"{url}/a.zarr", folder / "a.zarr"))
+    ]
+    with gx.open_cells(reports[0].path) as remote, gx.open_cells(reports[1].path) as local:
+        assert len(local) > 5
+        np.testing.assert_array_equal(remote.ids, local.ids)
+        np.testing.assert_array_equal(remote.read(range(len(remote))), local.read(range(len(local))))
+
+
+def test_a_damaged_chunk_from_a_server_ends_the_run_with_one_line(served):
+    folder, url = served
+    image, nucleus, _ = small_slide(1, size=(200, 260))
+    write_ome_zarr(folder / "a.zarr", image, labels={"nucleus": nucleus}, chunks=(32, 32))
+    for chunk in (folder / "a.zarr" / "s0" / "c" / "1").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"not a chunk")
+    with pytest.raises(SourceError, match="cannot be read at rows") as caught:
+        gx.extract(f"{url}/a.zarr", output=folder / "a.h5sc", tile_size=24, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("a.h5sc*"))

@@ -175,6 +175,15 @@ def test_damaged_stores_are_refused(tmp_path, node, change, message):
     assert str(caught.value).startswith(f"image {path} ")
 
 
+def test_a_store_that_claims_a_trillion_pixels_is_read_in_parts(tmp_path):
+    path = write_ome_zarr(tmp_path / "a.zarr")
+    edited(path / "s0", lambda metadata: metadata.update(shape=[3, 10**6, 10**6]))
+    raster = open_image(f"{path}#missing=fill")
+    assert raster.shape == (3, 10**6, 10**6)
+    assert not raster.read(10**6 - 40, 10**6 - 30, 10**6, 10**6).any()
+    np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
+
+
 def test_objects_in_zarr_are_refused_and_never_run(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=np.zeros((4, 4), np.uint8), zarr_format=2, compressors=None)
     metadata = json.loads((tmp_path / "a.zarr" / ".zarray").read_text())

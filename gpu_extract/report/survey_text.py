@@ -19,7 +19,7 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     for reason, n in cells.dropped.counts().items():
         yield f"dropped {n:,}: {reason}"
     yield f"planes: {', '.join(plan.plane_names)}"
-    yield f"tiles of {_square(recipe.tile_size)} pixels, {plan.program.output_dtype}"
+    yield f"tiles of {_square(recipe.tile_size)} pixels{_in_um(survey)}, {plan.program.output_dtype}"
     yield from _sizes(survey)
     yield "channels:"
     width = max(len(channel.name) for channel in survey.channels)
@@ -59,6 +59,12 @@ def _sizes(survey: Survey) -> Iterator[str]:
     yield f"{n_truncated:,} cells do not fit: 99 % need {_square(most)}, all need {_square(every)}"
     if n_truncated > 0.01 * len(survey.plan.cells) or size > 2 * every:
         yield f"suggested: --size {most if n_truncated else every}"
+
+
+def _in_um(survey: Survey) -> str:
+    """The side of a tile in um, where all slides have one pixel size."""
+    (y, x), *others = {slide.pixel_size or (0.0, 0.0) for slide in survey.plan.slides}
+    return f" ({survey.plan.program.recipe.tile_size * y:.4g} um)" if y == x > 0 and not others else ""
 
 
 def _example(survey: Survey, slide: str, cell_id: int) -> str:

@@ -21,6 +21,7 @@ from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, absent, selector
 from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
+from gpu_extract.sources.units import pixel_size
 
 __all__ = ["TIME_COURSE", "open_hdf5", "opened_hdf5"]
 
@@ -61,12 +62,19 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
         tile = tile_size(dataset.chunks) if dataset.chunks else UNCHUNKED_TILE
         dtype = dataset.dtype.newbyteorder("=")
         sizes = dataset.shape[:-2] or (1,)
+        size = _pixel_size(dataset)
 
     def raster(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
         read_boxes = partial(_read_boxes, file, path, indices)
         return TiledRaster(read_boxes, tile, (len(indices[-1]), H, W), dtype, names, source)
 
-    return Stack(location, "tc"[-len(sizes) :], sizes, (), raster)
+    return Stack(location, "tc"[-len(sizes) :], sizes, (), raster, size)
+
+
+def _pixel_size(dataset: Any) -> tuple[float, float] | None:
+    """(y, x) in um, as the HDF5 plugins of ImageJ and ilastik state it, (z, y, x)."""
+    stated = np.asarray(dataset.attrs.get("element_size_um", ()))
+    return pixel_size(stated[-2], stated[-1], "um", "um") if stated.shape == (3,) else None
 
 
 def _read_boxes(file: SourceFile, path: str, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:

@@ -109,6 +109,8 @@ class Contents:
                 "labels": dict(slide.labels),
                 "image": slide.image.source,
                 **{name: raster.source for name, raster in slide.masks.items()},
+                **({} if slide.pixel_size is None else {"pixel_size": slide.pixel_size}),
+                **({} if slide.scale == (1, 1) else {"scale": slide.scale}),
             }
             for slide in self.slides
         ]
