@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class SlideInput:
     nucleus: Any = None
     cytosol: Any = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    _: KW_ONLY
     ids: Sequence[int] | None = None
     pixel_size: float | Sequence[float] | None = None
     name: str | None = None
@@ -58,7 +59,8 @@ def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
     if "image" not in given:
         raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, and no image; give image=...")
     labels = {str(key): str(value) for key, value in given.items() if key not in COLUMNS}
-    return SlideInput(given["image"], given.get("nucleus"), given.get("cytosol"), labels, given.get("pixel_size"))
+    named = {name: given[name] for name in COLUMNS if name in given}
+    return SlideInput(**named, labels=labels)
 
 
 def check_listed_once(slides: Sequence[SlideInput]) -> None:
