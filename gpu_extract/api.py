@@ -15,12 +15,12 @@ import numpy as np
 from gpu_extract import backends, pipeline, planning
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.labels import Statistics, label_statistics
-from gpu_extract.model import CellImages, Slide
+from gpu_extract.model import CellImages, CellTable, DroppedCells, Slide
 from gpu_extract.recipe import Recipe
 from gpu_extract.slide_table import SlideInput, as_slide_input, check_listed_once
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
-from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels
+from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels, vanished_ids
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output
 
@@ -178,7 +178,22 @@ def plan_many(
     notices += mixed_sizes(named)
     if channels is not None and nuclear_channel is None:
         notices += _nuclear_notice(wanted, named[0])
-    return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
+    planned = planning.make_plan(named, wanted, selection, statistics)
+    return replace(planned, cells=_with_vanished(planned, statistics), notices=tuple(notices))
+
+
+def _with_vanished(planned: planning.Plan, statistics: Statistics) -> CellTable:
+    """The cells of a plan, with those among the dropped of which resampling leaves no pixel."""
+    vanished = [vanished_ids(slide, statistics) for slide in planned.slides]
+    if not any(map(len, vanished)):
+        return planned.cells
+    dropped = planned.cells.dropped
+    slide = np.concatenate([dropped.slide, np.repeat(np.arange(len(vanished)), [len(ids) for ids in vanished])])
+    ids = np.concatenate([dropped.ids, *vanished])
+    reason = np.full(len(ids), "no pixel left after resampling", object)
+    reason[: len(dropped)] = dropped.reason
+    order = np.lexsort((ids, slide))
+    return replace(planned.cells, dropped=DroppedCells(slide[order], ids[order], reason[order]))
 
 
 def _nuclear_notice(recipe: Recipe, slide: Slide) -> list[str]:
