@@ -23,6 +23,7 @@ import typer
 from gpu_extract import api
 from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.inputs import as_recipe
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
 from gpu_extract.sources.id_lists import read_ids
@@ -95,7 +96,7 @@ class Asked:
     ----------
     slides : list of SlideInput
     choices, running : dict
-        Arguments of `api.plan_many`, and those that `api.extract_many` has besides.
+        Arguments of `inputs.plan_many`, and those that `api.extract_many` has besides.
     quiet : bool
     """
 
@@ -148,7 +149,7 @@ def _options(
     return Asked(
         slides=_slides(image, nucleus, cytosol, slides),
         choices={
-            "recipe": api.as_recipe(recipe).replace(**{k: v for k, v in changes.items() if v is not None}),
+            "recipe": as_recipe(recipe).replace(**{k: v for k, v in changes.items() if v is not None}),
             "on_bad_slide": on_bad_slide,
             "ids": None if ids is None else read_ids(ids),
             "n_cells": n_cells,

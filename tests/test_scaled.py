@@ -248,6 +248,22 @@ def test_the_file_leads_back_to_the_pixels_of_the_source(tmp_path):
     assert np.abs(back - expected).max() <= 2.5 / 2 + 0.5  # half a pixel of each
 
 
+def test_a_cell_of_which_no_pixel_is_left_is_listed_as_dropped(tmp_path):
+    labels = np.zeros((80, 80), np.uint64)
+    labels[20:60, 20:60] = 2**40
+    labels[4, 4] = 3  # between the centres of the new pixels, which are at 2, 6, ...
+    labels[6, 6] = 7  # at a centre, unless the plane is mirrored
+    labels[0:12, 60:70] = 5  # touches the border
+    slides = [{"image": np.ones((1, 80, 80), np.uint8), "nucleus": plane} for plane in (labels, labels[::-1])]
+    report = gx.extract_many(slides, output=tmp_path / "a.h5sc", pixel_size=0.25, scale=1.0, tile_size=12)
+    assert report.n_cells == 3
+    touches, vanished = "mask touches the slide's border", "no pixel left after resampling"
+    assert report.dropped == {vanished: 3, touches: 2}
+    table = anndata.read_h5ad(report.path).uns["gpu_extract"]["dropped"]
+    rows = list(zip(table["slide"].cat.codes, table["cell_id"], table["reason"], strict=True))
+    assert rows == [(0, 3, vanished), (0, 5, touches), (1, 3, vanished), (1, 5, touches), (1, 7, vanished)]
+
+
 def test_slides_of_several_pixel_sizes_come_to_one():
     """One field at two magnifications gives the same cells at about the same places."""
     fine = {

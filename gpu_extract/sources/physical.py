@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpu_extract.errors import InputError
+from gpu_extract.labels import Statistics
 from gpu_extract.model import Slide
 from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
-__all__ = ["as_pixel_size", "mixed_sizes", "rescaled", "tile_size_in_pixels"]
+__all__ = ["as_pixel_size", "mixed_sizes", "rescaled", "tile_size_in_pixels", "vanished_ids"]
 
 # Pixel sizes that differ by less are one: a tile's side would differ by less than a pixel, and calibrations do.
 SAME_SIZE = 0.01
@@ -92,6 +96,17 @@ def tile_size_in_pixels(slides: Sequence[Slide], tile_size_um: float) -> int:
     if size < 2:
         raise InputError(f"tile_size_um is {tile_size_um:g}, less than two pixels of {first:g} um; give more")
     return size
+
+
+def vanished_ids(slide: Slide, statistics: Statistics) -> NDArray[np.uint64]:
+    """The ids, ascending, that are in the label planes of a slide's source and not in those it was resampled to."""
+    before, after = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    for name, raster in slide.masks.items():
+        if isinstance(raster, ScaledLabels):
+            where = f"{name} labels {raster.source}"
+            before.append(statistics(raster.unscaled, where).ids)
+            after.append(statistics(raster, where).ids)
+    return np.setdiff1d(np.concatenate(before), np.concatenate(after))
 
 
 def mixed_sizes(slides: Sequence[Slide]) -> list[str]:

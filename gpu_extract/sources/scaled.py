@@ -87,7 +87,8 @@ class ScaledRaster:
 class ScaledLabels:
     """A label plane resampled: each pixel has the id of the source pixel in which its centre lies.
 
-    A centre between two pixels takes the latter. An id whose pixels hold no centre is not there any more.
+    A centre between two pixels takes the latter. An id whose pixels hold no centre is not
+    there any more; the plane that has it is `unscaled`.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class ScaledLabels:
     """
 
     def __init__(self, raster: Raster, scale: tuple[float, float]) -> None:
-        self._raster = raster
+        self.unscaled = raster
         self._scale = scale
         planes, height, width = raster.shape
         self.shape = (planes, scaled_length(height, scale[0]), scaled_length(width, scale[1]))
@@ -109,9 +110,9 @@ class ScaledLabels:
         """See `Raster.read`."""
         pixels = np.empty((self.shape[0], y1 - y0, x1 - x0), self.dtype)
         for top, left, bottom, right in _blocks((y0, x0, y1, x1), self._scale, self.shape[0]):
-            y = _nearest(top, bottom, self._scale[0], self._raster.shape[1])
-            x = _nearest(left, right, self._scale[1], self._raster.shape[2])
-            source = self._raster.read(int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1)
+            y = _nearest(top, bottom, self._scale[0], self.unscaled.shape[1])
+            x = _nearest(left, right, self._scale[1], self.unscaled.shape[2])
+            source = self.unscaled.read(int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1)
             pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = source[:, (y - y[0])[:, None], x - x[0]]
         return pixels
 
