@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -160,3 +161,21 @@ def test_none_needs_every_row(path):
     with pytest.raises(OutputError, match="3 of 6 cells were written; the file is unfinished"):
         store.finish()
     store.abandon()
+
+
+def test_none_takes_its_room_at_once(path, monkeypatch):
+    contents, images = tiles("random")
+
+    def full(descriptor, start, nbytes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def unable(descriptor, start, nbytes):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        CellStore.create(path, contents, compression="none")
+    assert list(path.parent.iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", unable)  # as on some network file systems
+    write(path, contents, images, compression="none")
+    verify(path)

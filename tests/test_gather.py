@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused(path, choices, match):
 
 
 def test_a_chunk_that_hdf5_does_not_hold_is_refused():
-    with pytest.raises(OutputError, match="a chunk takes 4294967296 bytes; .* lower tile_size or chunk_cells"):
+    with pytest.raises(OutputError, match=r"a chunk takes 4294967296 bytes; .* lower tile_size or chunk_cells"):
         ChunkFormat((512, 4, 1024, 1024), np.dtype(np.float16), "gzip")
 
 
