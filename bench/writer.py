@@ -113,9 +113,9 @@ def measure(
     }
     shown = {name: value for name, value in result.items() if isinstance(value, float)}
     print(
-        "{c:<5} {raw_mb_per_second:7,.0f} MB/s of raw tiles, {cells_per_second:7,.0f} cells/s; cpu {cpu_us_per_cell:5.1f}, "
-        "encoding {encode_us_per_cell:5.1f} us a cell, {kib_per_cell:6.1f} KiB; written {written_mb_per_second:5,.0f} "
-        "MB/s, disk {disk_mb_per_second:5,.0f}".format(c=compression, **shown)
+        "{c:<5} {raw_mb_per_second:7,.0f} MB/s of raw tiles, {cells_per_second:7,.0f} cells/s; cpu "
+        "{cpu_us_per_cell:5.1f}, encoding {encode_us_per_cell:5.1f} us a cell, {kib_per_cell:6.1f} KiB; written "
+        "{written_mb_per_second:5,.0f} MB/s, disk {disk_mb_per_second:5,.0f}".format(c=compression, **shown)
     )
     return result
 

@@ -174,7 +174,7 @@ class CellStore:
 
 
 def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
-    """A descriptor of a new partial file, which the journal knows of: a hole of ``n_head`` bytes, and room for values."""
+    """A descriptor of a new partial file, which the journal knows of: a hole, and room for values."""
     partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(partial, n_head)
