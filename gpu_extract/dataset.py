@@ -175,7 +175,7 @@ class Cells:
         tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
         for tile, row in zip(tiles, wanted.tolist(), strict=True):
             with self._reading(f", row {row} (cell {self.ids[row]})"):
-                tile[...] = self._read_tile(row)
+                self._read_tile(row, tile)
         return tiles
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -76,18 +77,24 @@ def test_we_read_what_hdf5_encodes(path, compression, kind, chunks):
     assert verify(path).compression == compression
 
 
+def unpacked(compression, chunk, nbytes):
+    out = np.full(nbytes, 77, np.uint8)
+    decompress(compression, chunk, out)
+    return out.tobytes()
+
+
 @pytest.mark.parametrize("compression", ["gzip", "lz4", "zstd"])
 def test_every_flipped_bit_is_found(compression):
     contents, images = tiles("sparse")
     format = make_format(contents, compression=compression)
     chunk = encode(images, format).chunks[0]
     expected = images.images[0].tobytes()
-    assert decompress(compression, chunk, format.nbytes) == expected
+    assert unpacked(compression, chunk, format.nbytes) == expected
     for position in range(0, 8 * len(chunk), 37):
         damaged = bytearray(chunk)
         damaged[position // 8] ^= 1 << position % 8
         try:
-            values = decompress(compression, bytes(damaged), format.nbytes)
+            values = unpacked(compression, bytes(damaged), format.nbytes)
         except ValueError:
             continue
         assert values == expected  # a bit of padding
@@ -100,10 +107,10 @@ def test_a_chunk_of_another_size(compression):
     chunk = encode(images, format).chunks[0]
     for nbytes in (format.nbytes - 1, format.nbytes + 1, 0):
         with pytest.raises(ValueError, match=r"its|it does not hold"):
-            decompress(compression, chunk, nbytes)
+            unpacked(compression, chunk, nbytes)
     for data in (b"", b"\xff" * 50, chunk[: len(chunk) // 2]):
         with pytest.raises(ValueError, match=r"its|it does not hold"):
-            decompress(compression, data, format.nbytes)
+            unpacked(compression, data, format.nbytes)
 
 
 def test_a_damaged_lz4_file_is_found(path):
@@ -160,3 +167,21 @@ def test_none_needs_every_row(path):
     with pytest.raises(OutputError, match="3 of 6 cells were written; the file is unfinished"):
         store.finish()
     store.abandon()
+
+
+def test_none_takes_its_room_at_once(path, monkeypatch):
+    contents, images = tiles("random")
+
+    def full(descriptor, start, nbytes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def unable(descriptor, start, nbytes):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        CellStore.create(path, contents, compression="none")
+    assert list(path.parent.iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", unable)  # as on some network file systems
+    write(path, contents, images, compression="none")
+    verify(path)

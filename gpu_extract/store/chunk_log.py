@@ -15,9 +15,10 @@ from gpu_extract.store.journal import Record, join, pack_record
 
 __all__ = ["ChunkLog", "write_all"]
 
-# What a kill can cost at most. Sealing more often costs nothing that could be measured, but wears disks.
+# What a kill can cost at most. The disk works while cells are computed only if it is told to: with 512 MB, a run of
+# some seconds waits for all of its bytes at the end.
 SEAL_SECONDS = 2.0
-SEAL_NBYTES = 512 << 20
+SEAL_NBYTES = 64 << 20
 # Linux takes no more buffers in one call.
 IOV_MAX = 1024
 

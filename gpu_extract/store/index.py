@@ -162,13 +162,14 @@ def check_index(path: Path, journal: Journal) -> None:
         n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
         if n_found != len(places) or len(places) != len(record.sizes):
             raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
+        values = np.empty(format.nbytes, np.uint8)
         for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
             row, plane = places[i].tolist()
             chunk = _stored(images, format, row, plane)
             if checksum(chunk) != record.checksums[i]:
                 raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
             try:
-                decompress(format.compression, chunk, format.nbytes)
+                decompress(format.compression, chunk, values)
             except ValueError as error:
                 raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
 

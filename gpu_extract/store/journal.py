@@ -7,7 +7,8 @@
     record   n, m | rows and levels of n cells, sizes and checksums of their m chunks | CRC-32
     record   ...
 
-All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on.
+All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on; without
+compression each row stands at its own place there instead.
 Records are only ever appended, each after its chunks have reached the disk, so that whatever a kill or a power
 cut leaves behind, the records up to the first damaged one are true.
 """

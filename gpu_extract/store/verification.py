@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,20 +229,20 @@ def _check_unique(obs: pd.DataFrame, columns: list[str]) -> None:
 
 
 def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
-    read = TileReader(images)
     tasks = [range(row, min(row + ROWS_PER_TASK, len(ids))) for row in range(0, len(ids), ROWS_PER_TASK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        for problem in workers.map(lambda rows: _first_problem(read, rows), tasks):
+        for problem in workers.map(lambda rows: _first_problem(images, rows), tasks):
             if problem is not None:
                 row, text = problem
                 workers.shutdown(cancel_futures=True)
                 raise OutputError(f"row {row} (cell {ids[row]}): {text}")
 
 
-def _first_problem(read: Callable[[int], NDArray[Any]], rows: Sequence[int]) -> tuple[int, str] | None:
+def _first_problem(images: h5py.Dataset, rows: Sequence[int]) -> tuple[int, str] | None:
+    read, tile = TileReader(images), np.empty(images.shape[1:], images.dtype)
     for row in rows:
         try:
-            tile = read(row)
+            read(row, tile)
         except (OSError, RuntimeError, ValueError) as error:
             return row, f"its tile cannot be read: {error}"
         if tile.dtype.kind == "f" and not np.isfinite(tile).all():

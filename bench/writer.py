@@ -1,0 +1,172 @@
+"""The writer alone, fed from memory: MB of raw tiles a second for each compression, beside the disk's own speed.
+
+    python -m bench.writer [--cells 12000] [--threads 2] [--repeats 3] [--json FILE] [--folder DIR]
+
+Tiles are those of a synthetic slide (`synthetic`), made by the cpu backend with recipe ``scportrait`` at tile 128 and
+repeated until there are enough. They are encoded by as many threads as the machine has cores, appended, finished and
+renamed, as in a run; ``encode`` is one thread alone without any file. The disk's own speed is that of one file of the
+same bytes, written in pieces of 8 MiB and synced, once for each compression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from end_to_end import machine
+from synthetic import make_slide
+
+from gpu_extract import pipeline
+from gpu_extract.backends import choose
+from gpu_extract.codecs import COMPRESSIONS
+from gpu_extract.model import CellImages, CellTable, DroppedCells
+from gpu_extract.planning import Plan, batches, make_plan
+from gpu_extract.recipe import Recipe
+from gpu_extract.sources import open_slide
+from gpu_extract.store import CellStore, Contents, encode
+
+# Cells that are encoded at a time, as in a run.
+BATCH = 8
+PIECE = 8 << 20
+
+
+def main() -> None:
+    """Run, print a line per compression, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=12000)
+    parser.add_argument("--threads", type=int, default=pipeline.default_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--folder", type=Path, help="where to write; the folder for temporary files by default")
+    arguments = parser.parse_args()
+    plan, some = make_tiles()
+    lzf = sum(len(imagecodecs.lzf_encode(plane)) for tile in some.images for plane in tile) / len(some) / 1024
+    print(f"{arguments.cells} cells of {some.images[0].nbytes / 1024:.0f} KiB; scPortrait's lzf: {lzf:.1f} KiB a cell")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        results = [measure(Path(name), plan, some, compression, arguments) for compression in COMPRESSIONS]
+    if arguments.json:
+        head = {"machine": machine(), "cells": arguments.cells, "threads": arguments.threads, "lzf_kib_per_cell": lzf}
+        arguments.json.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
+
+
+def make_tiles() -> tuple[Plan, CellImages]:
+    """A plan, and all tiles of it."""
+    slide = make_slide(2048)
+    recipe = Recipe.preset("scportrait").replace(tile_size=128)
+    plan = make_plan([open_slide(slide.image, nucleus=slide.nucleus, cytosol=slide.cytosol)], recipe)
+    backend = choose("cpu")
+    parts = [
+        backend.extract(plan.slides[0].read(batch.box), batch, plan.program, None)
+        for batch in batches(plan, backend.limits)
+    ]
+    images, levels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "levels"))
+    return plan, CellImages(np.arange(len(images)), plan.cells.ids, images, levels)
+
+
+def repeated(plan: Plan, n_cells: int) -> Contents:
+    """The contents of a file of so many cells."""
+    n = np.arange(n_cells)
+    cells = CellTable(
+        slide=n * 0,
+        ids=(n + 1).astype(np.uint64),
+        centers=np.zeros((n_cells, 2), np.int64),
+        boxes=np.zeros((n_cells, 4), np.int64),
+        areas=np.zeros((n_cells, plan.cells.areas.shape[1]), np.int64),
+        truncated=n < 0,
+        dropped=DroppedCells(n[:0], n[:0].astype(np.uint64), np.array([], object)),
+    )
+    return Contents(cells, plan.slides, plan.program)
+
+
+def measure(
+    folder: Path, plan: Plan, some: CellImages, compression: str, arguments: argparse.Namespace
+) -> dict[str, object]:
+    """The best of some repetitions, and what the disk itself takes.
+
+    Processor time tells more than time on a machine with other work on it.
+    """
+    contents, path = repeated(plan, arguments.cells), folder / "cells.h5sc"
+    runs = [write(path, contents, some, compression, arguments.threads) for _ in range(arguments.repeats)]
+    nbytes, raw = path.stat().st_size, arguments.cells * some.images[0].nbytes
+    disk = max(disk_speed(folder / "disk", nbytes) for _ in range(arguments.repeats))
+    seconds = min(run[0] for run in runs)
+    result = {
+        "compression": compression,
+        "seconds": [run[0] for run in runs],
+        "cpu_us_per_cell": min(run[1] for run in runs) / arguments.cells * 1e6,
+        "raw_mb_per_second": raw / seconds / 1e6,
+        "cells_per_second": arguments.cells / seconds,
+        "kib_per_cell": nbytes / arguments.cells / 1024,
+        "encode_us_per_cell": encode_seconds(some, contents, compression) * 1e6,
+        "written_mb_per_second": nbytes / seconds / 1e6,
+        "disk_mb_per_second": disk / 1e6,
+    }
+    shown = {name: value for name, value in result.items() if isinstance(value, float)}
+    print(
+        "{c:<5} {raw_mb_per_second:7,.0f} MB/s of raw tiles, {cells_per_second:7,.0f} cells/s; cpu "
+        "{cpu_us_per_cell:5.1f}, encoding {encode_us_per_cell:5.1f} us a cell, {kib_per_cell:6.1f} KiB; written "
+        "{written_mb_per_second:5,.0f} MB/s, disk {disk_mb_per_second:5,.0f}".format(c=compression, **shown)
+    )
+    return result
+
+
+def write(path: Path, contents: Contents, some: CellImages, compression: str, threads: int) -> tuple[float, float]:
+    """Seconds from the first cell to the finished file, and processor seconds of all threads."""
+    store = CellStore.create(path, contents, compression=compression, overwrite=True)
+
+    def encoded(start: int) -> object:
+        rows = np.arange(start, min(start + BATCH, len(contents.cells)))
+        source = rows % len(some)
+        if source[-1] < source[0]:
+            source = np.arange(len(rows))
+        part = slice(source[0], source[-1] + 1)
+        return encode(CellImages(rows, contents.cells.ids[rows], some.images[part], some.levels[part]), store.format)
+
+    start, processor = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(threads) as workers:
+        tasks = range(0, len(contents.cells), BATCH)
+        for chunks in pipeline.in_order(workers, encoded, tasks, ahead=4 * threads):
+            store.append(chunks)
+    store.finish()
+    return time.perf_counter() - start, time.process_time() - processor
+
+
+def encode_seconds(some: CellImages, contents: Contents, compression: str) -> float:
+    """Seconds a cell of one thread that only encodes; the least of ten passes."""
+    from gpu_extract.store.layout import LAYOUTS
+
+    format = LAYOUTS["h5sc"].format(contents, compression)
+    few = CellImages(some.rows[:200], some.ids[:200], some.images[:200], some.levels[:200])
+    passes = []
+    for _ in range(10):
+        start = time.perf_counter()
+        encode(few, format)
+        passes.append((time.perf_counter() - start) / len(few))
+    return min(passes)
+
+
+def disk_speed(path: Path, nbytes: int) -> float:
+    """Bytes a second of a plain file of that size, synced."""
+    piece = np.random.default_rng(0).bytes(min(PIECE, nbytes))
+    start = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(max(nbytes // PIECE, 1)):
+            file.write(piece)
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return nbytes / seconds
+
+
+if __name__ == "__main__":
+    main()
