@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks that scPortrait 1.8.0 itself opens, trains from and plots our .h5sc files.
+# Checks that scPortrait 1.8.0 itself opens, trains from and plots our .h5sc files: of a slide, a time course, a table.
 #
 #   bench/compat_scportrait.sh [VENV_DIR [FILE]]
 #
-# Without FILE the checkout is installed and `gpu-extract demo` writes the file that is checked; with FILE that
+# Without FILE the checkout is installed and compat_files.py writes the files that are checked; with FILE that
 # one is checked and the checkout is not installed. The virtual environment is made if it is missing, reused if it
 # is there, and thrown away at the end if no folder is named.
 #
@@ -42,9 +42,12 @@ if not _has_ops():
 PYTHON
 fi
 
+files=("$file")
 if [[ -z $file ]]; then
     "$venv/bin/python" -m pip install --quiet "$checkout"
-    "$venv/bin/gpu-extract" demo -o "$scratch/demo"
-    file=$scratch/demo/cells.h5sc
+    "$venv/bin/python" "$checkout/bench/compat_files.py" "$scratch"
+    files=("$scratch"/*.h5sc)
 fi
-MPLBACKEND=Agg "$venv/bin/python" "$checkout/bench/compat_scportrait.py" "$file"
+for file in "${files[@]}"; do
+    MPLBACKEND=Agg "$venv/bin/python" "$checkout/bench/compat_scportrait.py" "$file"
+done

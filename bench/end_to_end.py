@@ -1,10 +1,12 @@
-"""Files on disk to a finished gzip .h5sc, as a user runs it: cells per second and peak memory.
+"""Files on disk to a finished gzip .h5sc: cells per second, the stages, and peak memory.
 
-    python bench/end_to_end.py [--size 4096] [--recipe standard ...] [--repeats 3] [--json FILE]
+    python -m bench.end_to_end [--sizes 1024 4096 ...] [--recipe standard ...] [--repeats 5] [--threads N] [--json FILE]
 
-A slide of three uint16 channels and two label planes is made in a temporary folder as uncompressed TIFFs, and
-``gpu-extract run --device cpu`` is called on it as a program of its own, so that start-up counts and its peak
-memory can be told. The first, unreported run fills numba's cache.
+A slide of three uint16 channels and two label planes is made in a temporary folder as uncompressed TIFFs. For each
+recipe it is extracted in a process of its own: the first call of `gpu_extract.extract`, which also imports what it
+needs and loads the compiled kernels, and then the median of ``repeats`` calls. ``whole_program_seconds`` is
+``gpu-extract run`` from a shell. How far a stage is from the machine's limit is told by the bytes that it must at
+least move and the speed of a plain copy, or of the disk, in the same run.
 """
 
 from __future__ import annotations
@@ -12,89 +14,98 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from bench import ours
+from bench.machine import machine
+
+# Bytes of a cell's tile: two masks and three channels of 128 x 128 float16; and of its window on the slide.
+TILE_NBYTES = 5 * ours.TILE_SIZE**2 * 2
 
 
 def main() -> None:
-    """Run, print a line per recipe, and write the JSON."""
+    """Run, print a line per slide and recipe, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=4096, help="side of the slide in pixels")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096], help="sides of the slides in pixels")
     parser.add_argument("--recipe", nargs="+", default=["standard", "scportrait", "sparcspy"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        # In a process of its own: a child's peak memory counts what its parent held when it was started.
-        maker = Path(__file__).with_name("synthetic.py")
-        subprocess.run([sys.executable, str(maker), name, str(arguments.size)], check=True)
-        results = [measure(folder, recipe, arguments.repeats) for recipe in arguments.recipe]
+    limits = machine()
+    results = []
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as name:
+            subprocess.run([sys.executable, "-m", "bench.synthetic", name, str(size)], check=True)
+            for recipe in arguments.recipe:
+                results.append(measure(Path(name), size, recipe, arguments.threads, arguments.repeats, limits))
     if arguments.json:
-        head = {"machine": machine(), "slide": f"{arguments.size} x {arguments.size} x 3 uint16, tile 128"}
+        head = {"machine": limits, "threads": arguments.threads, "slides": "S x S x 3 uint16, tile 128"}
         arguments.json.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
 
 
-def measure(folder: Path, recipe: str, repeats: int) -> dict[str, object]:
-    """The median run of a recipe: seconds of the whole program, cells per second, file size, peak memory."""
-    output = folder / "cells.h5sc"
-    command = [
-        *(str(Path(sys.executable).parent / "gpu-extract"), "run", str(folder / "image.tif")),
-        *("--nucleus", str(folder / "nucleus.tif"), "--cytosol", str(folder / "cytosol.tif")),
-        *("-o", str(output), "--recipe", recipe, "--device", "cpu", "--overwrite", "--quiet"),
-    ]
-    seconds, peaks = [], []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            told = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        seconds.append(time.perf_counter() - start)
-        peaks.append(usage.ru_maxrss / 1024)
-    n_cells = int(told.split(" cells, ")[0].split()[-1].replace(",", ""))
-    median = statistics.median(seconds[1:])
+def measure(folder: Path, size: int, recipe: str, threads: int, repeats: int, limits: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a recipe on a slide."""
+    border = "mask" if recipe == "standard" else "window"
+    figures = ours.run(folder, "tif", recipe, border, threads, repeats)
+    median, n_cells = statistics.median(figures["call_seconds"]), figures["n_cells"]
     result = {
+        "size": size,
         "recipe": recipe,
-        "n_cells": n_cells,
-        "seconds": seconds[1:],
         "cells_per_second": n_cells / median,
-        "file_bytes_per_cell": output.stat().st_size / n_cells,
-        "peak_memory_mb": max(peaks),
+        "whole_program_seconds": whole_program(folder, recipe, threads),
+        **figures,
+        "share_of_limit": shares_of_limit(size, figures, threads, limits),
     }
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in figures["stage_seconds"].items())
     print(
-        f"{recipe:<11} {n_cells} cells in {median:.2f} s (median of {repeats}): {n_cells / median:,.0f} cells/s, "
-        f"{output.stat().st_size / n_cells / 1024:.1f} KiB a cell, peak memory {max(peaks):,.0f} MB"
+        f"{size} {recipe:<11} {n_cells} cells in {median:.2f} s: {n_cells / median:,.0f} cells/s; "
+        f"first call {figures['first_call_seconds']:.1f} s, whole program {result['whole_program_seconds']:.1f} s; "
+        f"plan {figures['plan_seconds']:.2f}, {stages} s; {figures['file_bytes_per_cell'] / 1024:.1f} KiB a cell, "
+        f"peak memory {figures['peak_memory_mb']:,.0f} MB",
+        flush=True,
     )
     return result
 
 
-def processor() -> str:
-    """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def whole_program(folder: Path, recipe: str, threads: int) -> float:
+    """Seconds of ``gpu-extract run``, the quicker of two."""
+    command = [
+        *(str(Path(sys.executable).parent / "gpu-extract"), "run", str(folder / "image.tif")),
+        *("--nucleus", str(folder / "nucleus.tif"), "--cytosol", str(folder / "cytosol.tif")),
+        *("-o", str(folder / "program.h5sc"), "--recipe", recipe, "--size", str(ours.TILE_SIZE)),
+        *("--threads", str(threads), "--device", "cpu", "--overwrite", "--quiet"),
+    ]
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
-def machine() -> dict[str, object]:
-    """What the figures were taken on."""
-    packages = ("gpu-extract", "numpy", "numba", "h5py", "isal")
-    return {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+def shares_of_limit(size: int, figures: dict[str, Any], threads: int, limits: dict[str, Any]) -> dict[str, float]:
+    """For each stage the time that its least bytes would take at the machine's own speed, over the time it took.
+
+    Plan and read must read the slide once; compute must write the tiles; encode must read them; write must put the
+    file on the disk. Stages that several threads work in are given as many times the speed of one.
+    """
+    n_cells, seconds = figures["n_cells"], figures["stage_seconds"] | {"plan": figures["plan_seconds"]}
+    memory, disk = limits["memory_copy_gb_per_second"] * 1e9, limits["disk_write_gb_per_second"] * 1e9
+    least = {
+        "plan": size * size * 2 * 4 / memory,
+        "read": size * size * (3 * 2 + 2 * 4) / memory,
+        "compute": n_cells * TILE_NBYTES / memory,
+        "encode": n_cells * TILE_NBYTES / memory,
+        "write": n_cells * figures["file_bytes_per_cell"] / disk,
     }
+    return {name: least[name] / seconds[name] for name in least if seconds.get(name)}
 
 
 if __name__ == "__main__":

@@ -382,7 +382,7 @@ def hand_written(
             values = values * (span != 0)
         if recipe.cut == "after":
             values = values * cut
-        if recipe.minmax and c not in recipe.minmax_except:
+        if program.stretched[c]:
             low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
             values = xp.where(high > low, (values - low) / xp.where(high > low, high - low, np.float32(1)), values)
         out[:, len(program.stored) + c] = values

@@ -1,6 +1,6 @@
 """A slide made in place: textured cells of realistic size that touch their neighbours, with nuclei.
 
-python bench/synthetic.py FOLDER [SIZE]     image.tif, nucleus.tif and cytosol.tif, uncompressed
+python -m bench.synthetic FOLDER SIZE [tif|npy]     image, nucleus and cytosol, uncompressed
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ def make_slide(size: int = 4096, spacing: int = 49, n_channels: int = 3, seed: i
     return Slide(image, nucleus, cytosol)
 
 
+def save(folder: str, size: int, kind: str) -> None:
+    """Write a slide as uncompressed TIFFs (``kind`` tif) or NumPy arrays (npy)."""
+    for name, pixels in make_slide(size)._asdict().items():
+        path = Path(folder, f"{name}.{kind}")
+        np.save(path, pixels) if kind == "npy" else tifffile.imwrite(path, pixels)
+
+
 if __name__ == "__main__":
-    for name, pixels in make_slide(*map(int, sys.argv[2:3]))._asdict().items():
-        tifffile.imwrite(Path(sys.argv[1]) / f"{name}.tif", pixels)
+    save(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "tif")

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_extract.api import extract, extract_many, iter_cells, plan, plan_many
+    from gpu_extract.api import extract, extract_many, iter_cells, survey_many
     from gpu_extract.dataset import Cells, open_cells
     from gpu_extract.errors import (
         DeviceError,
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         SourceError,
         UnknownCellError,
     )
+    from gpu_extract.inputs import plan, plan_many
     from gpu_extract.model import CellImages
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
-    from gpu_extract.slide_table import SlideInput
+    from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
+    from gpu_extract.survey import Survey
 
     __version__: str
 
@@ -40,15 +42,19 @@ _HOME = {
     "extract": "api",
     "extract_many": "api",
     "iter_cells": "api",
-    "plan": "api",
-    "plan_many": "api",
+    "plan": "inputs",
+    "plan_many": "inputs",
+    "survey_many": "api",
     "SlideInput": "slide_table",
+    "match_slides": "slide_table",
+    "read_slide_table": "slide_table",
     "Cells": "dataset",
     "open_cells": "dataset",
     "CellImages": "model",
     "Plan": "planning",
     "Recipe": "recipe",
     "Report": "pipeline",
+    "Survey": "survey",
     "DeviceError": "errors",
     "GpuExtractError": "errors",
     "InputError": "errors",

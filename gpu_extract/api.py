@@ -1,152 +1,23 @@
-"""What a script or a notebook calls: `plan`, `extract`, `iter_cells`, and the same for many slides."""
+"""What a script or a notebook calls: `extract`, `iter_cells`, and the same for many slides."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-
-from gpu_extract import backends, pipeline, planning
+from gpu_extract import backends, pipeline
 from gpu_extract.errors import InputError, OutputError
-from gpu_extract.labels import Statistics, label_statistics
-from gpu_extract.model import CellImages, Slide
-from gpu_extract.recipe import Recipe
+from gpu_extract.inputs import plan, plan_many
+from gpu_extract.model import CellImages
 from gpu_extract.slide_table import SlideInput, as_slide_input
-from gpu_extract.sources import open_slides
-from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import located
-from gpu_extract.store import CellStore, Contents, check_output
+from gpu_extract.store import CellStore, Contents, check_output, choose_layout
+from gpu_extract.survey import Survey, survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "plan", "plan_many"]
-
-LAYOUTS = ("h5sc", "sparcspy")
-ON_BAD_SLIDE = ("stop", "skip")
-
-
-def plan(
-    image: Any,
-    *,
-    nucleus: Any = None,
-    cytosol: Any = None,
-    recipe: str | os.PathLike[str] | Recipe = "standard",
-    tile_size: int | None = None,
-    border: str | None = None,
-    ids: Sequence[int] | None = None,
-    n_cells: int | None = None,
-    seed: int = 0,
-    channel_names: Sequence[str] | None = None,
-    statistics: Statistics = label_statistics,
-) -> planning.Plan:
-    """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
-
-    Parameters
-    ----------
-    image : array-like, path, or list of them
-        (C, H, W) or (H, W), of uint8, uint16, int16, uint32, float16, float32 or float64: an array (NumPy, or
-        anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF, OME-TIFF, OME-Zarr, SpatialData
-        store or HDF5 dataset (``file.h5:/path``). Several are the channels of one slide. A path may end in a
-        selection, as ``image.zarr#level=1,c=0,2``; see `gpu_extract.sources.selectors`. With a time axis it is a
-        slide for each time point.
-    nucleus, cytosol : array-like, path or name, optional
-        (H, W) integer ids of cells, 0 is background. One at least, or a store that names its labels in the usual
-        way; with both, what belongs together has one id. A name is that of a label in the image's own store.
-    recipe : str, path or Recipe
-        A preset (``standard``, ``sparcspy``, ``scportrait``), a TOML file, or a `Recipe`.
-    tile_size, border : optional
-        Instead of the recipe's own; see `Recipe`.
-    ids : sequence of int, optional
-        Extract these cells only.
-    n_cells : int, optional
-        Extract this many cells, drawn at random with ``seed``.
-    channel_names : sequence of str, optional
-        Instead of the names in the image's metadata.
-    statistics : callable
-        What takes the statistics of a label plane; a GPU's is quicker.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    InputError
-        If the input cannot be extracted; the message says what, where and what to do.
-    """
-    return plan_many(
-        [SlideInput(image, nucleus, cytosol)],
-        recipe=recipe,
-        tile_size=tile_size,
-        border=border,
-        ids=ids,
-        n_cells=n_cells,
-        seed=seed,
-        channel_names=channel_names,
-        statistics=statistics,
-    )
-
-
-def plan_many(
-    slides: Sequence[SlideInput | Mapping[str, Any]],
-    *,
-    recipe: str | os.PathLike[str] | Recipe = "standard",
-    tile_size: int | None = None,
-    border: str | None = None,
-    ids: Sequence[int] | None = None,
-    n_cells: int | None = None,
-    seed: int = 0,
-    channel_names: Sequence[str] | None = None,
-    on_bad_slide: str = "stop",
-    statistics: Statistics = label_statistics,
-) -> planning.Plan:
-    """`plan` for several slides that become one dataset.
-
-    Parameters
-    ----------
-    slides : sequence of SlideInput or mapping
-        Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; whatever else a mapping has are the slide's
-        own labels. All must have the same label planes, channels and pixel type.
-    on_bad_slide : {"stop", "skip"}
-        What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
-        plan's ``notices``.
-
-    The other parameters, and the errors, are those of `plan`; ids may restart on each slide.
-    """
-    if on_bad_slide not in ON_BAD_SLIDE:
-        raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
-    changes = {"tile_size": tile_size, "border": border}
-    wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
-    selection = planning.Selection(_as_ids(ids), n_cells, seed)
-    # Asked for twice: by the check here and by the plan.
-    statistics = cast(Statistics, functools.cache(statistics))
-    opened, notices = [], []
-    for given in map(as_slide_input, slides):
-        try:
-            found = _open(given, channel_names)
-            if on_bad_slide == "skip":
-                for slide in found:
-                    planning.slide_statistics(slide, statistics)
-            opened += found
-        except InputError as error:
-            if on_bad_slide == "stop":
-                raise
-            notices.append(f"skipped {given.image}: {error}")
-    if not opened:
-        raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
-    names = unique_names([slide.name for slide in opened], len(opened))
-    named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
-    return replace(planning.make_plan(named, wanted, selection, statistics), notices=tuple(notices))
-
-
-def _open(given: SlideInput, channel_names: Sequence[str] | None) -> list[Slide]:
-    """The slide, or one for each time point of a time course."""
-    slides = open_slides(given.image, nucleus=given.nucleus, cytosol=given.cytosol, channel_names=channel_names)
-    return [replace(slide, labels={**slide.labels, **given.labels}) for slide in slides]
+__all__ = ["extract", "extract_many", "iter_cells", "survey_many"]
 
 
 def extract(
@@ -160,11 +31,12 @@ def extract(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
 ) -> pipeline.Report:
-    """Extract every cell of a slide into an ``.h5sc`` file, and say what was done.
+    """Extract every cell of a slide into a file, and say what was done.
 
     Parameters
     ----------
@@ -178,14 +50,20 @@ def extract(
         Threads that compute and encode; by default the cores that this process may use.
     gpu_memory : float, GiB, optional
         How much of a GPU's memory may be taken; by default most of what is free.
-    compression : {"gzip", "none"}
-    layout : {"h5sc"}
+    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.codecs`.
+    layout : {"h5sc", "sparcspy"}
+        ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
+    chunk_cells : int
+        Cells in a chunk of the file. More make reading all of them in order quicker, and reading one at random slower;
+        ids that are scattered over the slide make the extraction slower.
     overwrite : bool
         Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
     progress : callable, optional
         Called with the number of cells written so far, and of all.
     **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``: as for `plan`.
+        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``planes``,
+        ``channels``, ``nuclear_channel``, ``pixel_size``, ``tile_size_um``, ``scale``: as for `plan`.
 
     Returns
     -------
@@ -206,6 +84,7 @@ def extract(
         gpu_memory=gpu_memory,
         compression=compression,
         layout=layout,
+        chunk_cells=chunk_cells,
         overwrite=overwrite,
         progress=progress,
         **choices,
@@ -221,6 +100,7 @@ def extract_many(
     gpu_memory: float | None = None,
     compression: str = "gzip",
     layout: str = "h5sc",
+    chunk_cells: int = 1,
     overwrite: bool = False,
     progress: pipeline.Progress | None = None,
     **choices: Any,
@@ -233,15 +113,50 @@ def extract_many(
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     path = Path(output)
     inputs = [as_slide_input(given) for given in slides]
-    check_layout(layout)
-    check_output(path, compression, overwrite=overwrite)
-    for given in inputs:
-        _check_not_an_input(path, given.image, given.nucleus, given.cytosol)
+    choose_layout(layout)  # or refuse it before anything is read
+    _check_output(path, inputs, compression, overwrite=overwrite)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
+        _check_not_an_input(path, slide.image.source, *(raster.source for raster in slide.masks.values()))
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
-    contents = Contents(planned.cells, planned.slides, planned.program, provenance)
-    store = CellStore.create(path, contents, compression=compression, overwrite=overwrite)
+    contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
+    store = CellStore.create(
+        path, contents, compression=compression, layout=layout, chunk_cells=chunk_cells, overwrite=overwrite
+    )
     return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
+
+
+def survey_many(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_memory: float | None = None,
+    compression: str = "gzip",
+    layout: str = "h5sc",
+    chunk_cells: int = 1,
+    overwrite: bool = False,
+    **choices: Any,
+) -> Survey:
+    """What `extract_many` with the same arguments would do and take; nothing is written.
+
+    The label planes and the images are read, and some cells are extracted into a temporary file. ``output`` is
+    checked, if it is given.
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError
+        As of `extract_many`.
+    """
+    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
+    choose_layout(layout)  # or refuse it before anything is read
+    inputs = [as_slide_input(given) for given in slides]
+    if output is not None:
+        _check_output(Path(output), inputs, compression, overwrite=overwrite)
+    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells}
+    return survey(planned, backend, threads, storage)
 
 
 def iter_cells(
@@ -275,14 +190,6 @@ def iter_cells(
     return batches()
 
 
-def as_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """The recipe itself, the preset of that name, or the one in a TOML file."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    name = os.fspath(recipe)
-    return Recipe.from_toml(name) if name.endswith(".toml") else Recipe.preset(name)
-
-
 def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
     """The backend of a device name, with at most ``gpu_memory`` GiB of a GPU's memory."""
     return backends.choose(device, None if gpu_memory is None else int(gpu_memory * 2**30))
@@ -297,21 +204,11 @@ def as_threads(threads: int | None) -> int:
     return threads
 
 
-def check_layout(layout: str) -> None:
-    """Refuse a layout that this version does not write."""
-    if layout == "sparcspy":
-        raise OutputError("layout 'sparcspy' comes with a later version; 'h5sc' is what this one writes")
-    if layout not in LAYOUTS:
-        raise OutputError(f"unknown layout {layout!r}; it must be 'h5sc'")
-
-
-def _as_ids(ids: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
-    if ids is None:
-        return None
-    try:
-        return np.unique(np.array([int(i) for i in ids], np.uint64))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"ids must be whole numbers from 1 to 2^64 - 1: {error}") from error
+def _check_output(output: Path, inputs: Sequence[SlideInput], compression: str, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, or that is a file that is read."""
+    check_output(output, compression, overwrite=overwrite)
+    for given in inputs:
+        _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

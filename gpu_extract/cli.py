@@ -6,11 +6,14 @@ stdout, progress and warnings to stderr. This is the only module that prints.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -20,9 +23,10 @@ import typer
 from gpu_extract import api
 from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.inputs import as_recipe
 from gpu_extract.pipeline import Progress, Report
-from gpu_extract.planning import Plan
-from gpu_extract.slide_table import SlideInput, read_slide_table
+from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
+from gpu_extract.sources.id_lists import read_ids
 
 app = typer.Typer(
     name="gpu-extract",
@@ -43,17 +47,40 @@ Cytosol = Annotated[
 Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels; 128, or the recipe's own.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.")]
 Border = Annotated[str | None, typer.Option(help="mask, window or keep; the recipe's own.")]
+Match = Annotated[str | None, typer.Option(help="id or overlap: what makes a nucleus and a cytosol one cell.")]
+SeveralNuclei = Annotated[str | None, typer.Option(help="largest or all, of the nuclei in a cytosol, by overlap.")]
+Pieces = Annotated[str | None, typer.Option(help="all or largest, of a label in several pieces.")]
+Planes = Annotated[
+    str | None, typer.Option(help="Planes of a tile to keep, in that order, masks first: 0,1,3 (--layout sparcspy).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
 GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
-Compression = Annotated[str, typer.Option(help="gzip or none.")]
-Layout = Annotated[str, typer.Option(help="h5sc; sparcspy comes with a later version.")]
+Compression = Annotated[str, typer.Option(help="gzip, lzf, lz4, zstd or none.")]
+Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
+ChunkCells = Annotated[int, typer.Option(help="Cells in a chunk of the file; more only for reading in bulk.")]
 Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
 NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+Channels = Annotated[str | None, typer.Option(help="Only these channels, in this order.", metavar="DNA,actin|0,2")]
+NuclearChannel = Annotated[
+    str | None,
+    typer.Option(help="The channel cut with the nucleus mask, a name or a number; none; the recipe's own: the first."),
+]
+PixelSize = Annotated[float | None, typer.Option(help="um per pixel; what the image says.", metavar="UM")]
+SizeUm = Annotated[
+    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
+]
+Scale = Annotated[
+    float | None, typer.Option(help="Resample every slide to this many um per pixel first.", metavar="UM")
+]
 Slides = Annotated[
-    Path | None,
-    typer.Option(help="Many slides: a CSV table with image, nucleus, cytosol and any labels.", metavar="TABLE.csv"),
+    str | None,
+    typer.Option(
+        help="Many slides: a CSV table with image, nucleus, cytosol and any labels; or a pattern such as "
+        "'img/*_dna.tif', with the same * in the label planes.",
+        metavar="TABLE.csv|PATTERN",
+    ),
 ]
 OnBadSlide = Annotated[str, typer.Option(help="stop or skip, where a slide of the table cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
@@ -61,87 +88,137 @@ Resume = Annotated[bool, typer.Option("--resume", help="Comes with a later versi
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 
-@app.command()
-def run(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
+@dataclass(frozen=True)
+class Asked:
+    """What the options that `run` and `plan` share ask for.
+
+    Parameters
+    ----------
+    slides : list of SlideInput
+    choices, running : dict
+        Arguments of `inputs.plan_many`, and those that `api.extract_many` has besides.
+    quiet : bool
+    """
+
+    slides: list[SlideInput]
+    choices: dict[str, Any]
+    running: dict[str, Any]
+    quiet: bool
+
+
+def _options(
     image: Images = None,
     nucleus: Nucleus = None,
     cytosol: Cytosol = None,
+    slides: Slides = None,
+    on_bad_slide: OnBadSlide = "stop",
     size: Size = None,
+    size_um: SizeUm = None,
+    pixel_size: PixelSize = None,
+    scale: Scale = None,
     recipe: RecipeName = "standard",
     border: Border = None,
+    match: Match = None,
+    several_nuclei: SeveralNuclei = None,
+    pieces: Pieces = None,
+    channels: Channels = None,
+    nuclear_channel: NuclearChannel = None,
+    ids: Ids = None,
+    n_cells: NCells = None,
+    seed: Seed = 0,
+    planes: Planes = None,
     device: Device = "auto",
     threads: Threads = None,
     gpu_memory: GpuMemory = None,
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
-    ids: Ids = None,
-    n_cells: NCells = None,
-    seed: Seed = 0,
-    slides: Slides = None,
-    on_bad_slide: OnBadSlide = "stop",
+    chunk_cells: ChunkCells = 1,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
+) -> Asked:
+    if resume:
+        raise OutputError("--resume comes with a later version; --overwrite starts again")
+    changes = {
+        "tile_size": size,
+        "border": border,
+        "match": match,
+        "several_nuclei": several_nuclei,
+        "pieces": pieces,
+    }
+    return Asked(
+        slides=_slides(image, nucleus, cytosol, slides),
+        choices={
+            "recipe": as_recipe(recipe).replace(**{k: v for k, v in changes.items() if v is not None}),
+            "on_bad_slide": on_bad_slide,
+            "ids": None if ids is None else read_ids(ids),
+            "n_cells": n_cells,
+            "seed": seed,
+            "planes": planes,
+            "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
+            "nuclear_channel": nuclear_channel,
+            "pixel_size": pixel_size,
+            "tile_size_um": size_um,
+            "scale": scale,
+        },
+        running={
+            "device": device,
+            "threads": threads,
+            "gpu_memory": gpu_memory,
+            "compression": compression,
+            "layout": layout,
+            "chunk_cells": chunk_cells,
+            "overwrite": overwrite,
+        },
+        quiet=quiet,
+    )
+
+
+def _asked(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the parameters of `_options` behind its own, and their result as its ``asked``."""
+    shared = signature(_options, eval_str=True).parameters
+    own = {name: one for name, one in signature(command, eval_str=True).parameters.items() if name != "asked"}
+
+    def with_options(**given: Any) -> None:
+        options = {name: given.pop(name) for name in shared}
+        command(asked=_options(**options), **given)
+
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (own | dict(shared)).values()]
+    with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+    with_options.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_options
+
+
+@app.command()
+@_asked
+def run(
+    asked: Asked,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
 ) -> None:
-    """Extract every cell of a slide into OUT (.h5sc)."""
-    _refuse_resume(resume)
-    with _running(output, quiet=quiet) as progress:
-        done = api.extract_many(
-            _slides(image, nucleus, cytosol, slides),
-            output=output,
-            device=device,
-            threads=threads,
-            gpu_memory=gpu_memory,
-            compression=compression,
-            layout=layout,
-            overwrite=overwrite,
-            progress=progress,
-            on_bad_slide=on_bad_slide,
-            **_choices(recipe, size, border, ids, n_cells, seed),
-        )
+    """Extract every cell of a slide into OUT (.h5sc, or .h5 with --layout sparcspy)."""
+    with _running(output, quiet=asked.quiet) as progress:
+        done = api.extract_many(asked.slides, output=output, progress=progress, **asked.running, **asked.choices)
     _print_report(done)
 
 
 @app.command()
+@_asked
 def plan(
-    image: Images = None,
-    nucleus: Nucleus = None,
-    cytosol: Cytosol = None,
+    asked: Asked,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Only checked.")] = None,
-    size: Size = None,
-    recipe: RecipeName = "standard",
-    border: Border = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    gpu_memory: GpuMemory = None,
-    compression: Compression = "gzip",
-    layout: Layout = "h5sc",
-    ids: Ids = None,
-    n_cells: NCells = None,
-    seed: Seed = 0,
-    slides: Slides = None,
-    on_bad_slide: OnBadSlide = "stop",
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Tell what `run` with the same arguments would do; nothing is written."""
-    from gpu_extract.store import check_output
+    told = api.survey_many(asked.slides, output=output, **asked.running, **asked.choices)
+    if as_json:
+        print(json.dumps(told.to_dict(), indent=1))
+    else:
+        from gpu_extract.report import survey_lines
 
-    _refuse_resume(resume)
-    api.as_threads(threads)
-    api.check_layout(layout)
-    if output is not None:
-        check_output(output, compression, overwrite=overwrite)
-    backend = api.choose_backend(device, gpu_memory)
-    planned = api.plan_many(
-        _slides(image, nucleus, cytosol, slides),
-        on_bad_slide=on_bad_slide,
-        statistics=backend.statistics,
-        **_choices(recipe, size, border, ids, n_cells, seed),
-    )
-    _print_plan(planned, backend.device)
+        print(*survey_lines(told), sep="\n")
+    for line in told.plan.notices:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 @app.command()
@@ -257,48 +334,22 @@ def _fail(error: GpuExtractError, code: int) -> int:
     return code
 
 
-def _refuse_resume(resume: bool) -> None:
-    if resume:
-        raise OutputError("--resume comes with a later version; --overwrite starts again")
-
-
-def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, table: Path | None) -> list[SlideInput]:
-    """The one slide of the arguments, or those of a table."""
-    if table is not None:
+def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, slides: str | None) -> list[SlideInput]:
+    """The one slide of the arguments, or those of a table or a pattern."""
+    if slides is not None and "*" in slides:
+        if image:
+            raise InputError("--slides and IMAGE were both given; write a pattern in quotes, and the rest as options")
+        return match_slides(slides, nucleus=nucleus, cytosol=cytosol)
+    if slides is not None:
         if image or nucleus or cytosol:
-            raise InputError("--slides and IMAGE, --nucleus or --cytosol were both given; the table names the files")
-        return read_slide_table(table)
+            raise InputError(
+                "--slides and IMAGE, --nucleus or --cytosol were both given; "
+                "a table names the files, and a pattern stands in quotes"
+            )
+        return read_slide_table(Path(slides))
     if not image:
         raise typer.BadParameter("give at least one IMAGE, or --slides")
     return [SlideInput(image[0] if len(image) == 1 else image, nucleus, cytosol)]
-
-
-def _choices(
-    recipe: str, size: int | None, border: str | None, ids: Path | None, n_cells: int | None, seed: int
-) -> dict[str, Any]:
-    """The arguments that `api.plan` and `api.extract` share."""
-    return {
-        "recipe": recipe,
-        "tile_size": size,
-        "border": border,
-        "ids": None if ids is None else _read_ids(ids),
-        "n_cells": n_cells,
-        "seed": seed,
-    }
-
-
-def _read_ids(path: Path) -> list[int]:
-    """The ids in a text file, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise InputError(f"ids {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"ids {path} is not a text file; it must hold one id a line") from error
-    for number, line in enumerate(lines, 1):
-        if not line.isascii() or not line.isdecimal():
-            raise InputError(f"entry {number} of ids {path} is {line[:40]!r}; it must hold one whole number a line")
-    return [int(line) for line in lines]
 
 
 def _is_demo_file(path: Path) -> bool:
@@ -367,21 +418,6 @@ def _print_report(report: Report) -> None:
     )
     for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _print_plan(planned: Plan, device: str) -> None:
-    cells, program = planned.cells, planned.program
-    names = planned.slides[0].mask_names + planned.slides[0].channel_names
-    where = f"{len(planned.slides):,} slides" if len(planned.slides) > 1 else "one slide"
-    print(f"{len(cells):,} cells of {where} on device {device}")
-    _print_dropped(cells.dropped.counts())
-    print(f"planes: {', '.join(names)}")
-    print(f"tiles of {_square(program.recipe.tile_size)} pixels, {program.output_dtype}")
-    print(f"{planned.nbytes / 1e6:,.1f} MB before compression")
-    most, every = planned.fitting_tile_size(0.99), planned.fitting_tile_size(1.0)
-    for line in planned.notices:
-        print(f"warning: {line}", file=sys.stderr)
-    print(f"{int(cells.truncated.sum()):,} cells do not fit: 99 % need {_square(most)}, all need {_square(every)}")
 
 
 def _print_dropped(dropped: dict[str, int]) -> None:

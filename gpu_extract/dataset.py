@@ -1,8 +1,7 @@
 """Reading back: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
 
-Files of `gpu_extract.store` have one chunk a cell, of which h5py reads the bytes and isal makes the tile: 15
-microseconds a cell, where h5py's own indexing takes 5 ms in a list of rows. Files of scPortrait, and whatever
-else has the same names in it, are read through h5py.
+Tiles are read by `gpu_extract.tile_reader`, tables by `gpu_extract.cell_tables`; files of scPortrait and SPARCSpy are
+read as ours are.
 """
 
 from __future__ import annotations
@@ -11,31 +10,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import ArrayLike, NDArray
 
+from gpu_extract.cell_tables import open_tables
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, UnknownCellError
+from gpu_extract.tile_reader import TileReader
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Cells", "open_cells"]
 
-ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
-
-# What `Cells.info` tells of scPortrait's own entries, beside the compression.
-NORMALIZATION = ("normalization", "normalization_range_lower", "normalization_range_upper")
-
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
-    """The cells of an ``.h5sc`` file, to be closed after use or opened by ``with``.
+    """The cells of an ``.h5sc`` or a classic ``single_cells.h5`` file, to be closed after use or opened by ``with``.
 
     Raises
     ------
@@ -84,26 +78,23 @@ class Cells:
                 raise
 
     def _read_facts(self) -> None:
-        images = self._images = self._file["obsm/single_cell_images"]
+        tables = self._tables = open_tables(self._file)
+        images = self._images = tables.images
         # Another file that is named in this one could be any file of the user's.
         if images.file != self._file or images.external or images.is_virtual:
             raise OutputError(f"{self.path} keeps its tiles in other files; that is not read")
         if images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise OutputError(f"{self.path} has tiles of shape {images.shape}; they must be (N, K, S, S)")
-        shared = self._file["uns/single_cell_images"]
-        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
-        n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
-        self.mask_planes, self.channel_planes = self.planes[:n_masks], self.planes[n_masks:]
+        self.planes = tables.planes
+        self.mask_planes, self.channel_planes = self.planes[: tables.n_masks], self.planes[tables.n_masks :]
         self.tile_size: int = images.shape[2]
         self.dtype: np.dtype[Any] = images.dtype
-        self.ids: NDArray[np.uint64] = self._file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+        self.ids = tables.ids
         if (len(self.ids), len(self.planes)) != images.shape[:2]:
             raise OutputError(
                 f"{self.path} has tiles of shape {images.shape} for {len(self.ids)} ids and {len(self.planes)} planes"
             )
-        self._compressed = images.compression == "gzip"
-        n_filters = images.id.get_create_plist().get_nfilters()
-        self._is_direct = images.chunks == (1, *images.shape[1:]) and n_filters == int(self._compressed)
+        self._read_tile = TileReader(images)
 
     def __enter__(self) -> Self:
         return self
@@ -182,38 +173,22 @@ class Cells:
         if outside.any():
             raise InputError(f"row {wanted[outside][0]} is not in the file; rows are 0 to {len(self) - 1}")
         tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
-        read = self._decode if self._is_direct else self._images.__getitem__
         for tile, row in zip(tiles, wanted.tolist(), strict=True):
             with self._reading(f", row {row} (cell {self.ids[row]})"):
-                tile[...] = read(row)
+                tile[...] = self._read_tile(row)
         return tiles
-
-    def _decode(self, row: int) -> NDArray[Any]:
-        _, chunk = self._images.id.read_direct_chunk((row, 0, 0, 0))
-        shape = self._images.shape[1:]
-        if self._compressed:
-            # Never more than a tile: a small chunk can claim gigabytes.
-            stream = isal_zlib.decompressobj(ZLIB_STREAM)
-            chunk = stream.decompress(chunk, prod(shape) * self.dtype.itemsize + 1)
-            if not stream.eof:
-                raise ValueError("its gzip stream does not end")
-        return np.frombuffer(chunk, self.dtype).reshape(shape)
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """What is known of each cell, a row each, in the order of rows."""
-        return self._table("obs")
+        with self._reading():
+            return self._tables.obs()
 
     @cached_property
     def dropped(self) -> pd.DataFrame:
         """The cells that were seen and left out: ``slide``, ``cell_id`` and ``reason``."""
-        import pandas as pd
-
-        name = "uns/gpu_extract/dropped"
         with self._reading():
-            if name not in self._file:
-                return pd.DataFrame(columns=["slide", "cell_id", "reason"])
-        return self._table(name)
+            return self._tables.dropped()
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -222,20 +197,8 @@ class Cells:
         Of ours: ``version``, ``recipe`` (TOML), ``sources`` (JSON); and ``dropped``, cells by reason.
         """
         with self._reading():
-            shared = self._file["uns/single_cell_images"]
-            facts = {name: shared[name][()].item() for name in NORMALIZATION}
-            facts["compression"] = shared["compression"].asstr()[()]
-            for name, item in self._file.get("uns/gpu_extract", {}).items():
-                if isinstance(item, h5py.Dataset):
-                    facts[name] = item.asstr()[()]
+            facts = self._tables.info()
         return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
-
-    def _table(self, name: str) -> pd.DataFrame:
-        from anndata.io import read_elem
-
-        with self._reading():
-            table: pd.DataFrame = read_elem(self._file[name])
-            return table
 
     @cached_property
     def _by_id(self) -> NDArray[np.int64]:

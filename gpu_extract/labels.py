@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,27 @@ from numpy.typing import NDArray
 from gpu_extract.errors import LabelError
 from gpu_extract.model import Raster
 
-__all__ = ["LabelStatistics", "Statistics", "label_statistics"]
+__all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "runs", "strips"]
 
 # Pixels of one strip of a label plane; its runs take about as much memory again.
 STRIP_PIXELS = 4 << 20
+
+
+class Runs(NamedTuple):
+    """The runs of equal labels in the rows of a plane, background left out, in the order of pixels.
+
+    Parameters
+    ----------
+    ids : (n,), the labels' type
+    y, x : (n,) int64, pixels
+        Their first pixel.
+    lengths : (n,) int64, pixels
+    """
+
+    ids: NDArray[Any]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,41 +79,51 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
         If a label is negative.
     """
     _, H, W = raster.shape
-    rows = max(1, STRIP_PIXELS // W)
     negative, lowest = 0, 0
-    strips = []
-    for y0 in range(0, H, rows):
-        labels = raster.read(y0, 0, min(y0 + rows, H), W)[0]
+    parts = []
+    for y0, labels in strips(raster):
         if labels.dtype.kind == "i" and labels.min() < 0:
             negative += int(np.count_nonzero(labels < 0))
             lowest = min(lowest, int(labels.min()))
         else:
-            strips.append(_strip_statistics(labels, y0, (H, W)))
+            parts.append(_run_statistics(runs(labels, y0), (H, W)))
     if negative:
         raise LabelError(
             f"{where} hold {negative} negative pixels (lowest {lowest}); ids of cells must be 0 (background) or more"
         )
-    return _merge(strips)
+    return _merge(parts)
 
 
-def _strip_statistics(labels: NDArray[Any], y0: int, size: tuple[int, int]) -> LabelStatistics:
-    """The statistics of a strip of rows (h, W) that begins at row ``y0``, from its runs of equal labels."""
-    H, W = size
+def strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A label plane from top to bottom in strips of rows (h, W), each with its first row."""
+    _, H, W = raster.shape
+    rows = max(1, STRIP_PIXELS // W)
+    for y0 in range(0, H, rows):
+        yield y0, raster.read(y0, 0, min(y0 + rows, H), W)[0]
+
+
+def runs(labels: NDArray[Any], y0: int = 0) -> Runs:
+    """The runs of a strip of rows (h, W) that begins at row ``y0``."""
     starts = np.empty(labels.shape, bool)
     starts[:, 0] = True
     np.not_equal(labels[:, 1:], labels[:, :-1], out=starts[:, 1:])
     flat = np.flatnonzero(starts)
     lengths = np.diff(flat, append=labels.size)
-    values = labels.ravel()[flat]
-    kept = values != 0
-    flat, lengths, ids = flat[kept], lengths[kept], values[kept].astype(np.uint64)
-    y, x = np.divmod(flat, W)
-    y += y0
+    ids = labels.ravel()[flat]
+    kept = ids != 0
+    y, x = np.divmod(flat[kept], labels.shape[1])
+    return Runs(ids[kept], y + y0, x, lengths[kept])
+
+
+def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
+    """The statistics of the labels of some runs on a slide of size (H, W)."""
+    ids, y, x, lengths = found
+    H, W = size
     last_x = x + lengths - 1
     return _merge(
         [
             LabelStatistics(
-                ids=ids,
+                ids=ids.astype(np.uint64),
                 counts=lengths,
                 # A run of n pixels from x has the x sum n x + n (n - 1) / 2.
                 sums=np.stack([y * lengths, x * lengths + lengths * (lengths - 1) // 2], axis=1),

@@ -6,8 +6,8 @@ Points are (y, x); boxes are (y0, x0, y1, x1), half open, in pixels of the slide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,6 +59,14 @@ class Slide:
         Unique among the slides of a run.
     labels : mapping of str to str
         The slide's own labels, for example ``{"well": "D03"}``.
+    ids : (n,) uint64, optional
+        The cells that whoever segmented the slide wants extracted; all by default. Ids without a label are ignored.
+    notices : tuple of str
+        What the user should know of where the slide comes from, one line each.
+    pixel_size : (y, x), um, optional
+        Size of a pixel; None if it is not known.
+    scale : (y, x)
+        Pixels of the source for each pixel of the slide; not 1 where the slide was resampled.
 
     Raises
     ------
@@ -71,6 +79,10 @@ class Slide:
     channel_names: tuple[str, ...]
     name: str = "slide"
     labels: Mapping[str, str] = field(default_factory=dict)
+    ids: NDArray[np.uint64] | None = None
+    notices: tuple[str, ...] = ()
+    pixel_size: tuple[float, float] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:
@@ -121,6 +133,10 @@ class Slide:
     def mask_names(self) -> tuple[str, ...]:
         """Names of the label planes, length M."""
         return tuple(self.masks)
+
+    def only(self, ids: NDArray[np.uint64]) -> Slide:
+        """The same slide, of which no other cells than these are asked for."""
+        return replace(self, ids=ids if self.ids is None else np.intersect1d(self.ids, ids))
 
     def read(self, box: tuple[int, int, int, int]) -> Window:
         """The image and label pixels of a box (y0, x0, y1, x1) within the slide."""
@@ -183,6 +199,9 @@ class CellTable:
     truncated : (N,) bool
         Whether a mask does not fit in the tile.
     dropped : DroppedCells
+    nuclei : (N, 2) uint64 or None
+        Where nuclei were paired with cytosols by overlap: the nucleus plane's own id of the cell's (largest) nucleus,
+        and how many nuclei lie in the cell; 0 and 0 if none does.
     """
 
     slide: NDArray[np.int64]
@@ -192,6 +211,7 @@ class CellTable:
     areas: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     dropped: DroppedCells
+    nuclei: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -200,6 +220,7 @@ class CellTable:
         assert self.boxes.shape == (n, 4)
         assert self.areas.shape[0] == n
         assert self.truncated.shape == (n,)
+        assert self.nuclei is None or self.nuclei.shape == (n, 2)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -283,6 +304,12 @@ class CellImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def chosen(self, planes: Sequence[int]) -> CellImages:
+        """The same with these planes of the tiles only, in this order."""
+        order = list(planes)
+        boxes = None if self.boxes is None else self.boxes.take(order, axis=1)
+        return replace(self, images=self.images.take(order, axis=1), boxes=boxes)
 
 
 def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:

@@ -28,7 +28,7 @@ from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
 from gpu_extract.planning import Plan, batches
-from gpu_extract.store import CellStore, EncodedCells, encode
+from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, gather
 
 __all__ = ["Progress", "Report", "default_threads", "run", "tiles"]
 
@@ -129,7 +129,7 @@ def run(
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
             written = 0
-            for chunks in encoded(plan, backend, store.compression, workers, threads, watch):
+            for chunks in encoded(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
                 flat += (chunks.levels[:, :, 0] == chunks.levels[:, :, 1]).sum(axis=0)
@@ -152,21 +152,23 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices),
+        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices, *store.notices),
     )
 
 
 def encoded(
-    plan: Plan, backend: Backend, compression: str, workers: Executor, threads: int, watch: Stopwatch
+    plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
 ) -> Iterator[EncodedCells]:
     """The plan's cells as they are written, in the order of `batches`."""
 
     def encode_piece(images: CellImages) -> EncodedCells:
         with watch.stage("encode"):
-            return encode(images, compression)
+            return encode(images, format)
 
-    if backend.streams:
-        cut_up = pieces(tiles(plan, backend, workers, threads, watch))
+    chunk_cells = format.shape[0]
+    if backend.streams or chunk_cells > 1:
+        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
+        cut_up = pieces(computed) if chunk_cells == 1 else gather(computed, format, len(plan.cells))
         yield from in_order(workers, encode_piece, cut_up, ahead=threads + 1)
         return
 
@@ -175,8 +177,8 @@ def encoded(
 
     def compute_and_encode(task: tuple[Batch, Window]) -> list[EncodedCells]:
         batch, window = task
-        computed = extract(window, batch, plan.program, levels[batch.slide])
-        return [encode_piece(images) for images in watch.each("compute", computed)]
+        computed = watch.each("compute", extract(window, batch, plan.program, levels[batch.slide]))
+        return [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
 
     with windows(plan, backend, watch) as read:
         for chunks in in_order(workers, compute_and_encode, read, ahead=threads + 1):
@@ -199,6 +201,7 @@ def tiles(
     threads: int,
     watch: Stopwatch | None = None,
     *,
+    chunk_cells: int = 1,
     on_device: bool = False,
 ) -> Iterator[CellImages]:
     """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`.
@@ -211,7 +214,8 @@ def tiles(
     def compute(task: tuple[Batch, Window]) -> CellImages:
         batch, window = task
         with watch.stage("compute"):
-            return extract(window, batch, plan.program, levels[batch.slide])
+            cells = extract(window, batch, plan.program, levels[batch.slide])
+            return cells.chosen(plan.planes) if plan.planes else cells
 
     extract = backend.extract
     if on_device and backend.extract_on_device:
@@ -220,7 +224,7 @@ def tiles(
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
-        read = pools.enter_context(windows(plan, backend, watch))
+        read = pools.enter_context(windows(plan, backend, watch, chunk_cells))
         yield from in_order(workers, compute, read, ahead=threads + 1)
 
 
@@ -233,7 +237,9 @@ def checked_levels(plan: Plan) -> list[NDArray[np.float64] | None]:
 
 
 @contextmanager
-def windows(plan: Plan, backend: Backend, watch: Stopwatch) -> Iterator[Iterator[tuple[Batch, Window]]]:
+def windows(
+    plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
+) -> Iterator[Iterator[tuple[Batch, Window]]]:
     """The plan's batches, each with its window, read ahead by a thread of their own."""
 
     def read(batch: Batch) -> tuple[Batch, Window]:
@@ -244,7 +250,7 @@ def windows(plan: Plan, backend: Backend, watch: Stopwatch) -> Iterator[Iterator
             return batch, window
 
     with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
-        yield in_order(reader, read, batches(plan, backend.limits), ahead=WINDOWS_AHEAD)
+        yield in_order(reader, read, batches(plan, backend.limits, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
 def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:

@@ -53,9 +53,13 @@ def check_finite(slide: Slide) -> None:
             f"{n} in channel {slide.channel_names[channel]}, the first at y {y}, x {x}"
             for channel, (n, y, x) in sorted(found.items())
         )
+        at_scale = "" if slide.scale == (1, 1) else f" as resampled, {slide.scale[0]:g} of its pixels to one"
+        mend = "mend it"
+        if slide.image.dtype == np.float16:
+            mend = "float16 makes 65,520 and more infinite: save it in another type"
         raise InputError(
-            f"image {slide.image.source} has pixels that are NaN or infinite ({where}); "
-            "mend it, or use a recipe with nonfinite = 'zero'"
+            f"image {slide.image.source} has pixels that are NaN or infinite{at_scale} ({where}); "
+            f"{mend}, or use a recipe with nonfinite = 'zero'"
         )
 
 

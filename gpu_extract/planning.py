@@ -7,21 +7,28 @@ with one reason; `batches` gives the order of work.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
-from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Slide
+from gpu_extract.matching import Pairing, Relabelled, find_overlaps, pair_nuclei
+from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Raster, Slide
+from gpu_extract.pieces import LargestPieces, find_pieces
 from gpu_extract.recipe import Program, Recipe
 
 __all__ = ["Plan", "Selection", "batches", "make_plan", "slide_statistics"]
 
+Table = TypeVar("Table", CellTable, DroppedCells)
+
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
+LESSER_NUCLEUS = "a larger nucleus is in its cell"
+# Tiles of a group of chunks: some hundred cells, so that those near each other are still read together.
+GROUP_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -58,23 +65,37 @@ class Plan:
     cells : CellTable
     notices : tuple of str
         What the user should know, one line each.
+    planes : tuple of int
+        The planes of a tile that are kept, in that order; all where it is empty.
     """
 
     slides: tuple[Slide, ...]
     program: Program
     cells: CellTable
     notices: tuple[str, ...] = ()
+    planes: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tiles, uncompressed."""
-        return len(self.cells) * self.program.tile_nbytes
+        n_planes = self.program.n_planes
+        return len(self.cells) * self.program.tile_nbytes // n_planes * (len(self.planes) or n_planes)
+
+    @property
+    def plane_names(self) -> tuple[str, ...]:
+        """Names of the planes of a tile that are kept, in their order."""
+        names = self.slides[0].mask_names + self.slides[0].channel_names
+        return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
         """The smallest even tile side, in pixels, that holds that share of the cells whole."""
+        return int(np.quantile(self.fitting_sides(), share, method="higher"))
+
+    def fitting_sides(self) -> NDArray[np.int64]:
+        """The smallest even tile side, in pixels, that holds each cell whole, (N,)."""
         centers, boxes = self.cells.centers, self.cells.boxes
-        reach = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
-        return int(2 * np.quantile(reach, share, method="higher"))
+        reach: NDArray[np.int64] = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
+        return 2 * reach
 
 
 def make_plan(
@@ -105,18 +126,17 @@ def make_plan(
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    tables, reasons = [], []
-    for index, slide in enumerate(slides):
-        planes = slide_statistics(slide, statistics)
-        tables.append(_all_cells(planes, index, recipe.tile_size))
-        reasons.append(_reasons(slide, tables[-1], planes, recipe))
+    labelled = [_labelled(slide, recipe, statistics) for slide in slides]
+    tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(labelled)]
+    reasons = [_reasons(of_slide, table, recipe) for of_slide, table in zip(labelled, tables, strict=True)]
     every, why = _join(tables), np.concatenate(reasons)
     _mark(why, ~_selected(every.ids, why == "", selection or Selection()), "not selected")
     cells = _split(every, why)
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
-    return Plan(slides, program, cells)
+    notices = dict.fromkeys(line for slide in slides for line in slide.notices)
+    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(notices))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -150,12 +170,48 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
                     f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
                     "the slides of one file must be alike"
                 )
-    return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype)
+    return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype, first.channel_names)
 
 
-def _reasons(slide: Slide, every: CellTable, planes: list[LabelStatistics], recipe: Recipe) -> NDArray[np.object_]:
+@dataclass(frozen=True)
+class _Labelled:
+    """A slide whose label planes are as the recipe wants them, and what is known of their labels."""
+
+    slide: Slide
+    planes: list[LabelStatistics]
+    pairing: Pairing | None = None
+
+
+def _labelled(slide: Slide, recipe: Recipe, statistics: Statistics) -> _Labelled:
+    """The slide with the lesser pieces of labels removed, and nuclei paired with cytosols, where that is asked for."""
+    planes = slide_statistics(slide, statistics)
+    if recipe.pieces == "largest":
+        slide = replace(slide, masks={name: _in_one_piece(raster) for name, raster in slide.masks.items()})
+        planes = slide_statistics(slide, statistics)
+    if recipe.match == "id":
+        return _Labelled(slide, planes)
+    if len(planes) < 2:
+        raise InputError(
+            f"match is 'overlap' and slide {slide.name} has one label plane; give nucleus and cytosol, or match 'id'"
+        )
+    nucleus, cytosol = slide.masks.values()
+    pairing = pair_nuclei(planes[0], planes[1], find_overlaps(nucleus, cytosol), recipe.several_nuclei)
+    paired = Relabelled(nucleus, pairing.nuclei, pairing.becomes)
+    slide = replace(slide, masks={"nucleus": paired, "cytosol": cytosol})
+    return _Labelled(slide, [statistics(paired, f"nucleus labels {nucleus.source}"), planes[1]], pairing)
+
+
+def _in_one_piece(raster: Raster) -> Raster:
+    pieces = find_pieces(raster)
+    return LargestPieces(raster, pieces) if len(pieces) else raster
+
+
+def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[np.object_]:
     """For each cell of a slide why it is dropped, or ``""``."""
+    slide, planes = labelled.slide, labelled.planes
     reasons = np.full(len(every), "", object)
+    if slide.ids is not None:
+        _mark(reasons, ~np.isin(every.ids, slide.ids), "not in the slide's list of ids")
     for plane, name in zip(planes, slide.masks, strict=True):
         _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
     if recipe.border == "mask":
@@ -168,8 +224,9 @@ def _reasons(slide: Slide, every: CellTable, planes: list[LabelStatistics], reci
     return reasons
 
 
-def _all_cells(planes: list[LabelStatistics], slide: int, tile_size: int) -> CellTable:
+def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
     """Every id of any label plane as a cell; the centre is that of the first plane that has the id."""
+    planes, pairing = labelled.planes, labelled.pairing
     ids = np.unique(np.concatenate([plane.ids for plane in planes]))
     n = len(ids)
     centers = np.zeros((n, 2), np.int64)
@@ -184,8 +241,18 @@ def _all_cells(planes: list[LabelStatistics], slide: int, tile_size: int) -> Cel
         areas[at, m] = plane.counts
     corners = centers - tile_size // 2
     truncated = np.any((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size), axis=1)
-    nothing = DroppedCells(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, object))
-    return CellTable(np.full(n, slide), ids, centers, boxes, areas, truncated, nothing)
+    # Nuclei beside a larger one have lost their labels, and would not be accounted for.
+    lesser = np.zeros(0, np.uint64) if pairing is None else pairing.nuclei[pairing.becomes == 0]
+    return CellTable(
+        slide=np.full(n, slide),
+        ids=ids,
+        centers=centers,
+        boxes=boxes,
+        areas=areas,
+        truncated=truncated,
+        dropped=DroppedCells(np.full(len(lesser), slide), lesser, np.full(len(lesser), LESSER_NUCLEUS, object)),
+        nuclei=None if pairing is None else pairing.of(ids),
+    )
 
 
 def _drop(reasons: NDArray[np.object_], missing: NDArray[np.bool_], reason: str, recipe: Recipe, slide: Slide) -> None:
@@ -222,8 +289,13 @@ def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], selection: Selec
 
 
 def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
-    """The table of the cells without a reason to be dropped; the others are listed in its ``dropped``."""
+    """The table of the cells without a reason to be dropped; the others are added to its ``dropped``."""
     kept, gone = reasons == "", reasons != ""
+    ids = every.ids
+    if every.nuclei is not None:
+        # A nucleus on no cytosol has an id of our making; it is told of by its own.
+        ids = np.where(every.areas[:, -1] == 0, every.nuclei[:, 0], ids)
+    dropped = DroppedCells(every.slide[gone], ids[gone], reasons[gone])
     return CellTable(
         every.slide[kept],
         every.ids[kept],
@@ -231,34 +303,44 @@ def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
         every.boxes[kept],
         every.areas[kept],
         every.truncated[kept],
-        DroppedCells(every.slide[gone], every.ids[gone], reasons[gone]),
+        _joined_rows([dropped, every.dropped], DroppedCells),
+        None if every.nuclei is None else every.nuclei[kept],
     )
 
 
 def _join(tables: list[CellTable]) -> CellTable:
-    """One table of all slides, in their order; nothing is dropped yet."""
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(table, name) for table in tables])
-
-    return CellTable(
-        slide=joined("slide"),
-        ids=joined("ids"),
-        centers=joined("centers"),
-        boxes=joined("boxes"),
-        areas=joined("areas"),
-        truncated=joined("truncated"),
-        dropped=tables[0].dropped,
-    )
+    """One table of all slides, in their order."""
+    return _joined_rows(tables, CellTable)
 
 
-def batches(plan: Plan, limits: BatchLimits) -> Iterator[Batch]:
-    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band."""
+def _joined_rows(tables: Sequence[Table], kind: type[Table]) -> Table:
+    """The rows of all tables behind one another."""
+    columns: dict[str, Any] = {}
+    for field in fields(kind):
+        parts = [getattr(table, field.name) for table in tables]
+        if isinstance(parts[0], DroppedCells):
+            columns[field.name] = _joined_rows(parts, DroppedCells)
+        else:
+            columns[field.name] = None if parts[0] is None else np.concatenate(parts)
+    return kind(**columns)
+
+
+def batches(plan: Plan, limits: BatchLimits, chunk_cells: int = 1) -> Iterator[Batch]:
+    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band.
+
+    Where ``chunk_cells`` rows make a chunk of the output, group by group: a group is rows that follow each other, whole
+    chunks of them, few enough to be held until all have come. Ids that are scattered over the slide make that slow:
+    every group reads it anew.
+    """
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
     bands = cells.centers[:, 0] // (BAND_TILES * S)
-    order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide))
-    breaks = np.flatnonzero(np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
+    per_group = len(cells)
+    if chunk_cells > 1:
+        per_group = chunk_cells * max(GROUP_NBYTES // (chunk_cells * plan.program.tile_nbytes), 1)
+    groups = np.arange(len(cells)) // per_group
+    order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide, groups))
+    breaks = np.flatnonzero(np.diff(groups[order]) | np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
         for rows in _cut_band(plan, band, corners[band, 1], limits):
             yield _batch(plan, np.sort(rows), corners)

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.errors import RecipeError
+from gpu_extract.channels import channel_index
+from gpu_extract.errors import InputError, RecipeError
 
 __all__ = ["MAX_TILE_SIZE", "MaskSteps", "Program", "Recipe", "gaussian_weights"]
 
@@ -48,12 +49,20 @@ class Recipe:
         leaves the slide, or none.
     on_mismatch : {"drop", "error", "keep"}
         What to do with an id that only one of the two label planes has.
+    match : {"id", "overlap"}
+        What makes a nucleus and a cytosol one cell: the same id, or that the cytosol holds most of the nucleus'
+        pixels. The cell then has the cytosol's id.
+    several_nuclei : {"largest", "all"}
+        Of several nuclei that ``match="overlap"`` finds in one cytosol, which make the cell's nucleus.
+    pieces : {"all", "largest"}
+        Of a label in several pieces (8-connected), which are the cell's.
     fill_nucleus, fill_cytosol : bool
         Fill holes in the mask (background regions not 4-connected to the tile's edge).
     stored_sigma : float, pixels
         Gaussian blur of the mask planes that are stored; 0 stores them binary.
-    nuclear_channel : int or None
-        The channel that is cut with the nucleus mask; all others, or all if None, with the last mask.
+    nuclear_channel : int, str or None
+        The channel that is cut with the nucleus mask, by its index among the channels that are extracted or by its
+        name; all others, or all if None, are cut with the last mask.
     nucleus_dilation, cytosol_dilation : int, pixels
         Radius of the disk by which the cut mask is expanded.
     nucleus_sigma, cytosol_sigma : float, pixels
@@ -79,8 +88,10 @@ class Recipe:
         What becomes of a channel whose lower and upper value are equal: 0, or clip(x - lower, 0, 1).
     minmax : bool
         Stretch each finished channel to [0, 1] once more.
-    minmax_except : tuple of int
-        Channels that ``minmax`` leaves alone.
+    minmax_except : tuple of int or str
+        Channels that ``minmax`` leaves alone, by name, or by their place where the nuclear channel is counted first
+        and the others follow in their order: as in SPARCSpy, in which it always is the first. Places beyond the last
+        channel are allowed.
     output_dtype : {"auto", "float16", "float32", "uint16", "uint8"}
         Type of the stored tiles. ``auto`` is float16, or the image's own type for ``normalization="none"``.
         Normalised integers are scaled to the type's maximum, masks included.
@@ -97,10 +108,13 @@ class Recipe:
     tile_size: int = 128
     border: Literal["mask", "window", "keep"] = "mask"
     on_mismatch: Literal["drop", "error", "keep"] = "drop"
+    match: Literal["id", "overlap"] = "id"
+    several_nuclei: Literal["largest", "all"] = "largest"
+    pieces: Literal["all", "largest"] = "all"
     fill_nucleus: bool = True
     fill_cytosol: bool = True
     stored_sigma: float = 0.0
-    nuclear_channel: int | None = 0
+    nuclear_channel: int | str | None = 0
     nucleus_dilation: int = 2
     nucleus_sigma: float = 1.0
     cytosol_dilation: int = 2
@@ -115,7 +129,7 @@ class Recipe:
     value_range: tuple[float, float] | None = None
     flat_channel: Literal["zero", "undivided"] = "zero"
     minmax: bool = False
-    minmax_except: tuple[int, ...] = ()
+    minmax_except: tuple[int | str, ...] = ()
     output_dtype: Literal["auto", "float16", "float32", "uint16", "uint8"] = "auto"
     nonfinite: Literal["error", "zero"] = "error"
 
@@ -127,8 +141,6 @@ class Recipe:
             _check_range(f"{plane}_dilation", getattr(self, f"{plane}_dilation"), 0, MAX_DILATION, "pixels")
             _check_range(f"{plane}_sigma", getattr(self, f"{plane}_sigma"), 0, MAX_SIGMA, "pixels")
         _check_range("stored_sigma", self.stored_sigma, 0, MAX_SIGMA, "pixels")
-        if self.nuclear_channel is not None and self.nuclear_channel < 0:
-            raise RecipeError(f"nuclear_channel is {self.nuclear_channel}; give 0 or more, or 'none'")
         lo, hi = self.quantiles
         if not 0 <= lo < hi <= 1:
             raise RecipeError(f"quantiles are ({lo}, {hi}); give two in [0, 1], the lower one first")
@@ -188,8 +200,22 @@ class Recipe:
                 raise RecipeError(f"unknown recipe parameter {name!r}{_nearest(name, known)}")
         return dataclasses.replace(self, **changes)
 
-    def program(self, mask_names: tuple[str, ...], n_channels: int, image_dtype: np.dtype[Any]) -> Program:
+    def program(
+        self,
+        mask_names: tuple[str, ...],
+        n_channels: int,
+        image_dtype: np.dtype[Any],
+        channel_names: tuple[str, ...] = (),
+    ) -> Program:
         """What this recipe means for a slide with these label planes and channels.
+
+        Parameters
+        ----------
+        mask_names : tuple of str, length M
+        n_channels : int
+        image_dtype : numpy.dtype
+        channel_names : tuple of str, length C or 0
+            Needed only by a recipe that names a channel.
 
         Raises
         ------
@@ -197,8 +223,10 @@ class Recipe:
             If the recipe does not fit the slide: a channel that does not exist, an output type that cannot
             hold the values.
         """
-        if self.nuclear_channel is not None and self.nuclear_channel >= n_channels:
-            raise RecipeError(f"nuclear_channel is {self.nuclear_channel}; the image has {n_channels} channels")
+        names = channel_names or ("",) * n_channels
+        nuclear_channel = (
+            None if self.nuclear_channel is None else _index("nuclear_channel", self.nuclear_channel, names)
+        )
         if self.normalization == "dtype" and image_dtype.kind == "f":
             raise RecipeError(
                 f"normalization 'dtype' needs an integer image, this one is {image_dtype}; "
@@ -216,15 +244,26 @@ class Recipe:
         stored = tuple(index(MaskSteps(m, fill[name], 0, self.stored_sigma)) for m, name in enumerate(mask_names))
         nuclear = MaskSteps(0, self.fill_nucleus, self.nucleus_dilation, self.nucleus_sigma)
         other = MaskSteps(last, self.fill_cytosol, self.cytosol_dilation, self.cytosol_sigma)
-        cut = tuple(index(nuclear if c == self.nuclear_channel else other) for c in range(n_channels))
+        cut = tuple(index(nuclear if c == nuclear_channel else other) for c in range(n_channels))
         return Program(
             recipe=self,
             masks=tuple(masks),
             stored=stored,
             cut=cut,
+            stretched=self._stretched(names, nuclear_channel),
             image_dtype=image_dtype,
             output_dtype=self._output_dtype(image_dtype),
         )
+
+    def _stretched(self, names: tuple[str, ...], nuclear_channel: int | None) -> tuple[bool, ...]:
+        """For each channel whether ``minmax`` applies to it."""
+        order = sorted(range(len(names)), key=lambda c: c != nuclear_channel)
+        excepted = {
+            _index("minmax_except", each, names) if isinstance(each, str) else order[each]
+            for each in self.minmax_except
+            if isinstance(each, str) or each < len(names)
+        }
+        return tuple(self.minmax and c not in excepted for c in range(len(names)))
 
     def _output_dtype(self, image_dtype: np.dtype[Any]) -> np.dtype[Any]:
         raw = self.normalization == "none"
@@ -278,6 +317,8 @@ class Program:
         For each mask plane of a tile, its entry in ``masks``.
     cut : tuple of int, length C
         For each channel, the entry in ``masks`` that it is cut with.
+    stretched : tuple of bool, length C
+        For each channel, whether it is stretched to [0, 1] at the end.
     image_dtype, output_dtype : numpy.dtype
     """
 
@@ -285,6 +326,7 @@ class Program:
     masks: tuple[MaskSteps, ...]
     stored: tuple[int, ...]
     cut: tuple[int, ...]
+    stretched: tuple[bool, ...]
     image_dtype: np.dtype[Any]
     output_dtype: np.dtype[Any]
 
@@ -302,11 +344,6 @@ class Program:
     def tile_nbytes(self) -> int:
         """Bytes of a finished tile."""
         return math.prod(self.tile_shape) * self.output_dtype.itemsize
-
-    @property
-    def stretched(self) -> tuple[bool, ...]:
-        """For each channel whether it is stretched to [0, 1] at the end, length C."""
-        return tuple(self.recipe.minmax and c not in self.recipe.minmax_except for c in range(len(self.cut)))
 
     @property
     def unit(self) -> float:
@@ -363,6 +400,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "border": "window",
         "stored_sigma": 1.0,
         "nuclear_channel": None,
+        "nucleus_dilation": 0,  # of a nuclear channel that the user names all the same
         "cytosol_dilation": 0,
         "cytosol_sigma": 1.0,
         "neighbours": "keep",
@@ -383,9 +421,11 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         if not isinstance(value, bool):
             raise RecipeError(f"{name} is {value!r}; it must be true or false")
         return value
-    if kind is int or kind == int | None:
-        if kind is not int and value in (None, "none"):
+    if kind == int | str | None:
+        if value is None or value == "none":
             return None
+        return _channel(name, value)
+    if kind is int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise RecipeError(f"{name} is {value!r}; it must be a whole number")
         return int(value)
@@ -393,10 +433,10 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
             raise RecipeError(f"{name} is {value!r}; it must be a finite number")
         return float(value)
-    if kind == tuple[int, ...]:
+    if kind == tuple[int | str, ...]:
         if not isinstance(value, list | tuple):
-            raise RecipeError(f"{name} is {value!r}; it must be a list of channel numbers")
-        return tuple(_checked(name, int, item) for item in value)
+            raise RecipeError(f"{name} is {value!r}; it must be a list of channel numbers or names")
+        return tuple(_channel(name, item) for item in value)
     if value is None or value == "none":
         if kind == tuple[float, float]:
             raise RecipeError(f"{name} is missing; give two numbers")
@@ -404,6 +444,23 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise RecipeError(f"{name} is {value!r}; it must be two numbers")
     return tuple(_checked(name, float, item) for item in value)
+
+
+def _channel(name: str, value: Any) -> int | str:
+    """A channel's index from 0, or its name."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise RecipeError(f"{name} is {value!r}; it must be a channel's number, 0 or more, or its name, or 'none'")
+    return int(value)
+
+
+def _index(name: str, channel: int | str, names: tuple[str, ...]) -> int:
+    """The index of a channel that a parameter means."""
+    try:
+        return channel_index(channel, names, f"{name} is {channel!r}; the image")
+    except InputError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:

@@ -1,8 +1,10 @@
+import json
 import os
 import re
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -59,6 +61,32 @@ def test_run_writes_the_cells_and_says_so(files, call):
 def test_quiet_is_quiet(files, call):
     code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
     assert (code, err) == (0, "")
+
+
+def test_plan_as_json(files, call):
+    code, out, _ = call("plan", *SLIDE, "--size", "24", "--json", "--quiet")
+    told = json.loads(out)
+    assert code == 0
+    assert told["n_cells"] == len(
+        gx.plan("image.tif", nucleus="nucleus.tif", cytosol="cytosol.tif", tile_size=24).cells
+    )
+    assert told["tile_size"] == 24
+
+
+def test_plan_says_what_a_run_would_refuse(bad_files, call):
+    code, out, _ = call("plan", "nan.tif", "--nucleus", "nucleus.tif")
+    assert code == 0
+    assert "1 NaN or infinite (a run refuses them" in out
+
+
+def test_cells_are_paired_by_overlap_where_that_is_asked_for(files, call):
+    nucleus = tifffile.imread("nucleus.tif")
+    tifffile.imwrite("other_ids.tif", np.where(nucleus, nucleus + 1000, 0).astype(np.uint16))
+    agreeing = call("plan", *SLIDE, "--size", "24")[1]
+    labels = ("--nucleus", "other_ids.tif", "--cytosol", "cytosol.tif")
+    assert call("plan", "image.tif", *labels)[0] == 1
+    matched = call("plan", "image.tif", *labels, "--size", "24", "--match", "overlap", "--pieces", "all")[1]
+    assert matched.splitlines()[0] == agreeing.splitlines()[0]
 
 
 def test_plan_writes_nothing(files, call):
@@ -138,12 +166,21 @@ def test_doctor_tells_what_works(call):
     assert "numba" in out
 
 
+def test_the_classic_layout(files, call):
+    assert call(*RUN, "--layout", "sparcspy")[0] == 0
+    code, out, _ = call("info", "cells.h5sc")
+    assert (code, "planes: seg_all_nucleus" in out, "recipe:" in out) == (0, True, True)
+    assert call("verify", "cells.h5sc")[1].startswith("cells.h5sc: sound")
+    assert call("gallery", "cells.h5sc", "-o", "classic.png")[0] == 0
+    with h5py.File("cells.h5sc") as file:
+        assert sorted(file) == ["single_cell_data", "single_cell_index"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["report", "cells.h5sc", "-o", "report.html"],
         [*RUN, "--resume"],
-        [*RUN, "--layout", "sparcspy"],
     ],
 )
 def test_what_comes_later_says_so(files, call, arguments):
@@ -222,8 +259,8 @@ def bad_files(files):
     return files
 
 
-# `plan` reads no pixel of the image and writes nothing, so it cannot know of these.
-RUN_ONLY = {"nan", "output is an input"}
+# `plan` counts these pixels and says that a run would refuse them.
+RUN_ONLY = {"nan"}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +298,7 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
 import os, signal
 from gpu_extract import cli, pipeline, planning
 from gpu_extract.model import BatchLimits
-pipeline.batches = lambda plan, limits: planning.batches(plan, BatchLimits(2))
+pipeline.batches = lambda plan, limits, chunk_cells: planning.batches(plan, BatchLimits(2), chunk_cells)
 def quiet(*, quiet):
     from contextlib import contextmanager
     @contextmanager

@@ -11,6 +11,7 @@ import pytest
 from test_store import GOLDEN, make_contents, make_images, make_slide, write
 
 from gpu_extract import UnknownCellError
+from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.dataset import open_cells
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
@@ -33,7 +34,7 @@ def two_slides(path):
     return path, make_images(contents).images
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
 def test_tiles_come_back_as_they_were(path, dtype, compression):
     contents = make_contents(50, recipe=Recipe(tile_size=5, output_dtype=dtype))

@@ -32,7 +32,9 @@ def written(path):
 
 
 def few_cells_a_batch(monkeypatch, n=4):
-    monkeypatch.setattr(pipeline, "batches", lambda plan, limits: planning.batches(plan, BatchLimits(n)))
+    monkeypatch.setattr(
+        pipeline, "batches", lambda plan, limits, chunk_cells: planning.batches(plan, BatchLimits(n), chunk_cells)
+    )
 
 
 @pytest.fixture

@@ -75,6 +75,16 @@ def test_an_id_in_several_pieces_is_one_cell():
     assert cells.truncated.tolist() == [True]
 
 
+def test_of_an_id_in_several_pieces_the_largest_can_be_the_cell():
+    labels = np.zeros((9, 30), np.uint8)
+    labels[2, 2], labels[6, 20:22] = 7, 7
+    plan = plan_of(labels, pieces="largest")
+    assert plan.cells.boxes.tolist() == [[6, 20, 7, 22]]
+    assert plan.cells.areas.tolist() == [[2]]
+    assert plan.cells.truncated.tolist() == [False]
+    assert plan.slides[0].read((0, 0, 9, 30)).labels[0].sum() == 14
+
+
 @pytest.mark.parametrize("y", [0, 8])
 def test_border_mask_drops_what_touches_and_keeps_what_only_comes_near(y):
     labels = np.zeros((9, 20), np.uint8)

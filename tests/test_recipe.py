@@ -54,12 +54,12 @@ def test_a_wrong_toml_file_is_named_with_its_fault(tmp_path, text, message):
         ({"cytosol_sigma": -1.0}, "it must be 0 to 256 pixels"),
         ({"cytosol_sigma": float("nan")}, "it must be a finite number"),
         ({"nucleus_dilation": 513}, "it must be 0 to 512 pixels"),
-        ({"nuclear_channel": -1}, "give 0 or more, or 'none'"),
+        ({"nuclear_channel": -1}, "it must be a channel's number, 0 or more, or its name"),
         ({"quantiles": (0.9, 0.1)}, "the lower one first"),
         ({"quantiles": (0.1,)}, "it must be two numbers"),
         ({"quantiles": None}, "give two numbers"),
         ({"fill_nucleus": 1}, "it must be true or false"),
-        ({"minmax_except": 1}, "it must be a list of channel numbers"),
+        ({"minmax_except": 1}, "it must be a list of channel numbers or names"),
         ({"normalization": "range"}, "needs value_range"),
         ({"normalization": "range", "value_range": (2, 1)}, "the lower first"),
         ({"normalization": "none", "minmax": True}, "raw values are not stretched"),
@@ -103,7 +103,7 @@ def test_output_types():
         output("uint16", normalization="none", stored_sigma=1.0)
     with pytest.raises(RecipeError, match="needs an integer image"):
         output("float32", normalization="dtype")
-    with pytest.raises(RecipeError, match="the image has 3 channels"):
+    with pytest.raises(RecipeError, match="the image has no channel 3; there are 0, 1, 2"):
         output("uint16", nuclear_channel=3)
 
 

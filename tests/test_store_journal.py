@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_store import fill, make_contents, make_images, part, write
+from test_store import fill, make_contents, make_format, make_images, part, write
 
+from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.errors import OutputError, RunStoppedError
 from gpu_extract.store import CellStore, encode, read_journal
 from gpu_extract.store.codecs import checksum
 from gpu_extract.store.index import IndexedLog, check_index, write_index
 from gpu_extract.store.journal import join
+from gpu_extract.store.layout import LAYOUTS
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ from test_store import make_contents, make_images, part
 from gpu_extract.store import CellStore, encode
 contents = make_contents(4000)
 images = make_images(contents)
-store = CellStore.create(sys.argv[1], contents)
+store = CellStore.create(sys.argv[1], contents, layout=sys.argv[2], compression=sys.argv[3])
 for start in range(0, 4000, 8):
-    store.append(encode(part(images, start, start + 8), "gzip"))
+    store.append(encode(part(images, start, start + 8), store.format))
     if start % 3:
         store._log.seal()
         print(store._log.n_sealed, flush=True)
@@ -48,15 +50,17 @@ def partial_and_journal(path):
     return Path(f"{path}.partial"), Path(f"{path}.journal")
 
 
-def assert_payloads_match(path, images):
+def assert_payloads_match(path, images, format):
     """Every record's chunks are in the partial file, under their checksums, and are those of its rows."""
     partial, journal = partial_and_journal(path)
     found, data = read_journal(journal), partial.read_bytes()
-    offset = len(found.skeleton)
+    start = offset = len(found.skeleton)
     assert not any(data[:offset])  # nobody takes it for a finished file
     for record in found.records:
-        expected = encode(part(images, record.rows[0], record.rows[-1] + 1), "gzip")
+        expected = encode(part(images, record.rows[0], record.rows[-1] + 1), format)
         np.testing.assert_array_equal(record.levels, images.levels[record.rows])
+        if format.is_contiguous:
+            offset = start + record.rows[0] * format.nbytes
         for size, crc, chunk in zip(record.sizes, record.checksums, expected.chunks, strict=True):
             assert data[offset : offset + size] == chunk
             assert crc == checksum(chunk)
@@ -64,10 +68,11 @@ def assert_payloads_match(path, images):
     return found.n_written
 
 
-def kill_a_writer(path, images, seed):
+def kill_a_writer(path, layout, compression, seed):
+    contents = make_contents(4000)
     dice = random.Random(seed)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    command = [sys.executable, "-c", WRITER, str(path)]
+    command = [sys.executable, "-c", WRITER, str(path), layout, compression]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         durable = 0
         for _ in range(dice.randrange(1, 200)):
@@ -76,27 +81,32 @@ def kill_a_writer(path, images, seed):
         durable = max([durable, *map(int, child.stdout.read().split())])
     assert child.returncode == -signal.SIGKILL
     assert not path.exists()
-    assert assert_payloads_match(path, images) >= durable > 0
+    found = assert_payloads_match(path, make_images(contents), make_format(contents, layout, compression))
+    assert found >= durable > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_killed_writer_leaves_all_that_was_durable(path, seed):
-    kill_a_writer(path, make_images(make_contents(4000)), seed)
+@pytest.mark.parametrize(
+    ("seed", "layout", "compression"), [(0, "h5sc", "gzip"), (1, "h5sc", "none"), (2, "sparcspy", "lz4")]
+)
+def test_a_killed_writer_leaves_all_that_was_durable(path, seed, layout, compression):
+    kill_a_writer(path, layout, compression, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 60))
-def test_a_killed_writer_leaves_all_that_was_durable_at_length(path, seed):
-    kill_a_writer(path, make_images(make_contents(4000)), seed)
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", range(3, 33))
+def test_a_killed_writer_leaves_all_that_was_durable_at_length(path, seed, layout, compression):
+    kill_a_writer(path, layout, compression, seed)
 
 
-def unfinished_run(path, n_cells=40, batch=10, n_batches=None):
+def unfinished_run(path, n_cells=40, batch=10, n_batches=None, **choices):
     """Contents and images of a store that was kept with some batches, one record each."""
     contents = make_contents(n_cells)
     images = make_images(contents)
-    store = CellStore.create(path, contents)
+    store = CellStore.create(path, contents, **choices)
     for start in range(0, n_cells if n_batches is None else n_batches * batch, batch):
-        store.append(encode(part(images, start, start + batch), "gzip"))
+        store.append(encode(part(images, start, start + batch), store.format))
         store._log.seal()
     store.keep()
     return contents, images
@@ -107,7 +117,7 @@ def test_every_prefix_of_a_journal_is_a_whole_number_of_records(path, tmp_path):
     _, journal = partial_and_journal(path)
     whole, data, cut = read_journal(journal), journal.read_bytes(), tmp_path / "cut"
     assert whole.nbytes == len(data)
-    record_nbytes = 8 + 10 * (16 + 2 * 16) + 4
+    record_nbytes = 16 + 10 * (16 + 2 * 16) + 4
     header_nbytes = len(data) - 4 * record_nbytes
     for n in range(len(data)):
         cut.write_bytes(data[:n])
@@ -127,7 +137,7 @@ def test_a_flipped_bit_ends_the_journal_there(path):
     unfinished_run(path)
     _, journal = partial_and_journal(path)
     data = bytearray(journal.read_bytes())
-    record_nbytes = 8 + 10 * (16 + 2 * 16) + 4
+    record_nbytes = 16 + 10 * (16 + 2 * 16) + 4
     first = len(data) - 4 * record_nbytes
     for position in range(first, len(data)):
         data[position] ^= 1 << position % 8
@@ -148,9 +158,12 @@ def test_a_damaged_header_is_refused(path):
         data[position] ^= 1
 
 
-def test_the_journal_is_enough_to_finish(path, tmp_path):
-    contents, images = unfinished_run(path)
-    undisturbed = write(tmp_path / "undisturbed.h5sc", contents, images, compression="gzip")
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
+    choices = {"layout": layout, "compression": compression}
+    contents, images = unfinished_run(path, **choices)
+    undisturbed = write(tmp_path / "undisturbed.h5sc", contents, images, **choices)
     partial, journal = partial_and_journal(path)
     found = read_journal(journal)
     assert (found.n_cells, found.n_written) == (40, 40)
@@ -198,7 +211,7 @@ def test_a_full_disk_keeps_what_was_written(path, monkeypatch):
     store.keep()
     store.abandon()  # it is closed: nothing is lost
     assert not path.exists()
-    assert assert_payloads_match(path, images) == 20
+    assert assert_payloads_match(path, images, store.format) == 20
 
 
 def test_a_short_write_is_continued(path, monkeypatch):
@@ -209,14 +222,14 @@ def test_a_short_write_is_continued(path, monkeypatch):
     store = CellStore.create(path, contents)
     fill(store, images, batch=10)
     store.keep()
-    assert assert_payloads_match(path, images) == 20
+    assert assert_payloads_match(path, images, store.format) == 20
 
 
 def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
     contents = make_contents(40)
     images = make_images(contents)
     store = CellStore.create(path, contents)
-    store.append(encode(part(images, 0, 10), "gzip"))
+    store.append(encode(part(images, 0, 10), store.format))
     store._log.seal()
     tried = threading.Event()
 
@@ -225,14 +238,14 @@ def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", broken)
-    store.append(encode(part(images, 10, 20), "gzip"))
+    store.append(encode(part(images, 10, 20), store.format))
     store._log._due.set()
     assert tried.wait(30)
     with store._log._sealing:  # until the thread has taken note
         pass
     with pytest.raises(RunStoppedError, match="Input/output error; 10 of 40 cells are kept"):
-        store.append(encode(part(images, 20, 30), "gzip"))
-    assert assert_payloads_match(path, images) == 10
+        store.append(encode(part(images, 20, 30), store.format))
+    assert assert_payloads_match(path, images, store.format) == 10
 
 
 @pytest.mark.parametrize("name", ["pwrite", "fdatasync", "fsync", "ftruncate", "link"])
@@ -275,9 +288,10 @@ def test_no_cell_at_all_can_be_finished_or_kept(path):
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_chunk_that_changed_on_disk_is_found_before_the_file_gets_its_name(path):
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_chunk_that_changed_on_disk_is_found_before_the_file_gets_its_name(path, compression):
     contents = make_contents(20)
-    store = CellStore.create(path, contents)
+    store = CellStore.create(path, contents, compression=compression)
     fill(store, make_images(contents), batch=10)
     store._log.seal()
     partial, _ = partial_and_journal(path)
@@ -307,9 +321,10 @@ def test_hdf5_cannot_write_among_the_chunks(tmp_path):
         assert log.read(20) == b"89chunks\0\0tail" + bytes(6)
 
 
-def test_an_index_that_goes_elsewhere_is_an_error(path, monkeypatch):
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_an_index_that_goes_elsewhere_is_an_error(path, monkeypatch, compression):
     contents = make_contents(20)
-    store = CellStore.create(path, contents)
+    store = CellStore.create(path, contents, compression=compression)
     fill(store, make_images(contents))
     real = IndexedLog.expect
     monkeypatch.setattr(IndexedLog, "expect", lambda log, offset, nbytes: real(log, offset + 1, nbytes))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_store import GOLDEN, fill, make_contents, make_images, make_slide, write
 
+from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.errors import OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store import CellStore, verify
@@ -41,7 +42,7 @@ def test_a_sound_file(sound):
     assert found.remains is None
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize(
     "recipe", [Recipe(tile_size=5, output_dtype="uint8"), Recipe(tile_size=5, normalization="none")]
 )

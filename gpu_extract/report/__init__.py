@@ -1,5 +1,6 @@
-"""Pictures of an extraction for people to look at."""
+"""Pictures and texts about an extraction for people to look at."""
 
 from gpu_extract.report.gallery import contact_sheet, write_gallery
+from gpu_extract.report.survey_text import survey_lines
 
-__all__ = ["contact_sheet", "write_gallery"]
+__all__ = ["contact_sheet", "survey_lines", "write_gallery"]

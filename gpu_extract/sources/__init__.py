@@ -2,25 +2,30 @@
 
 `selectors` tells where the pixels are and what of a file is meant, `label_planes` which labels belong to an image,
 `opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats a module: `arrays`,
-`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`. A file that cannot be extracted is refused when it is
+`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `classic` knows SPARCSpy's projects, which are
+HDF5. `scaled` and `physical` bring slides to one pixel size. A file that cannot be extracted is refused when it is
 opened, from its headers; damage that only its pixels can show, when they are read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from gpu_extract.channels import channel_indices
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, Raster, Slide
-from gpu_extract.sources.arrays import StackedRaster
+from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
 from gpu_extract.sources.selectors import located
 from gpu_extract.sources.stacks import Stack
+
+if TYPE_CHECKING:
+    from gpu_extract.sources.classic import ClassicProject
 
 __all__ = ["open_image", "open_labels", "open_slide", "open_slides"]
 
@@ -31,6 +36,7 @@ def open_slide(
     nucleus: Any = None,
     cytosol: Any = None,
     channel_names: Sequence[str] | None = None,
+    channels: Sequence[int | str] | None = None,
     name: str | None = None,
 ) -> Slide:
     """The slide of an image and its label planes; no pixel is read yet.
@@ -41,9 +47,12 @@ def open_slide(
         See `open_image`.
     nucleus, cytosol : array, path or name, optional
         See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
-        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``.
+        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``;
+        or the image is a classic SPARCSpy project.
     channel_names : sequence of str, length C, optional
         Default: the names in the files, else ``ch0``, ``ch1``, ...
+    channels : sequence of int or str, optional
+        The channels to read, by index or name, in that order; the others are never read. Default: all.
     name : str, optional
         Default: the (first) image's file name without its extension, else ``slide``.
 
@@ -52,10 +61,8 @@ def open_slide(
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    raster = open_image(image)
-    planes = label_planes(image, nucleus, cytosol)
-    masks = {plane: _raster(opened(labels, plane)) for plane, labels in planes.items()}
-    return _slide(raster, masks, channel_names, _slide_name(image, name))
+    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    return given.described([given.slide(_slide_name(image, name), None)])[0]
 
 
 def open_slides(
@@ -64,30 +71,106 @@ def open_slides(
     nucleus: Any = None,
     cytosol: Any = None,
     channel_names: Sequence[str] | None = None,
+    channels: Sequence[int | str] | None = None,
     name: str | None = None,
 ) -> tuple[Slide, ...]:
     """The slides of an image, one for each of its time points, as `open_slide` makes one.
 
     The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
-    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`.
+    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`. A classic SPARCSpy time course
+    labels its slides itself, and those without any cell are left out.
 
     Raises
     ------
     InputError
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
-    channels = [opened(item, None) for item in _items(image)]
-    planes = {plane: opened(labels, plane) for plane, labels in label_planes(image, nucleus, cytosol).items()}
-    n_times = _n_times([*channels, *planes.values()])
-    times: Sequence[int | None] = range(n_times) if n_times > 1 else [None]
-    base = _slide_name(image, name)
-    slides = []
-    for t in times:
-        raster = _stacked(image, [_raster(channel, t) for channel in channels])
-        masks = {plane: _raster(labels, t) for plane, labels in planes.items()}
-        slide = _slide(raster, masks, channel_names, base if t is None else f"{base}_t{t}")
-        slides.append(slide if t is None else replace(slide, labels={"timepoint": str(t)}))
-    return tuple(slides)
+    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    n_times, base = _n_times([*given.channels, *given.planes.values()]), _slide_name(image, name)
+    if n_times == 1:
+        return given.described([given.slide(base, None)])
+    slides = [replace(given.slide(f"{base}_t{t}", t), labels={"timepoint": str(t)}) for t in range(n_times)]
+    return given.described(slides)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The files or arrays of a slide.
+
+    Parameters
+    ----------
+    channels : list
+        One that holds all channels, or one for each.
+    planes : dict
+        The label planes by name.
+    names : sequence of str, length C, or None
+        Of the channels; None for their own.
+    project : ClassicProject or None
+        The classic project that they are of.
+    own_planes : bool
+        Whether the label planes are the project's.
+    """
+
+    channels: Sequence[ArrayRaster | Stack]
+    planes: Mapping[str, ArrayRaster | Stack]
+    names: tuple[str, ...] | None
+    project: ClassicProject | None = None
+    own_planes: bool = False
+
+    def described(self, slides: list[Slide]) -> tuple[Slide, ...]:
+        """The slides with what their project says of them, if they are of one."""
+        if self.project is None:
+            return tuple(slides)
+        return self.project.described(slides, own_planes=self.own_planes)
+
+    def slide(self, name: str, t: int | None) -> Slide:
+        """The slide, of a time point if one is given."""
+        image = self.image(t)
+        masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
+
+    def image(self, t: int | None) -> Raster:
+        """The image alone."""
+        return _stacked(self.channels, t)
+
+    def channel_names(self, image: Raster) -> tuple[str, ...]:
+        """The names of the channels of that image."""
+        return unique_names(image.names, image.shape[0]) if self.names is None else self.names
+
+
+def _opened(
+    image: Any,
+    nucleus: Any,
+    cytosol: Any,
+    channel_names: Sequence[str] | None,
+    channels: Sequence[int | str] | None,
+) -> _Opened:
+    if isinstance(channel_names, str):
+        raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
+    if isinstance(channels, str):
+        raise InputError(f"channels is the text {channels!r}; give a list of names or indices")
+    project = _classic_project(image)
+    own_planes = project is not None and nucleus is None and cytosol is None
+    labels = project.planes() if project and own_planes else label_planes(image, nucleus, cytosol)
+    sources = [opened(item, None) for item in ([project.image] if project else _items(image))]
+    planes = {plane: opened(given, plane) for plane, given in labels.items()}
+    names = None if channel_names is None else tuple(cleaned(channel) for channel in channel_names)
+    return _with_channels(_Opened(sources, planes, names, project, own_planes), channels)
+
+
+def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:
+    """The same with the chosen channels only."""
+    if channels is None:
+        return given
+    image = given.image(0 if _n_times(given.channels) > 1 else None)
+    every = given.channel_names(image)
+    if len(every) != image.shape[0]:
+        return given  # which `Slide` refuses
+    indices = channel_indices(channels, every, f"image {image.source}")
+    names = tuple(every[index] for index in indices)
+    if len(given.channels) > 1:
+        return replace(given, channels=[given.channels[index] for index in indices], names=names)
+    return replace(given, channels=[given.channels[0].with_channels(indices)], names=names)
 
 
 def open_image(image: Any) -> Raster:
@@ -106,7 +189,7 @@ def open_image(image: Any) -> Raster:
     ------
     InputError, SourceError
     """
-    return _stacked(image, [_raster(opened(item, None)) for item in _items(image)])
+    return _stacked([opened(item, None) for item in _items(image)], None)
 
 
 def open_labels(labels: Any, plane: str) -> Raster:
@@ -128,6 +211,16 @@ def open_labels(labels: Any, plane: str) -> Raster:
     return _raster(opened(labels, plane))
 
 
+def _classic_project(image: Any) -> ClassicProject | None:
+    """The classic project that an image is, if it is one."""
+    items = _items(image)
+    if len(items) > 1 or not isinstance(items[0], (str, os.PathLike)):
+        return None
+    from gpu_extract.sources.classic import classic_project
+
+    return classic_project(located(os.fsdecode(items[0]), None))
+
+
 def _items(image: Any) -> list[Any]:
     if not isinstance(image, (list, tuple)):
         return [image]
@@ -136,29 +229,28 @@ def _items(image: Any) -> list[Any]:
     return list(image)
 
 
-def _stacked(image: Any, channels: Sequence[Raster]) -> Raster:
-    """The rasters of an image as one, its channels those of several files where there are several."""
-    if len(channels) == 1:
-        return channels[0]
-    own_names = ["".join(raster.names) for raster in channels]  # of one plane, or StackedRaster refuses it
-    return StackedRaster(channels, [name or _file_name(item) for name, item in zip(own_names, image, strict=True)])
+def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
+    """The image of a time point as one raster, its channels those of several files where there are several."""
+    rasters = [_raster(channel, t) for channel in channels]
+    if len(rasters) == 1:
+        return rasters[0]
+    own_names = ["".join(raster.names) for raster in rasters]  # of one plane, or StackedRaster refuses it
+    return StackedRaster(rasters, [name or _stem(each) for name, each in zip(own_names, channels, strict=True)])
 
 
-def _slide(image: Raster, masks: dict[str, Raster], channel_names: Sequence[str] | None, name: str) -> Slide:
-    if isinstance(channel_names, str):
-        raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
-    if channel_names is None:
-        names = unique_names(image.names, image.shape[0])
-    else:
-        names = tuple(cleaned(channel) for channel in channel_names)
-    return Slide(image, masks, names, name=name)
+def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
+    """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
+    said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
+    return said.pop() if len(said) == 1 else None
 
 
 def _slide_name(image: Any, name: str | None) -> str:
-    return cleaned(name or _file_name(_items(image)[0]) or "slide")
+    first = _items(image)[0]
+    own = file_stem(located(os.fsdecode(first), None).path.rstrip("/")) if isinstance(first, (str, os.PathLike)) else ""
+    return cleaned(name or own or "slide")
 
 
-def _n_times(sources: Sequence[Raster | Stack]) -> int:
+def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:
     """How many time points all of them have.
 
     Raises
@@ -173,18 +265,17 @@ def _n_times(sources: Sequence[Raster | Stack]) -> int:
     return next(iter(counts.values()))
 
 
-def _subject(source: Raster | Stack) -> str:
+def _subject(source: ArrayRaster | Stack) -> str:
     return str(source.location) if isinstance(source, Stack) else source.source
 
 
-def _raster(source: Raster | Stack, t: int | None = None) -> Raster:
+def _raster(source: ArrayRaster | Stack, t: int | None = None) -> Raster:
     """The raster of what was opened, of a time point if one is given."""
     if not isinstance(source, Stack):
         return source
     return (source if t is None else source.at(t)).raster()
 
 
-def _file_name(item: Any) -> str:
-    if not isinstance(item, (str, os.PathLike)):
-        return ""
-    return file_stem(located(os.fsdecode(item), None).path.rstrip("/"))
+def _stem(source: ArrayRaster | Stack) -> str:
+    """The name of what was opened, empty for an array."""
+    return file_stem(source.location.path.rstrip("/")) if isinstance(source, Stack) else ""

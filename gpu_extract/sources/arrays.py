@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,9 @@ def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
     return int(planes), int(height), int(width)
 
 
-def read_box(array: Any, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-    """(P, y1 - y0, x1 - x0) pixels of a (P, H, W) or (H, W) array, in native byte order."""
-    box = np.asarray(array[..., y0:y1, x0:x1])
+def read_box(array: Any, y0: int, x0: int, y1: int, x1: int, channel: int | EllipsisType = Ellipsis) -> NDArray[Any]:
+    """(P, y1 - y0, x1 - x0) pixels of a (P, H, W) or (H, W) array, or of one of its channels, in native byte order."""
+    box = np.asarray(array[channel, y0:y1, x0:x1])
     box = box.astype(box.dtype.newbyteorder("="), copy=False)
     return box[np.newaxis] if box.ndim == 2 else box
 
@@ -65,6 +67,7 @@ class ArrayRaster:
         subject = "image array" if plane is None else f"{plane} label array"
         array = _in_order(array, subject)
         self._array = array
+        self._channels: tuple[int, ...] | None = None  # None for all
         self.names = _coordinates(array)
         self.shape = raster_shape(array.shape, subject)
         try:
@@ -74,7 +77,20 @@ class ArrayRaster:
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
-        return read_box(self._array, y0, x0, y1, x1)
+        if self._channels is None:
+            return read_box(self._array, y0, x0, y1, x1)
+        # One after the other: not every kind of array takes a list of them.
+        return np.concatenate([read_box(self._array, y0, x0, y1, x1, channel) for channel in self._channels])
+
+    def with_channels(self, indices: tuple[int, ...]) -> ArrayRaster:
+        """The same with some of its channels, in that order; the others are never read."""
+        if self._array.ndim == 2:
+            return self  # its one channel
+        chosen = copy(self)
+        chosen._channels = indices
+        chosen.shape = (len(indices), *self.shape[1:])
+        chosen.names = tuple(self.names[index] for index in indices) if self.names else ()
+        return chosen
 
 
 class StackedRaster:

@@ -15,7 +15,7 @@ from gpu_extract.errors import GpuExtractError, SourceError
 from gpu_extract.sources.maps import SHARED
 from gpu_extract.sources.names import cleaned
 
-__all__ = ["SourceFile", "file_format", "translated"]
+__all__ = ["READABLE", "SourceFile", "file_description", "file_format", "translated"]
 
 READABLE = "this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy and .npz"
 MAGIC = {
@@ -27,12 +27,11 @@ MAGIC = {
     b"MM\0+": "tiff",
     b"\x89HDF\r\n\x1a\n": "hdf5",
 }
-# Formats that users are likely to have, refused by name rather than as unknown bytes.
-FOREIGN_MAGIC = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"ZISRAWFILE": "CZI",
-}
+# Formats that users are likely to have, called by their names rather than unknown.
+PICTURE_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "LIF"}
+# Bytes at the beginning that tell the format.
+N_HEAD = 64
 
 
 class SourceFile:
@@ -111,19 +110,25 @@ class SourceFile:
 
 
 def file_format(file: SourceFile) -> str:
-    """``npy``, ``npz``, ``tiff`` or ``hdf5``, by the file's first bytes and never by its name.
+    """``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes and never by its name.
 
     Raises
     ------
     SourceError
-        If it is something else; the message says what.
+        If it is empty, text, or a picture whose colours or losses no one should take for measurements.
     """
-    with file.open() as stream:
-        head = stream.read(64)
+    head = _head(file)
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name
-    raise SourceError(f"{file} {_description(head)}; {READABLE}: convert it to OME-TIFF")
+    if not head or head.startswith(tuple(PICTURE_MAGIC)) or _is_text(head):
+        raise SourceError(f"{file} {_description(head)}; {READABLE}: convert it to OME-TIFF")
+    return "vendor"
+
+
+def file_description(file: SourceFile) -> str:
+    """What a file that is none of our formats is, to go on after its name."""
+    return _description(_head(file))
 
 
 @contextmanager
@@ -145,14 +150,23 @@ def translated(problem: str, remedy: str = "check the file, or export it again")
 def _description(head: bytes) -> str:
     if not head:
         return "is empty (0 bytes)"
-    for magic, name in FOREIGN_MAGIC.items():
+    for magic, name in (PICTURE_MAGIC | VENDOR_MAGIC).items():
         if head.startswith(magic):
             return f"is a {name} file"
+    if _is_text(head):
+        return f"is a text file that begins with {head.decode('utf-8', 'ignore')[:40]!r}"
+    return f"is of an unknown format (it begins with the bytes {head[:8].hex(' ')})"
+
+
+def _is_text(head: bytes) -> bool:
     # The last character may be cut in two.
     text = head.decode("utf-8", "ignore")
-    if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
-        return f"is a text file that begins with {text[:40]!r}"
-    return f"is of an unknown format (it begins with the bytes {head[:8].hex(' ')})"
+    return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
+
+
+def _head(file: SourceFile) -> bytes:
+    with file.open() as stream:
+        return stream.read(N_HEAD)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -21,8 +21,12 @@ from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, absent, selector
 from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
+from gpu_extract.sources.units import pixel_size
 
-__all__ = ["open_hdf5"]
+__all__ = ["TIME_COURSE", "open_hdf5", "opened_hdf5"]
+
+# The image and the labels of a classic SPARCSpy time course, (T, C, H, W); what a fourth axis of others is is unknown.
+TIME_COURSE = ("/input_images", "/segmentation")
 
 # As for the other formats: what is larger was made to harm, or cannot be read by region.
 MAX_CHUNK_NBYTES = 2**30
@@ -35,13 +39,15 @@ MAX_LINKS = 32
 def open_hdf5(file: SourceFile, location: Location) -> Stack:
     """The planes of a dataset, (C, H, W) or (H, W): the one whose path is given, or the only one there is.
 
+    Those of a classic SPARCSpy time course are (T, C, H, W).
+
     Raises
     ------
     SourceError
         If it is not there, is stored outside the file, or cannot be decoded.
     """
     location.selection.refuse(str(location), "level", "image", "label")
-    with _opened(file) as h5:
+    with opened_hdf5(file) as h5:
         path = _resolved(location, h5, location.inside) if location.inside else _only_dataset(location, h5)
         dataset = h5[path]
         if not isinstance(dataset, h5py.Dataset):
@@ -51,37 +57,47 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
                 f"{location} is a dataset of shape {dataset.shape} and type {dataset.dtype}; it must hold "
                 f"{'numbers' if location.plane is None else 'integers'}, (C, H, W) or (H, W)"
             )
-        shape = raster_shape(dataset.shape, str(location))
+        _, H, W = raster_shape(dataset.shape[-3:], str(location))
         _check_storage(location, dataset)
         tile = tile_size(dataset.chunks) if dataset.chunks else UNCHUNKED_TILE
         dtype = dataset.dtype.newbyteorder("=")
+        sizes = dataset.shape[:-2] or (1,)
+        size = _pixel_size(dataset)
 
     def raster(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-        read_boxes = partial(_read_boxes, file, path, selector(indices[0]))
-        return TiledRaster(read_boxes, tile, (len(indices[0]), *shape[1:]), dtype, names, source)
+        read_boxes = partial(_read_boxes, file, path, indices)
+        return TiledRaster(read_boxes, tile, (len(indices[-1]), H, W), dtype, names, source)
 
-    return Stack(location, "c", shape[:1], (), raster)
+    return Stack(location, "tc"[-len(sizes) :], sizes, (), raster, size)
 
 
-def _read_boxes(
-    file: SourceFile, path: str, channels: slice | list[int], boxes: Sequence[Box]
-) -> Iterator[NDArray[Any]]:
+def _pixel_size(dataset: Any) -> tuple[float, float] | None:
+    """(y, x) in um, as the HDF5 plugins of ImageJ and ilastik state it, (z, y, x)."""
+    stated = np.asarray(dataset.attrs.get("element_size_um", ()))
+    return pixel_size(stated[-2], stated[-1], "um", "um") if stated.shape == (3,) else None
+
+
+def _read_boxes(file: SourceFile, path: str, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
+    """The pixels of boxes, of the channels that are the last of `indices`, at the one time point before them if any."""
     if not boxes:
         return
-    with _opened(file) as h5:
+    *time, channels = indices
+    at, chosen = [index for (index,) in time], selector(channels)
+    with opened_hdf5(file) as h5:
         dataset = h5[path]
         for y0, x0, y1, x1 in boxes:
             box = slice(y0, y1), slice(x0, x1)
             if dataset.ndim == 2:
                 yield dataset[box][np.newaxis]
-            elif isinstance(channels, slice):
-                yield dataset[(channels, *box)]
+            elif isinstance(chosen, slice):
+                yield dataset[(*at, chosen, *box)]
             else:  # a list that h5py would take only in increasing order
-                yield np.stack([dataset[(channel, *box)] for channel in channels])
+                yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
 
 
 @contextmanager
-def _opened(file: SourceFile) -> Iterator[h5py.File]:
+def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
+    """The file opened by h5py; what goes wrong inside the block becomes a `SourceError`."""
     # The stream is opened only to notice that the file has changed.
     with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.path, "r") as h5:
         yield h5
@@ -139,7 +155,8 @@ def _datasets(location: Location, group: Any) -> list[str]:
 
 def _is_pixels(location: Location, dataset: Any) -> bool:
     kinds = "iuf" if location.plane is None else "iu"
-    return dataset.ndim in (2, 3) and dataset.dtype.kind in kinds
+    most = 4 if dataset.name in TIME_COURSE else 3
+    return 2 <= dataset.ndim <= most and dataset.dtype.kind in kinds
 
 
 def _listed(paths: list[str]) -> str:

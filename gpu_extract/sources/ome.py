@@ -1,4 +1,4 @@
-"""The OME-XML of a TIFF: the names of its channels, and the files it is spread over."""
+"""The OME-XML of a TIFF: the names of its channels, the size of its pixels, and the files it is spread over."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import SourceFile
 from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.units import pixel_size
 
-__all__ = ["check_ome_files", "ome_channel_names"]
+__all__ = ["check_ome_files", "ome_channel_names", "ome_pixel_size"]
 
 
 def ome_channel_names(xml: str) -> tuple[str, ...]:
@@ -18,6 +19,18 @@ def ome_channel_names(xml: str) -> tuple[str, ...]:
     pixels = root.find("{*}Image/{*}Pixels")
     channels = [] if pixels is None else pixels.findall("{*}Channel")
     return tuple(channel.get("Name", "") for channel in channels)
+
+
+def ome_pixel_size(xml: str) -> tuple[float, float] | None:
+    """(y, x) of the first image's pixels at full resolution in um; None where it is not stated."""
+    pixels = ET.fromstring(xml).find("{*}Image/{*}Pixels")
+    if pixels is None:
+        return None
+    y, x = (
+        (pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))  # the schema's default
+        for axis in "YX"
+    )
+    return pixel_size(y[0], x[0], y[1], x[1])
 
 
 def check_ome_files(file: SourceFile, xml: str) -> None:

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
-from gpu_extract.model import Raster
 from gpu_extract.sources.arrays import ArrayRaster, is_array
 from gpu_extract.sources.cellpose import CellposeRaster
 from gpu_extract.sources.files import SourceFile, file_format
@@ -17,7 +16,7 @@ from gpu_extract.sources.stacks import Stack, raster_stack
 __all__ = ["opened"]
 
 
-def opened(pixels: Any, plane: str | None) -> Raster | Stack:
+def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
     """The planes of a file, or the raster of an array.
 
     Parameters
@@ -61,10 +60,14 @@ def _open_location(location: Location) -> Stack:
             from gpu_extract.sources.hdf5 import open_hdf5
 
             return open_hdf5(file, location)
-        case _:
+        case "tiff":
             from gpu_extract.sources.tiff import open_tiff
 
             return open_tiff(file, location)
+        case _:
+            from gpu_extract.sources.vendor import open_vendor
+
+            return open_vendor(file, location)
 
 
 def _open_folder(location: Location) -> Stack:

@@ -3,7 +3,7 @@
 ::
 
     image.zarr#level=1            a level of a pyramid; 0, the full resolution, by default
-    img.ome.tif#c=0,2             channels by index, in that order
+    img.ome.tif#c=0,2             channels by index or name (c=DNA,actin), in that order
     stack.ome.tif#z=3             a Z slice, or z=max, the maximum projection
     movie.ome.tif#t=3,c=0         a time point; several selectors are parted by commas
     store.zarr#image=NAME         an image, or label=NAME, a label, by name
@@ -31,7 +31,7 @@ class Selection:
     """What is meant of what a file holds; None where the user did not say."""
 
     level: int | None = None
-    c: tuple[int, ...] | None = None
+    c: tuple[int | str, ...] | None = None
     z: int | Literal["max"] | None = None
     t: int | None = None
     image: str | None = None
@@ -131,16 +131,16 @@ def _selection(text: str, tail: str) -> Selection:
 def _value(text: str, key: str, value: str) -> Any:
     if key in ("image", "label") and value:
         return value
-    if key == "c" and re.fullmatch(r"\d{1,9}(,\d{1,9})*", value):
-        indices = tuple(int(index) for index in value.split(","))
-        if len(set(indices)) == len(indices):
-            return indices
+    if key == "c":
+        channels = tuple(part.strip() for part in value.split(","))
+        if all(channels) and len(set(channels)) == len(channels):
+            return channels
     if key in ("level", "z", "t") and re.fullmatch(r"\d{1,9}", value):
         return int(value)
     if (key, value) in (("z", "max"), ("missing", "fill")):
         return value
     allowed = {
-        "c": "different channel numbers from 0, as in c=0,2",
+        "c": "different channels by number from 0 or by name, as in c=0,2",
         "z": "a number from 0, or max",
         "missing": "fill",
         "image": "a name",

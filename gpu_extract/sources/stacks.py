@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.channels import channel_indices
 from gpu_extract.errors import LabelError, SourceError
 from gpu_extract.model import Raster
+from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import Location
 
 __all__ = ["Indices", "MaxRaster", "PlanesOf", "Stack", "absent", "out_of_range", "raster_stack", "selector"]
@@ -35,6 +37,8 @@ class Stack:
     planes : callable
         Makes the raster of chosen planes, from one tuple of indices an axis, their names and their source. The
         planes are in the order of the axes, the last changing fastest.
+    pixel_size : (y, x), um, optional
+        Size of a pixel, where the file says it.
     """
 
     location: Location
@@ -42,6 +46,7 @@ class Stack:
     sizes: tuple[int, ...]
     names: tuple[str, ...]
     planes: Callable[[Indices, tuple[str, ...], str], Raster]
+    pixel_size: tuple[float, float] | None = None
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""
@@ -54,7 +59,15 @@ class Stack:
 
     def at(self, t: int) -> Stack:
         """The same with a time point selected."""
-        selection = replace(self.location.selection, t=t)
+        return self._selecting(t=t)
+
+    def with_channels(self, indices: tuple[int, ...]) -> Stack:
+        """The same with some of its selected channels, in that order; the others are never read."""
+        selected = self._chosen("c")
+        return self._selecting(c=tuple(selected[index] for index in indices))
+
+    def _selecting(self, **keys: Any) -> Stack:
+        selection = replace(self.location.selection, **keys)
         return replace(self, location=replace(self.location, selection=selection))
 
     def raster(self) -> Raster:
@@ -81,8 +94,11 @@ class Stack:
             if size > 1:
                 raise self._unchosen(axis, size)
             return (0,)
+        elif axis == "c":
+            named = unique_names(self.names, size) if len(self.names) == size else [""] * size
+            indices = channel_indices(selected, named, str(self.location))
         else:
-            indices = selected if isinstance(selected, tuple) else (selected,)
+            indices = (selected,)
         if max(indices) >= size:
             raise out_of_range(self.location, axis, size)
         if axis == "c" and len(indices) > 1 and self.location.plane is not None:

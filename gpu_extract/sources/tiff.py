@@ -16,16 +16,20 @@ from gpu_extract.errors import SourceError
 from gpu_extract.sources import tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
-from gpu_extract.sources.ome import check_ome_files, ome_channel_names
+from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
 from gpu_extract.sources.segments import SHARED, SegmentCache
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range
 from gpu_extract.sources.tiff_plane import TiffPlane, mapped_together
+from gpu_extract.sources.units import pixel_size
 
 __all__ = ["TiffRaster", "open_tiff"]
 
 # Without a handler Python prints tifffile's warnings to stderr; what matters among them is refused below.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+# Of plain TIFF, um per pixel. Cameras write 72 to 600 dots per inch, 353 to 42 um, into files that know no better.
+MAX_TAGGED_UM = 10.0
 
 Key = tuple["TiffRaster", int, int]  # (raster, plane, segment)
 
@@ -104,11 +108,12 @@ def open_tiff(file: SourceFile, location: Location) -> Stack:
         axes, sizes = tiff_checks.plane_axes(file, series)
         planes = np.array(_planes(file, tif, series, math.prod(sizes)), object).reshape(sizes)
         names = _names(tif)
+        size = _pixel_size(tif, series[0])
 
     def raster(indices: Indices, names: tuple[str, ...], source: str) -> TiffRaster:
         return TiffRaster(planes[np.ix_(*indices)].ravel().tolist(), names, source)
 
-    return Stack(location, axes, sizes, names, raster)
+    return Stack(location, axes, sizes, names, raster, size)
 
 
 def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
@@ -123,6 +128,30 @@ def _names(tif: TiffFile) -> tuple[str, ...]:
         return ome_channel_names(tif.ome_metadata)
     labels = (tif.imagej_metadata or {}).get("Labels", [])
     return (labels,) if isinstance(labels, str) else tuple(labels)
+
+
+def _pixel_size(tif: TiffFile, level: TiffPageSeries) -> tuple[float, float] | None:
+    """(y, x) in um, of a level whose field of view is that of the first."""
+    full = tif.series[0]
+    size = ome_pixel_size(tif.ome_metadata) if tif.ome_metadata else _resolution(tif, full.keyframe)
+    if size is None:
+        return None
+    height, width = (full.shape[full.axes.index(axis)] / level.shape[level.axes.index(axis)] for axis in "YX")
+    return size[0] * height, size[1] * width
+
+
+def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
+    """What the tags of resolution say, where that was measured by a microscope and not set for a printer."""
+    ratios = [np.ravel(page.tags.valueof(name, ())) for name in ("YResolution", "XResolution")]
+    if any(len(ratio) != 2 or ratio[0] == 0 for ratio in ratios):
+        return None
+    y, x = (denominator / numerator for numerator, denominator in ratios)
+    if tif.imagej_metadata:
+        unit = tif.imagej_metadata.get("unit", "")
+        return pixel_size(y, x, tif.imagej_metadata.get("yunit", unit), unit)
+    unit = {2: "inch", 3: "cm"}.get(page.tags.valueof("ResolutionUnit"))
+    size = pixel_size(y, x, unit, unit)
+    return size if size and max(size) < MAX_TAGGED_UM else None
 
 
 def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[TiffPlane]:

@@ -34,12 +34,13 @@ def open_zarr(location: Location) -> Stack:
         element = zarr_element(location)
         found = multiscale(location, element)
         if found is None:
-            array, axes = element, array_axes(location, element)
+            array, axes, size = element, array_axes(location, element), None
         else:
             level = location.selection.level or 0
             if level >= len(found.paths):
                 raise out_of_range(location, "level", len(found.paths))
             array, axes = array_at(location, element, found.paths[level]), found.axes
+            size = found.pixel_sizes[level]
         check_array(location, array)
         if len(axes) != array.ndim:
             raise SourceError(
@@ -47,7 +48,7 @@ def open_zarr(location: Location) -> Stack:
             )
         check_chunks(location, array)
     names = () if found is None else found.names
-    return Stack(location, axes[:-2], array.shape[:-2], names, partial(_raster, location, array))
+    return Stack(location, axes[:-2], array.shape[:-2], names, partial(_raster, location, array), size)
 
 
 def _raster(location: Location, array: Any, indices: Indices, names: tuple[str, ...], source: str) -> Raster:

@@ -15,6 +15,7 @@ from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
+from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
 
 __all__ = [
     "Multiscale",
@@ -50,11 +51,14 @@ class Multiscale:
         The arrays, the largest first.
     names : tuple of str
         Of the channels, or empty.
+    pixel_sizes : tuple
+        (y, x) of each array's pixels in um; None where it is not stated.
     """
 
     axes: str
     paths: tuple[str, ...]
     names: tuple[str, ...]
+    pixel_sizes: tuple[tuple[float, float] | None, ...]
 
 
 def store_location(location: Location) -> Location | None:
@@ -132,7 +136,8 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         paths = tuple(str(dataset["path"]) for dataset in first["datasets"])
         channels = attributes.get("omero", {}).get("channels", [])
         names = tuple(str(channel.get("label", "")) for channel in channels)
-    return Multiscale(_axes(location, given), paths, names)
+        sizes = tuple(zarr_pixel_size(first, dataset) for dataset in first["datasets"])
+    return Multiscale(_axes(location, given), paths, names, sizes)
 
 
 def array_axes(location: Location, array: Any) -> str:

@@ -6,13 +6,14 @@ import contextlib
 import os
 from pathlib import Path
 
+from gpu_extract.codecs import PLUGINS
 from gpu_extract.errors import RunStoppedError
 from gpu_extract.store.chunk_log import ChunkLog, write_all
-from gpu_extract.store.codecs import EncodedCells
+from gpu_extract.store.codecs import ChunkFormat, EncodedCells
 from gpu_extract.store.contents import Contents
 from gpu_extract.store.index import check_index, write_index
 from gpu_extract.store.journal import pack_header, read_journal
-from gpu_extract.store.layout import skeleton
+from gpu_extract.store.layout import Layout, choose_layout, skeleton
 from gpu_extract.store.target import Target, check_output, sync_folder
 
 __all__ = ["CellStore"]
@@ -29,20 +30,23 @@ class CellStore:
     ----------
     path : Path
         The final name.
-    compression : {"gzip", "none"}
+    format : ChunkFormat
         What `encode` is to be called with.
     """
 
-    def __init__(self, target: Target, contents: Contents, compression: str, journal: int) -> None:
-        head = skeleton(contents, compression)
+    def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, journal: int) -> None:
+        head = skeleton(contents, layout, format)
         header = pack_header(head, len(contents.cells), len(contents.program.cut))
         self.path = target.path
-        self.compression = compression
+        self.format = format
         self._target = target
-        self._n_cells, self._tile_nbytes = len(contents.cells), contents.program.tile_nbytes
+        self._n_cells = len(contents.cells)
         self._journal = journal
         self._partial = _start(target, len(head), header, journal)
-        self._log = ChunkLog(self._partial, journal, chunks_end=len(head), journal_end=len(header))
+        row_nbytes = format.nbytes if format.is_contiguous else None
+        self._log = ChunkLog(
+            self._partial, journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes
+        )
         self._is_open = True
 
     @classmethod
@@ -52,6 +56,8 @@ class CellStore:
         contents: Contents,
         *,
         compression: str = "gzip",
+        layout: str = "h5sc",
+        chunk_cells: int = 1,
         overwrite: bool = False,
     ) -> CellStore:
         """A store for these contents, ready for `append`; it keeps every other run out of ``path``.
@@ -61,24 +67,40 @@ class CellStore:
         path : path
             The final name.
         contents : Contents
-        compression : {"gzip", "none"}
+        compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        layout : {"h5sc", "sparcspy"}
+        chunk_cells : int
+            Cells in a chunk.
         overwrite : bool
             Drop the remains of an unfinished run now, and replace a finished file in `finish`.
 
         Raises
         ------
         OutputError
-            If the output cannot be written there, is there already, or another run is writing it.
+            If the output cannot be written there, is there already, or another run is writing it; or if the layout
+            cannot hold the contents.
         """
         target = check_output(path, compression, overwrite=overwrite)
+        chosen = choose_layout(layout)
+        format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
             journal = target.claim()
             try:
-                return cls(target, contents, compression, journal)
+                return cls(target, contents, chosen, format, journal)
             except BaseException:
                 target.discard()
                 os.close(journal)
                 raise
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What readers of the file should know, one line each."""
+        if self.format.compression not in PLUGINS:
+            return ()
+        return (
+            f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 plugins "
+            "only (Python: pip install hdf5plugin; import hdf5plugin)",
+        )
 
     def append(self, encoded: EncodedCells) -> None:
         """Write a batch.
@@ -88,7 +110,7 @@ class CellStore:
         RunStoppedError
             If the disk is full or fails; what was written before is kept, and the store is closed.
         """
-        assert encoded.tile_nbytes == self._tile_nbytes
+        assert encoded.format == self.format
         try:
             self._log.append(encoded)
         except OSError as error:

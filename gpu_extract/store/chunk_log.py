@@ -8,6 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 from gpu_extract.store.codecs import EncodedCells
 from gpu_extract.store.journal import Record, join, pack_record
 
@@ -29,6 +31,8 @@ class ChunkLog:
         Descriptors of the two files; they stay the caller's.
     chunks_end, journal_end : int, bytes
         Where the next chunk and the next record go.
+    row_nbytes : int, bytes, optional
+        Size of each row, where rows stand in their order instead of following each other as they come.
 
     Attributes
     ----------
@@ -36,10 +40,14 @@ class ChunkLog:
         Cells that are durable.
     """
 
-    def __init__(self, partial: int, journal: int, *, chunks_end: int, journal_end: int) -> None:
+    def __init__(
+        self, partial: int, journal: int, *, chunks_end: int, journal_end: int, row_nbytes: int | None = None
+    ) -> None:
         self.n_sealed = 0
         self._partial, self._journal = partial, journal
-        self._chunks_end, self._journal_end = chunks_end, journal_end
+        self._chunks_start = self._chunks_end = chunks_end
+        self._journal_end = journal_end
+        self._row_nbytes = row_nbytes
         self._unsealed: deque[Record] = deque()
         self._unsealed_nbytes = 0
         self._failure: OSError | None = None
@@ -50,7 +58,7 @@ class ChunkLog:
         self._thread.start()
 
     def append(self, encoded: EncodedCells) -> None:
-        """Write a batch's chunks behind the others.
+        """Write a batch's chunks behind the others, or at their rows' places.
 
         Raises
         ------
@@ -60,7 +68,12 @@ class ChunkLog:
         if self._failure is not None:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.levels)
-        _write_chunks(self._partial, encoded.chunks, self._chunks_end)
+        if self._row_nbytes is None:
+            _write_chunks(self._partial, encoded.chunks, self._chunks_end)
+        else:
+            for some in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
+                start = self._chunks_start + int(record.rows[some[0]]) * self._row_nbytes
+                _write_chunks(self._partial, encoded.chunks[some[0] : some[-1] + 1], start)
         self._unsealed.append(record)
         self._chunks_end += record.nbytes
         self._unsealed_nbytes += record.nbytes

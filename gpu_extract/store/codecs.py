@@ -1,29 +1,116 @@
-"""A tile to the bytes of one HDF5 chunk, and back.
-
-HDF5's gzip filter wants a zlib stream: two bytes of header, raw deflate, adler32 of the tile. isal writes one
-seven times faster than zlib does, without the GIL, and every HDF5 reads it.
-"""
+"""Tiles to the bytes of HDF5 chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import h5py
+import imagecodecs
 import numpy as np
 from isal import isal_zlib
-from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 
+from gpu_extract.codecs import FILTERS, PLUGINS, check_compression, compression_of, fletcher32
 from gpu_extract.errors import OutputError
 from gpu_extract.model import CellImages
 
-__all__ = ["COMPRESSIONS", "EncodedCells", "check_compression", "checksum", "decode", "encode"]
+__all__ = ["ChunkFormat", "EncodedCells", "checksum", "encode"]
 
-COMPRESSIONS = ("gzip", "none")
+# HDF5 holds the size of a chunk in 32 bits.
+MAX_CHUNK_NBYTES = 2**32 - 1
+# h5py's words for the filters. HDF5 need not know those of plugins, since it never applies them here.
+FILTER_OPTIONS: dict[str, dict[str, Any]] = {
+    "gzip": {"compression": "gzip", "compression_opts": 1},
+    "lzf": {"compression": "lzf"},
+    "lz4": {"compression": FILTERS["lz4"][0], "compression_opts": (0,)},
+    "zstd": {"compression": FILTERS["zstd"][0], "compression_opts": (1,)},
+}
+for _name in PLUGINS:
+    FILTER_OPTIONS[_name] |= {"allow_unknown_filter": True, "fletcher32": True}
+# A third faster than 1, and 2 % larger.
+LZ4_ACCELERATION = 4
+# Its annotations know of bytes only; it takes arrays.
+codecs: Any = imagecodecs
+COMPRESSORS: dict[str, Callable[[NDArray[Any]], bytes]] = {
+    "lzf": codecs.lzf_encode,
+    "lz4": lambda block: _checked(codecs.lz4h5_encode(block, LZ4_ACCELERATION)),
+    "zstd": lambda block: _checked(codecs.zstd_encode(block, 1)),
+    "none": lambda block: block.tobytes(),
+}
 
-# Level 0 of isal is 12 % faster and its tiles are 28 % larger; levels 2 and 3 gain 1 to 2 %.
-GZIP_LEVEL = 1
-ZLIB_STREAM = 15  # zlib's wbits: a zlib header around a window of 32 KiB
+
+@dataclass(frozen=True)
+class ChunkFormat:
+    """How tiles are cut into the chunks of an HDF5 dataset, and encoded.
+
+    Parameters
+    ----------
+    shape : (cells, planes, S, S)
+        Of a chunk; a tile has a whole number of them, or they hold several tiles.
+    dtype : numpy.dtype
+        In which the values are stored; holds every value of the tiles' own type.
+    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
+        See `gpu_extract.codecs`. With ``none`` a chunk is a tile's bytes at its row's place in a dataset without
+        chunks.
+
+    Raises
+    ------
+    OutputError
+        If the compression is another one, or a chunk is larger than HDF5 takes.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+    compression: str
+
+    def __post_init__(self) -> None:
+        check_compression(self.compression)
+        if self.shape[0] < 1:
+            raise OutputError(f"chunk_cells is {self.shape[0]}; it must be 1 or more")
+        if self.shape[0] > 1 and self.is_contiguous:
+            raise OutputError("compression 'none' has no chunks; leave chunk_cells at 1, or choose another compression")
+        if self.nbytes > MAX_CHUNK_NBYTES:
+            raise OutputError(
+                f"a chunk takes {self.nbytes} bytes; HDF5 takes {MAX_CHUNK_NBYTES} at most: "
+                "lower tile_size or chunk_cells"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a decoded chunk."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def create(self, file: h5py.File, name: str, n_cells: int, n_planes: int) -> h5py.Dataset:
+        """A dataset of (n_cells, n_planes, S, S) in this format, without its chunks."""
+        shape = (n_cells, n_planes, *self.shape[2:])
+        if self.is_contiguous:
+            # What is never written by HDF5 is not to be filled by it either.
+            return file.create_dataset(name, shape, self.dtype, track_times=False, fill_time="never")
+        return file.create_dataset(
+            name, shape, self.dtype, chunks=self.shape, track_times=False, **FILTER_OPTIONS[self.compression]
+        )
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether values stand at their row's place instead of in chunks."""
+        return self.compression == "none"
+
+    def places(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
+        """(row, plane) of the first value of each chunk of these rows, (m, 2), in the order of `encode`."""
+        n_cells, per_chunk = self.shape[:2]
+        first = rows[rows % n_cells == 0]
+        planes = np.arange(0, n_planes, per_chunk)
+        return np.stack([np.repeat(first, len(planes)), np.tile(planes, len(first))], axis=1)
+
+    @classmethod
+    def of(cls, images: h5py.Dataset) -> ChunkFormat:
+        """The format of a dataset that `create` has made."""
+        compression = compression_of(images)
+        assert compression is not None
+        return cls(images.chunks or (1, *images.shape[1:]), images.dtype, compression)
 
 
 @dataclass(frozen=True)
@@ -34,90 +121,71 @@ class EncodedCells:
     ----------
     rows : (n,) int64
         Their rows in the output.
-    chunks : tuple of n bytes
-        One encoded tile each.
-    checksums : (n,) uint32
+    chunks : tuple of m bytes
+        Encoded, in the order of `ChunkFormat.places`.
+    checksums : (m,) uint32
         CRC-32 of each chunk.
     levels : (n, C, 2) float64
         The lower and upper value that each channel was normalised with.
-    tile_nbytes : int, bytes
-        Size of a decoded tile.
+    format : ChunkFormat
     """
 
     rows: NDArray[np.int64]
     chunks: tuple[bytes, ...]
     checksums: NDArray[np.uint32]
     levels: NDArray[np.float64]
-    tile_nbytes: int
+    format: ChunkFormat
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def sizes(self) -> NDArray[np.uint32]:
-        """Bytes of each chunk, (n,)."""
+        """Bytes of each chunk, (m,)."""
         return np.fromiter(map(len, self.chunks), np.uint32, len(self.chunks))
 
 
-def check_compression(compression: str) -> None:
-    """Refuse a compression that this version does not write.
-
-    Raises
-    ------
-    OutputError
-    """
-    if compression not in COMPRESSIONS:
-        raise OutputError(f"compression {compression!r} is not written; it must be {' or '.join(COMPRESSIONS)}")
-
-
-def encode(images: CellImages, compression: str) -> EncodedCells:
+def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
     """The batch's tiles as chunks; pure, and free of the GIL where the time goes.
 
-    Parameters
-    ----------
-    images : CellImages
-    compression : {"gzip", "none"}
-
-    Raises
-    ------
-    OutputError
-        If the compression is another one.
+    Rows are those of whole chunks, in ascending order (`gather`). Nothing of ``images.images`` is referred to
+    afterwards.
     """
-    check_compression(compression)
-    if compression == "gzip":
-        chunks = tuple(isal_zlib.compress(tile, GZIP_LEVEL, ZLIB_STREAM) for tile in images.images)
-    else:
-        chunks = tuple(tile.tobytes() for tile in images.images)
+    chunks = tuple(map(_compressor(format.compression), _cut(images, format)))
     return EncodedCells(
         rows=images.rows,
         chunks=chunks,
         checksums=np.fromiter(map(checksum, chunks), np.uint32, len(chunks)),
         levels=images.levels,
-        tile_nbytes=images.images[:1].nbytes,
+        format=format,
     )
 
 
-def decode(chunk: bytes, dtype: np.dtype[Any], n_values: int, *, compressed: bool) -> NDArray[Any]:
-    """The values of a chunk, (n_values,), read-only.
+def _compressor(compression: str) -> Callable[[NDArray[Any]], bytes]:
+    if compression == "gzip":
+        from gpu_extract.store.deflate import deflate  # numba takes its time
 
-    Raises
-    ------
-    ValueError
-        If the chunk is damaged or holds another number of bytes; it is never unpacked further than that.
-    """
-    nbytes = n_values * dtype.itemsize
-    if compressed:
-        stream = isal_zlib.decompressobj(ZLIB_STREAM)
-        try:
-            chunk = stream.decompress(chunk, nbytes + 1)
-        except IsalError as error:  # type: ignore[misc]  # isal's stubs call the class an instance
-            raise ValueError(f"its gzip stream is damaged ({error})") from error
-        # Only at its end has the stream been compared with its checksum.
-        if len(chunk) <= nbytes and not stream.eof:
-            raise ValueError("its gzip stream is cut short")
-    if len(chunk) != nbytes:
-        raise ValueError(f"it does not hold {nbytes} bytes")
-    return np.frombuffer(chunk, dtype)
+        return deflate
+    return COMPRESSORS[compression]
+
+
+def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
+    """The values of each chunk, C-contiguous; what a last chunk has beyond the last row is 0."""
+    n_cells, n_planes = format.shape[:2]
+    chunk_rows = images.rows // n_cells
+    for cells in np.split(images.images, np.flatnonzero(np.diff(chunk_rows)) + 1):
+        stored = cells.astype(format.dtype, copy=False)
+        for plane in range(0, stored.shape[1], n_planes):
+            block = stored[:, plane : plane + n_planes]
+            if n_cells > 1:
+                whole = np.zeros(format.shape, format.dtype)
+                whole[: len(block)] = block
+                block = whole
+            yield block
+
+
+def _checked(data: bytes) -> bytes:
+    return data + fletcher32(data)
 
 
 def checksum(data: bytes | memoryview) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, CellTable, Slide
@@ -24,9 +26,9 @@ OWN_COLUMNS = (
     "bbox_x1",
     *(f"area_{name}" for name in MASK_NAMES),
     "truncated",
+    "nucleus_id",
+    "n_nuclei",
 )
-# HDF5 holds the size of a chunk, which is a tile here, in 32 bits.
-MAX_TILE_NBYTES = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Contents:
     slides : tuple of Slide
         All with the same label planes and channels.
     program : Program
+    planes : tuple of int
+        The planes of a tile that are in the file, in that order; all where it is empty.
     provenance : mapping of str to str
         More texts to store beside the recipe, for example the command line.
 
@@ -52,16 +56,13 @@ class Contents:
     slides: tuple[Slide, ...]
     program: Program
     provenance: Mapping[str, str] = field(default_factory=dict)
+    planes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.cells):
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
             raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
-        assert len(self.plane_names) == self.program.n_planes
-        if self.program.tile_nbytes > MAX_TILE_NBYTES:
-            raise InputError(
-                f"a tile takes {self.program.tile_nbytes} bytes; HDF5 takes {MAX_TILE_NBYTES} at most: lower tile_size"
-            )
+        assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
             raise InputError(f"slide names must differ: {', '.join(names)}")
@@ -91,13 +92,42 @@ class Contents:
 
     @property
     def plane_names(self) -> tuple[str, ...]:
-        """Names of all planes of a tile, length K."""
-        return self.mask_planes + self.slides[0].channel_names
+        """Names of the planes of a tile that are in the file, length K."""
+        names = self.mask_planes + self.slides[0].channel_names
+        return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the slides' labels, in the order in which they first occur."""
         return tuple(dict.fromkeys(key for slide in self.slides for key in slide.labels))
+
+    def told(self) -> dict[str, str]:
+        """What it takes to run the same extraction again: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
+        sources = [
+            {
+                "slide": slide.name,
+                "labels": dict(slide.labels),
+                "image": slide.image.source,
+                **{name: raster.source for name, raster in slide.masks.items()},
+                **({} if slide.pixel_size is None else {"pixel_size": slide.pixel_size}),
+                **({} if slide.scale == (1, 1) else {"scale": slide.scale}),
+            }
+            for slide in self.slides
+        ]
+        return {
+            **self.provenance,
+            "version": _own_version(),
+            "recipe": self.program.recipe.to_toml(),
+            # JSON escapes what is not ASCII, among it the bytes of paths that are no text.
+            "sources": json.dumps(sources, indent=1),
+        }
+
+
+def _own_version() -> str:
+    try:
+        return version("gpu-extract")
+    except PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
 
 
 def _check_text(text: str) -> None:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import io
 import os
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from gpu_extract.codecs import decompress
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunk_log import write_all
-from gpu_extract.store.codecs import checksum, decode
+from gpu_extract.store.codecs import ChunkFormat, checksum
 from gpu_extract.store.journal import Journal, Record, join
-from gpu_extract.store.layout import IMAGES, LEVELS, LIBVER
+from gpu_extract.store.layout import LIBVER, layout_of
 
 __all__ = ["IndexedLog", "check_index", "write_index"]
 
 # The largest that HDF5 allows is 128 MiB; the default, 1 MiB, writes index pages out and reads them again.
 METADATA_CACHE_NBYTES = 127 << 20
+# HDF5 gathers what is smaller in a buffer, and writes more of it than was asked for.
+SIEVE_NBYTES = 64 << 10
 # Chunks that are read back before the file gets its name. `verify` reads all.
 N_CHECKED = 64
 
@@ -136,10 +138,11 @@ def write_index(partial: int, journal: Journal) -> None:
         config.set_initial_size = True
         config.initial_size = config.max_size = METADATA_CACHE_NBYTES
         file.id.set_mdc_config(config)
-        order = np.argsort(record.rows)
-        for i, name in enumerate(LEVELS):
+        layout, order = layout_of(file), np.argsort(record.rows)
+        for i, name in enumerate(layout.levels):
             file[name][...] = record.levels[order, :, i]
-        _index_chunks(file[IMAGES], log, len(journal.skeleton), record)
+        put_in_place = _place_values if file[layout.images].chunks is None else _index_chunks
+        put_in_place(file[layout.images], log, len(journal.skeleton), record)
     log.save()
 
 
@@ -153,18 +156,29 @@ def check_index(path: Path, journal: Journal) -> None:
     """
     record = join(journal.records)
     with h5py.File(path, "r") as file:
-        images = file[IMAGES]
-        if images.id.get_num_chunks() != journal.n_cells:
-            raise OutputError(f"{path} holds {images.id.get_num_chunks()} of {journal.n_cells} cells")
-        for i in np.unique(np.linspace(0, len(record) - 1, N_CHECKED).astype(int)):
-            row = int(record.rows[i])
-            _, chunk = images.id.read_direct_chunk((row, 0, 0, 0))
+        images = file[layout_of(file).images]
+        format = ChunkFormat.of(images)
+        places = format.places(record.rows, images.shape[1])
+        n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
+        if n_found != len(places) or len(places) != len(record.sizes):
+            raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
+        for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
+            row, plane = places[i].tolist()
+            chunk = _stored(images, format, row, plane)
             if checksum(chunk) != record.checksums[i]:
                 raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
             try:
-                decode(chunk, images.dtype, prod(images.chunks), compressed=images.compression is not None)
+                decompress(format.compression, chunk, format.nbytes)
             except ValueError as error:
                 raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
+
+
+def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
+    if format.is_contiguous:
+        start = images.id.get_offset() + row * format.nbytes
+        return os.pread(images.file.id.get_vfd_handle(), format.nbytes, start)
+    chunk: bytes = images.id.read_direct_chunk((row, plane, 0, 0))[1]
+    return chunk
 
 
 def _complete(journal: Journal) -> Record:
@@ -179,9 +193,21 @@ def _index_chunks(images: h5py.Dataset, log: IndexedLog, offset: int, record: Re
     # HDF5 wants bytes, and only their number and place matter.
     blank = memoryview(bytes(int(record.sizes.max())))
     write_chunk = images.id.write_direct_chunk
-    for row, nbytes in zip(record.rows.tolist(), record.sizes.tolist(), strict=True):
+    places = ChunkFormat.of(images).places(record.rows, images.shape[1])
+    for (row, plane), nbytes in zip(places.tolist(), record.sizes.tolist(), strict=True):
         log.expect(offset, nbytes)
-        write_chunk((row, 0, 0, 0), blank[:nbytes])
+        write_chunk((row, plane, 0, 0), blank[:nbytes])
         if log.is_expecting:
             raise RuntimeError(f"HDF5 has put row {row} elsewhere than at {offset}, where it is")
         offset += nbytes
+
+
+def _place_values(images: h5py.Dataset, log: IndexedLog, offset: int, record: Record) -> None:
+    """HDF5 gives a dataset without chunks its place when the first of its values are written."""
+    row_nbytes = ChunkFormat.of(images).nbytes
+    n_rows = min(len(images), SIEVE_NBYTES // row_nbytes + 1)
+    log.expect(offset, n_rows * row_nbytes)
+    images[:n_rows] = np.zeros((n_rows, *images.shape[1:]), images.dtype)
+    images.file.flush()
+    if log.is_expecting or images.id.get_offset() != offset:
+        raise RuntimeError(f"HDF5 has put the tiles at {images.id.get_offset()} instead of {offset}, where they are")

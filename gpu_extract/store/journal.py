@@ -4,7 +4,7 @@
 
     header   "gxcells" and a zero byte, format, C, N, sizes of the skeleton
              (unpacked, packed), fingerprint | skeleton | CRC-32
-    record   n | rows, sizes, checksums, levels of the n chunks | CRC-32
+    record   n, m | rows and levels of n cells, sizes and checksums of their m chunks | CRC-32
     record   ...
 
 All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on.
@@ -31,21 +31,22 @@ from gpu_extract.store.codecs import checksum
 __all__ = ["Journal", "Record", "join", "pack_header", "pack_record", "read_journal"]
 
 MAGIC = b"gxcells\0"
-FORMAT = 1
+FORMAT = 2
 HEADER = struct.Struct("<8sIIQQQ32s")
-RECORD = struct.Struct("<Q")
+RECORD = struct.Struct("<QQ")
 SEAL = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
 class Record:
-    """Chunks that follow each other in the partial file.
+    """Cells whose chunks follow each other in the partial file, in the order of `ChunkFormat.places`.
 
     Parameters
     ----------
     rows : (n,) int64
-    sizes : (n,) uint32, bytes
-    checksums : (n,) uint32
+    sizes : (m,) uint32, bytes
+        Of each chunk.
+    checksums : (m,) uint32
         CRC-32 of each chunk.
     levels : (n, C, 2) float64
     """
@@ -118,11 +119,11 @@ def pack_record(record: Record) -> bytes:
     """A record as it stands in the journal."""
     arrays = (
         record.rows.astype("<i8"),
+        record.levels.astype("<f8"),
         record.sizes.astype("<u4"),
         record.checksums.astype("<u4"),
-        record.levels.astype("<f8"),
     )
-    return _sealed(RECORD.pack(len(record)) + b"".join(array.tobytes() for array in arrays))
+    return _sealed(RECORD.pack(len(record), len(record.sizes)) + b"".join(array.tobytes() for array in arrays))
 
 
 def read_journal(path: str | Path) -> Journal:
@@ -156,25 +157,26 @@ def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[
     """The sound records from ``start`` on, and where they end."""
     records = []
     while len(data) - start >= RECORD.size:
-        (n,) = RECORD.unpack_from(data, start)
-        end = start + RECORD.size + n * (16 + 16 * n_channels) + SEAL.size
+        n, m = RECORD.unpack_from(data, start)
+        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + SEAL.size
         body = _unsealed(data[start:end]) if end <= len(data) else None
         if body is None:
             break
-        records.append(_unpack_record(body[RECORD.size :], n, n_channels))
+        records.append(_unpack_record(body[RECORD.size :], n, m, n_channels))
         start = end
     return tuple(records), start
 
 
-def _unpack_record(body: memoryview, n: int, n_channels: int) -> Record:
+def _unpack_record(body: memoryview, n: int, m: int, n_channels: int) -> Record:
     def column(dtype: str, offset: int, count: int) -> NDArray[Any]:
         return np.frombuffer(body, dtype, count, offset)
 
+    chunks = n * (8 + 16 * n_channels)
     return Record(
         rows=column("<i8", 0, n),
-        sizes=column("<u4", 8 * n, n),
-        checksums=column("<u4", 12 * n, n),
-        levels=column("<f8", 16 * n, 2 * n * n_channels).reshape(n, n_channels, 2),
+        levels=column("<f8", 8 * n, 2 * n * n_channels).reshape(n, n_channels, 2),
+        sizes=column("<u4", chunks, m),
+        checksums=column("<u4", chunks + 4 * m, m),
     )
 
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_extract.codecs import check_compression
 from gpu_extract.errors import OutputError
-from gpu_extract.store.codecs import check_compression
 from gpu_extract.store.journal import read_journal
 
 __all__ = ["Target", "check_output", "unfinished"]

@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gpu_extract.cell_tables import H5SC_IMAGES, SparcspyTables
+from gpu_extract.codecs import compression_of
 from gpu_extract.errors import OutputError
-from gpu_extract.store.codecs import decode
-from gpu_extract.store.layout import IMAGES, LEVELS
+from gpu_extract.store.h5sc import LEVELS
+from gpu_extract.store.layout import layout_of
 from gpu_extract.store.target import unfinished
+from gpu_extract.tile_reader import TileReader
 
 __all__ = ["Verified", "verify"]
-
-TileReader = Callable[[int], NDArray[Any]]
 
 # Rows that a thread checks at a time.
 ROWS_PER_TASK = 256
@@ -67,12 +68,12 @@ class Verified:
 def verify(path: str | os.PathLike[str]) -> Verified:
     """Read a whole file of cells and check it: tables, names, shapes, and that every tile decodes.
 
-    Files of scPortrait are checked as far as they go: lzf has no checksum.
+    Files of scPortrait are checked as far as they go: lzf has no checksum, and no compression none.
 
     Parameters
     ----------
     path : path
-        An ``.h5sc`` file; it is only read.
+        An ``.h5sc`` or a classic ``single_cells.h5`` file; it is only read.
 
     Returns
     -------
@@ -90,11 +91,15 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     if path.suffix == ".partial" and not h5py.is_hdf5(path):
         raise OutputError(unfinished(path.with_suffix("")) or f"{path} is the partial file of an unfinished run")
     with _damage_told(path), h5py.File(path, "r") as file:
-        _require(IMAGES in file, f"it has no {IMAGES}")
-        images = file[IMAGES]
+        layout = layout_of(file)
+        images = file[layout.images]
         _check_images(file, images)
-        n_masks = _check_planes(file, images)
-        ids = _check_tables(file, images)
+        if layout.images == H5SC_IMAGES:
+            _check_facts(images)
+            n_masks = _check_planes(file, images)
+            ids = _check_tables(file, images)
+        else:
+            n_masks, ids = _check_classic(file, images)
         _check_tiles(images, ids)
         return Verified(
             n_cells=images.shape[0],
@@ -102,7 +107,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
             n_channels=images.shape[1] - n_masks,
             tile_size=images.shape[2],
             dtype=images.dtype,
-            compression=images.compression or "none",
+            compression=compression_of(images) or "other filters",
             nbytes=images.id.get_storage_size(),
             remains=remains,
         )
@@ -126,19 +131,22 @@ def _require(condition: Any, otherwise: str) -> None:
 
 
 def _check_images(file: h5py.File, images: Any) -> None:
-    _require(isinstance(images, h5py.Dataset), f"{IMAGES} is not a dataset")
+    _require(isinstance(images, h5py.Dataset), "its tiles are not a dataset")
     _require(images.ndim == 4 and images.shape[2] == images.shape[3], f"its tiles have shape {images.shape}")
     _require(images.dtype.kind in "fiu", f"its tiles are of type {images.dtype}")
     in_file = images.file == file and images.external is None and not images.is_virtual
     _require(in_file, "its tiles lie in other files")
+    if images.chunks is not None:
+        _check_no_chunk_missing(images)
+
+
+def _check_facts(images: h5py.Dataset) -> None:
     n_cells, n_planes, S, _ = images.shape
     facts = {name: int(images.attrs[name]) for name in ("n_cells", "n_channels", "image_size")}
     _require(
         facts == {"n_cells": n_cells, "n_channels": n_planes, "image_size": S},
         f"its tiles have shape {images.shape} and say {facts}",
     )
-    if images.chunks is not None:
-        _check_no_chunk_missing(images)
 
 
 def _check_no_chunk_missing(images: h5py.Dataset) -> None:
@@ -187,7 +195,7 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> NDArray[np.uint64]:
     _require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
     ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
     _require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
-    _check_unique(obs)
+    _check_unique(obs, [name for name in ("slide", "scportrait_cell_id") if name in obs])
     for name in (*LEVELS, "obsm/spatial"):
         if name in file:
             values = read_elem(file[name])
@@ -198,8 +206,22 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> NDArray[np.uint64]:
     return ids
 
 
-def _check_unique(obs: pd.DataFrame) -> None:
-    columns = [name for name in ("slide", "scportrait_cell_id") if name in obs]
+def _check_classic(file: h5py.File, images: h5py.Dataset) -> tuple[int, NDArray[np.uint64]]:
+    """How many planes are masks, and the ids of the cells, after index and labels have been compared."""
+    index, n_cells = file["single_cell_index"], images.shape[0]
+    _require(index.shape == (n_cells, 2), f"single_cell_index has shape {index.shape} for {n_cells} tiles")
+    _require(np.array_equal(index[:, 0], np.arange(n_cells)), "single_cell_index does not number the rows 0, 1, ...")
+    tables = SparcspyTables(file)
+    _require(len(tables.planes) == images.shape[1], f"{len(tables.planes)} planes are named for {images.shape[1]}")
+    obs = tables.obs()
+    if "label_names" in file:
+        labelled = file["single_cell_index_labelled"].asstr()[:, 1]
+        _require(np.array_equal(labelled, tables.ids.astype(str)), "single_cell_index_labelled has other ids")
+    _check_unique(obs, obs.columns.tolist())
+    return tables.n_masks, tables.ids
+
+
+def _check_unique(obs: pd.DataFrame, columns: list[str]) -> None:
     twice = np.flatnonzero(obs.duplicated(columns))
     if len(twice):
         row = twice[0]
@@ -207,7 +229,7 @@ def _check_unique(obs: pd.DataFrame) -> None:
 
 
 def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
-    read = _tile_reader(images)
+    read = TileReader(images)
     tasks = [range(row, min(row + ROWS_PER_TASK, len(ids))) for row in range(0, len(ids), ROWS_PER_TASK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
         for problem in workers.map(lambda rows: _first_problem(read, rows), tasks):
@@ -217,7 +239,7 @@ def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
                 raise OutputError(f"row {row} (cell {ids[row]}): {text}")
 
 
-def _first_problem(read: TileReader, rows: Sequence[int]) -> tuple[int, str] | None:
+def _first_problem(read: Callable[[int], NDArray[Any]], rows: Sequence[int]) -> tuple[int, str] | None:
     for row in rows:
         try:
             tile = read(row)
@@ -226,18 +248,3 @@ def _first_problem(read: TileReader, rows: Sequence[int]) -> tuple[int, str] | N
         if tile.dtype.kind == "f" and not np.isfinite(tile).all():
             return row, "its tile has values that are not finite"
     return None
-
-
-def _tile_reader(images: h5py.Dataset) -> TileReader:
-    """What reads the values of a row: our own decoder, without the GIL, where the layout is ours; else HDF5."""
-    dtype, compressed = images.dtype, images.compression == "gzip"
-    n_filters = images.id.get_create_plist().get_nfilters()
-    if images.chunks != (1, *images.shape[1:]) or n_filters != int(compressed):
-        return lambda row: np.asarray(images[row])
-    n_values, dataset = prod(images.chunks), images.id
-
-    def read(row: int) -> NDArray[Any]:
-        _, chunk = dataset.read_direct_chunk((row, 0, 0, 0))
-        return decode(chunk, dtype, n_values, compressed=compressed)
-
-    return read

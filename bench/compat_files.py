@@ -1,0 +1,55 @@
+"""The files that `compat_scportrait.sh` shows to scPortrait: one slide, a time course, and a table of slides.
+
+    python bench/compat_files.py FOLDER
+
+All from the shipped sample, and through the ways that users have: an OME-TIFF with a time axis, a CSV table.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+import gpu_extract as gx
+from gpu_extract import demo_data
+from gpu_extract.slide_table import read_slide_table
+
+
+def main() -> None:
+    """Write cells.h5sc, timecourse.h5sc and slides.h5sc."""
+    folder = Path(sys.argv[1])
+    sample = demo_data.paths()
+    gx.extract(sample.image, nucleus=sample.nucleus, cytosol=sample.cytosol, output=folder / "cells.h5sc", tile_size=64)
+
+    for name, pixels in zip(("image", "nucleus", "cytosol"), map(tifffile.imread, sample), strict=True):
+        axes = "TCYX" if pixels.ndim == 3 else "TYX"
+        # The cells wander to the left, and out of the picture.
+        frames = np.stack([shifted(pixels, n) for n in (0, 100, 200)])
+        tifffile.imwrite(folder / f"{name}.ome.tif", frames, ome=True, metadata={"axes": axes})
+    planes = {name: folder / f"{name}.ome.tif" for name in ("image", "nucleus", "cytosol")}
+    gx.extract(**planes, output=folder / "timecourse.h5sc", tile_size=64, recipe="scportrait")
+
+    names = {"axes": "CYX", "Channel": {"Name": ["DNA", "pH3", "actin"]}}
+    tifffile.imwrite(folder / "other.ome.tif", shifted(tifffile.imread(sample.image), 30), ome=True, metadata=names)
+    tifffile.imwrite(folder / "other_nucleus.tif", shifted(tifffile.imread(sample.nucleus), 30))
+    tifffile.imwrite(folder / "other_cytosol.tif", shifted(tifffile.imread(sample.cytosol), 30))
+    table = [
+        "image,nucleus,cytosol,well,replicate",
+        f"{sample.image},{sample.nucleus},{sample.cytosol},A01,1",
+        "other.ome.tif,other_nucleus.tif,other_cytosol.tif,B02,1",
+    ]
+    (folder / "slides.csv").write_text("\n".join(table))
+    gx.extract_many(read_slide_table(folder / "slides.csv"), output=folder / "slides.h5sc", tile_size=64)
+
+
+def shifted(pixels: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
+    """The pixels moved left by n columns, 0 where nothing is known."""
+    return np.concatenate([pixels[..., n:], np.zeros_like(pixels[..., :n])], axis=-1)
+
+
+if __name__ == "__main__":
+    main()

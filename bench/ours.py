@@ -1,0 +1,74 @@
+"""`gpu_extract.extract` in a process of its own, called several times; a part of the other benches.
+
+    python -m bench.ours FOLDER KIND RECIPE BORDER THREADS REPEATS
+
+Prints JSON: seconds of the import, seconds of each call (the first one also imports what it needs and loads the
+compiled kernels), the stages of the last one, and the process' peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TILE_SIZE = 128
+
+
+def main() -> None:
+    """Extract, and print what it took."""
+    folder, kind, recipe, border = Path(sys.argv[1]), *sys.argv[2:5]
+    threads, repeats = map(int, sys.argv[5:7])
+    start = time.perf_counter()
+    from gpu_extract import extract
+
+    import_seconds = time.perf_counter() - start
+    planes = {name: folder / f"{name}.{kind}" for name in ("image", "nucleus", "cytosol")}
+    output = folder / "ours.h5sc"
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        report = extract(
+            **planes,
+            output=output,
+            recipe=recipe,
+            border=border,
+            tile_size=TILE_SIZE,
+            device="cpu",
+            threads=threads,
+            overwrite=True,
+        )
+        seconds.append(time.perf_counter() - start)
+    figures = {
+        "n_cells": report.n_cells,
+        "import_seconds": import_seconds,
+        "first_call_seconds": seconds[0],
+        "call_seconds": seconds[1:],
+        "plan_seconds": seconds[-1] - report.seconds,
+        "stage_seconds": report.stage_seconds,
+        "file_bytes_per_cell": output.stat().st_size / report.n_cells,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(figures))
+
+
+def run(folder: Path, kind: str, recipe: str, border: str, threads: int, repeats: int) -> dict[str, Any]:
+    """What `main` prints, from a new process."""
+    arguments = [str(folder), kind, recipe, border, str(threads), str(repeats)]
+    # By a shell that stays: a process' peak memory counts what its parent held when it was started.
+    told = subprocess.run(
+        ["sh", "-c", '"$0" -m bench.ours "$@"; exit $?', sys.executable, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    figures: dict[str, Any] = json.loads(told.stdout)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""scPortrait's own extraction of a slide, timed; runs where scPortrait is installed, without gpu_extract.
+
+    python bench/peer_scportrait.py SLIDE_FOLDER OUTPUT_FOLDER THREADS TILE_SIZE
+
+``SLIDE_FOLDER`` has image.npy (C, H, W), nucleus.npy and cytosol.npy (H, W). The image and labels become a scPortrait
+project first, which is not timed; then ``Project.extract`` is, with the default recipe (quantiles 0.001 and 0.999,
+lzf). The last line of stdout is JSON: its own figures of time, ours of the whole call, and the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scportrait.pipeline.extraction import HDF5CellExtraction
+from scportrait.pipeline.project import Project
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel
+
+
+def main() -> None:
+    """Make the project, extract it, print the figures."""
+    slide, output = map(Path, sys.argv[1:3])
+    threads, tile_size = map(int, sys.argv[3:5])
+    config = {"threads": threads, "image_size": tile_size, "cache": str(output / "cache")}
+    for folder in ("cache", "project"):
+        (output / folder).mkdir(parents=True)
+    project = Project(
+        str(output / "project"),
+        config_path={"name": "peer", "HDF5CellExtraction": config},
+        extraction_f=HDF5CellExtraction,
+        overwrite=True,
+    )
+    store = output / "slide.zarr"
+    as_spatialdata(slide).write(store)
+    project.load_input_from_sdata(store, "image", "nucleus", "cytosol")
+    start = time.perf_counter()
+    project.extract()
+    seconds = time.perf_counter() - start
+    told = pd.read_csv(next((output / "project").rglob("benchmarking.csv"))).iloc[-1]
+    figures = {
+        "file": project.extraction_f.output_path,
+        "n_cells": int(told["Number of classes extracted"]),
+        "seconds": seconds,
+        "reported_total_seconds": float(told["Total extraction time"]),
+        "reported_extraction_seconds": float(told["Time taken to extract single cell images"]),
+    }
+    print("\n" + json.dumps(figures))
+
+
+def as_spatialdata(folder: Path) -> SpatialData:
+    """The slide as scPortrait wants it."""
+    image, nucleus, cytosol = (np.load(folder / f"{name}.npy") for name in ("image", "nucleus", "cytosol"))
+    labels = {
+        name: Labels2DModel.parse(xr.DataArray(plane, dims=("y", "x")), chunks=(1000, 1000))
+        for name, plane in (("nucleus", nucleus), ("cytosol", cytosol))
+    }
+    channels = [f"ch{c}" for c in range(len(image))]
+    # scPortrait reads images with a pyramid only.
+    pixels = Image2DModel.parse(
+        image, dims=("c", "y", "x"), c_coords=channels, chunks=(1, 1000, 1000), scale_factors=[2]
+    )
+    return SpatialData(images={"image": pixels}, labels=labels)
+
+
+if __name__ == "__main__":
+    main()

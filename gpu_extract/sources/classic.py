@@ -1,0 +1,247 @@
+"""Classic SPARCSpy projects: ``segmentation.h5``, the ``input_segmentation.h5`` of a time course, or their folder.
+
+They are told by the datasets that they hold. One slide: ``channels`` (C, H, W) and ``labels`` (M, H, W). A time
+course: ``input_images`` (T, C, H, W) and ``segmentation`` (T, M, H, W); ``labels`` (T, 1 + L) are texts, of which the
+first is the image's index and the others what the L ``label_names`` after the first call them; ``classes`` (T, ids)
+are the cells to extract. Of the M label planes the first is the nucleus, the second the cytosol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import SourceError
+from gpu_extract.labels import strips
+from gpu_extract.model import MASK_NAMES, Slide
+from gpu_extract.sources.files import SourceFile, file_format, translated
+from gpu_extract.sources.hdf5 import TIME_COURSE, opened_hdf5
+from gpu_extract.sources.id_lists import read_ids
+from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.selectors import Location, Selection
+
+__all__ = ["ClassicProject", "classic_project"]
+
+ONE_SLIDE = ("/channels", "/labels")
+# Where the files are in a project's folder, and in the folder of its segmentation.
+FILES = ("segmentation.h5", "input_segmentation.h5")
+FOLDERS = ("", "segmentation")
+CLASSES = "classes.csv"
+# More labels of an image than anybody gives; what says it has more is damaged.
+MAX_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class ClassicProject:
+    """Where the planes of a classic project are, and what it says of its slides.
+
+    Parameters
+    ----------
+    image, labels : Location
+    n_planes : int
+        How many label planes there are.
+    classes : str, optional
+        The file of the ids to extract, in a project that was given as a folder.
+    """
+
+    image: Location
+    labels: Location
+    n_planes: int
+    classes: str | None
+
+    def planes(self) -> dict[str, Location]:
+        """The label planes by name.
+
+        Raises
+        ------
+        SourceError
+            If they are more than a nucleus and a cytosol.
+        """
+        if self.n_planes > len(MASK_NAMES):
+            where = self.labels.source
+            raise SourceError(f"{self.image} has {self.n_planes} label planes; choose by --nucleus {where}#c=0")
+        chosen = self.image.selection
+        return {
+            name: replace(self.labels, plane=name, selection=Selection(c=(c,), t=chosen.t, missing=chosen.missing))
+            for c, name in enumerate(MASK_NAMES[: self.n_planes])
+        }
+
+    def described(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[Slide, ...]:
+        """The slides with the labels, ids and notices that the project has for them.
+
+        Time points whose labels are empty, and that list no cell either, are left out, which the others' notices say:
+        SPARCSpy skips them too.
+
+        Parameters
+        ----------
+        slides : sequence of Slide
+            Of all time points, or of the selected one.
+        own_planes : bool
+            Whether their label planes are the project's; its ids mean nothing in others.
+
+        Raises
+        ------
+        InputError, SourceError
+            If its tables of labels or of ids do not fit its images, or no time point has a cell.
+        """
+        notices = []
+        if slides[0].image.dtype == np.float16:
+            notices.append(
+                f"{self.image.path} holds its image as float16, as SPARCSpy's sharded segmentation stores it: whole "
+                "numbers above 2,048 are rounded in it, and 65,520 and more are infinite"
+            )
+        if self.image.inside == TIME_COURSE[0]:
+            slides, left_out = self._time_points(slides, own_planes=own_planes)
+            notices += left_out
+        if own_planes and self.classes is not None:
+            ids = np.array(read_ids(self.classes), np.uint64)
+            notices.append(
+                f"only the {len(ids):,} ids in {self.classes} are extracted; give {self.image.path} itself for all"
+            )
+            slides = [slide.only(ids) for slide in slides]
+        return tuple(replace(slide, notices=tuple(notices)) for slide in slides)
+
+    def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
+        """The slides of time points with what the file's tables say of them, and a line on those left out."""
+        file, selected = SourceFile(self.image.path, None), self.image.selection.t
+        times = range(len(slides)) if selected is None else [selected]
+        with opened_hdf5(file) as h5:
+            n_times = h5[TIME_COURSE[0]].shape[0]
+            labels = _labels(file, h5, n_times)
+            classes = _table(file, h5, "classes", n_times)
+            ids = {t: None if classes is None or not own_planes else _ids(file, classes, t) for t in times}
+        kept, left_out = [], []
+        for t, slide in zip(times, slides, strict=True):
+            listed = ids[t]
+            if listed is not None and not len(listed) and _is_empty(slide):
+                left_out.append(t)
+                continue
+            if labels is not None and t not in labels:
+                raise SourceError(f"{file} has no row for image {t} in its labels; add it, or choose others with #t=")
+            kept.append(replace(slide, labels=slide.labels if labels is None else labels[t], ids=listed))
+        if not kept:
+            raise SourceError(f"{file} has no cell in its labels and classes; segment the images first")
+        some = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
+        return kept, [f"time points of {self.image.path} without any cell are left out: {some}"] if left_out else []
+
+
+def classic_project(location: Location) -> ClassicProject | None:
+    """The project that an image's location means: a file of one, or its folder; None if it is anything else.
+
+    Raises
+    ------
+    SourceError
+        If the folder holds two.
+    """
+    classes = None
+    if os.path.isdir(location.path):
+        path = _file_in(location)
+        if path is None:
+            return None
+        location = replace(location, path=path)
+        beside = os.path.join(os.path.dirname(path), CLASSES)
+        classes = beside if os.path.isfile(beside) else None
+    if location.inside or not os.path.isfile(location.path):
+        return None
+    return _project(location, classes)
+
+
+def _file_in(folder: Location) -> str | None:
+    """The file of the project in a folder, None if there is none."""
+    paths = [os.path.join(folder.path, within, name) for within in FOLDERS for name in FILES]
+    found = [path for path in paths if os.path.isfile(path)]
+    if len(found) > 1:
+        raise SourceError(f"{folder} is a folder of several projects: {', '.join(found)}; give one of them")
+    return found[0] if found else None
+
+
+def _project(location: Location, classes: str | None) -> ClassicProject | None:
+    file = SourceFile(location.path, None)
+    if file_format(file) != "hdf5":
+        return None
+    with opened_hdf5(file) as h5:
+        for names, ndim in ((TIME_COURSE, 4), (ONE_SLIDE, 3)):
+            found = [_own(h5, name) for name in names]
+            if all(dataset is not None and dataset.ndim == ndim for dataset in found):
+                break
+        else:
+            return None
+        n_planes = int(found[1].shape[-3])
+    image = replace(location, inside=names[0])
+    return ClassicProject(image, replace(location, inside=names[1], selection=Selection()), n_planes, classes)
+
+
+def _own(h5: h5py.File, name: str) -> Any:
+    """The dataset of that name if the file itself holds it, else None; another file is never opened for it."""
+    link = h5.get(name, getlink=True)
+    dataset = h5[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        return None
+    return dataset
+
+
+def _held(file: SourceFile, h5: h5py.File, name: str) -> Any:
+    """The dataset of that name; None if nothing has the name."""
+    dataset = _own(h5, name)
+    if dataset is None and h5.get(name, getlink=True) is not None:
+        raise SourceError(f"{file} does not hold {name} itself but a link or a group; copy the dataset into it")
+    return dataset
+
+
+def _table(file: SourceFile, h5: h5py.File, name: str, n_times: int) -> Any:
+    """A dataset with a row an image; None if there is none."""
+    table = _held(file, h5, name)
+    if table is not None and (table.ndim not in (1, 2) or table.shape[0] != n_times):
+        raise SourceError(f"{file} has {name} of shape {table.shape} for {n_times} images; it must have a row for each")
+    return table
+
+
+def _labels(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[str, str]] | None:
+    """The labels of each image by its index; None if the file has none."""
+    table, names = _table(file, h5, "labels", n_times), _held(file, h5, "label_names")
+    if table is None or names is None:
+        return None
+    if names.ndim != 1 or not 0 < len(names) <= MAX_LABELS or table.shape[1:] != names.shape:
+        raise SourceError(f"{file} has label_names of shape {names.shape} for labels of shape {table.shape}")
+    with translated(f"{file} has labels that are no text"):
+        keys = [_text(name) for name in names[:]]
+        rows = [[_text(value) for value in row] for row in table[:]]
+    if len(set(keys)) < len(keys):
+        raise SourceError(f"{file} has label_names that are not all different: {cleaned(', '.join(keys))}")
+    labels: dict[int, dict[str, str]] = {}
+    for index, *values in rows:
+        if not index:
+            continue  # SPARCSpy leaves the rows of images that it never got empty
+        if not index.isdecimal() or int(index) >= n_times or int(index) in labels:
+            raise SourceError(
+                f"{file} has labels of the image {cleaned(index)!r}; their first column must be the images' own "
+                f"indices, 0 to {n_times - 1}, each once"
+            )
+        labels[int(index)] = dict(zip(keys[1:], values, strict=True))
+    return labels
+
+
+def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
+    """The ids that `classes` lists for an image, without the background."""
+    with translated(f"{file} has damaged classes"):
+        listed = np.asarray(classes[t]).ravel()
+        with np.errstate(invalid="ignore"):
+            ids = listed.astype(np.uint64)
+        if (listed < 0).any() or (ids != listed).any():
+            raise SourceError(f"{file} has classes of image {t} that are no ids; they must be whole numbers from 1")
+    return np.setdiff1d(ids, np.zeros(1, np.uint64))
+
+
+def _is_empty(slide: Slide) -> bool:
+    """Whether the label planes are background all over."""
+    return not any(labels.any() for raster in slide.masks.values() for _, labels in strips(raster))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,29 @@
+"""Lengths in micrometres, from numbers and units as files state them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["pixel_size"]
+
+# As OME-XML, OME-Zarr (UDUNITS-2) and ImageJ write them, in lower case; whatever else, such as "pixel", is no length.
+UM_PER_UNIT = {
+    **dict.fromkeys(("pm", "picometer"), 1e-6),
+    **dict.fromkeys(("å", "angstrom"), 1e-4),
+    **dict.fromkeys(("nm", "nanometer"), 1e-3),
+    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer"), 1.0),
+    **dict.fromkeys(("mm", "millimeter"), 1e3),
+    **dict.fromkeys(("cm", "centimeter"), 1e4),
+    **dict.fromkeys(("m", "meter"), 1e6),
+    **dict.fromkeys(("in", "inch"), 25400.0),
+}
+
+
+def pixel_size(y: Any, x: Any, unit_y: Any, unit_x: Any) -> tuple[float, float] | None:
+    """The size of a pixel (y, x) in um, None where these are no positive lengths."""
+    try:
+        size = float(y) * UM_PER_UNIT[str(unit_y).lower()], float(x) * UM_PER_UNIT[str(unit_x).lower()]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return size if all(math.isfinite(side) and side > 0 for side in size) else None

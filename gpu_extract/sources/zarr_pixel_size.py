@@ -1,0 +1,66 @@
+"""The size of a pixel from the coordinate transformations of OME-Zarr and SpatialData."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gpu_extract.sources.units import pixel_size
+
+__all__ = ["zarr_pixel_size"]
+
+
+def zarr_pixel_size(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(y, x) in um of the pixels of one level; None where it is not stated.
+
+    Parameters
+    ----------
+    image : mapping
+        An entry of ``multiscales``. A scale of its own, which applies to all levels, is that of OME-Zarr, or in
+        SpatialData one that leads to a coordinate system whose axes, or whose name, are a unit of length.
+    dataset : mapping
+        One of its ``datasets``.
+    """
+    level = _scale(dataset.get("coordinateTransformations", ()))
+    whole = image.get("coordinateTransformations", ())
+    for each in whole:
+        if "output" in each:
+            system, factors = each["output"], _scale([each])
+            for units in (_units(system.get("axes", ())), (system.get("name"),) * 2):
+                size = _size(level, factors, units)
+                if size is not None:
+                    return size
+    return _size(level, _scale(each for each in whole if "output" not in each), _units(image.get("axes", ())))
+
+
+def _size(
+    level: tuple[float, float] | None, factors: tuple[float, float] | None, units: tuple[Any, Any]
+) -> tuple[float, float] | None:
+    if level is None or factors is None:
+        return None
+    return pixel_size(level[0] * factors[0], level[1] * factors[1], *units)
+
+
+def _units(axes: Sequence[Any]) -> tuple[Any, Any]:
+    """The units of y and x, the last two axes."""
+    y, x = (axis.get("unit") if isinstance(axis, Mapping) else None for axis in [None, None, *axes][-2:])
+    return y, x
+
+
+def _scale(transformations: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """The factors (y, x) of transformations one after the other; None if there are others than scales and shifts."""
+    y = x = 1.0
+    for each in transformations:
+        match each.get("type"):
+            case "identity" | "translation":
+                continue
+            case "scale":
+                y, x = y * float(each["scale"][-2]), x * float(each["scale"][-1])
+            case "sequence":
+                inner = _scale(each["transformations"])
+                if inner is None:
+                    return None
+                y, x = y * inner[0], x * inner[1]
+            case _:
+                return None
+    return y, x
