@@ -27,8 +27,8 @@ def call_store(values, box, outside, unit, output, plane, filled):
 
 
 @njit
-def call_quantile_pair(pool, zeros, lower, upper, scratch):
-    return quantile_pair(pool, zeros, lower, upper, scratch)
+def call_quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch):
+    return quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch)
 
 
 @njit
@@ -220,8 +220,25 @@ def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
     everything = np.concatenate([values, np.zeros(zeros)])
     scratch = np.empty(len(everything) + cpu_quantiles.SCRATCH)
     for pair in ((lower, upper), (0.001, 0.999)):
-        found = call_quantile_pair(values, zeros, *pair, scratch)
+        found = call_quantile_pair(values, 0, 0, 1, len(values), zeros, *pair, scratch)
         assert found == (tuple(np.quantile(everything, pair)) if len(everything) else (0.0, 0.0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32"])
+def test_quantiles_of_a_part_of_an_image_are_numpys(dtype):
+    rng = np.random.default_rng(3)
+    info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    for height, width in ((1, 1), (5, 63), (70, 64), (40, 130)):
+        low, high = max(info.min, -40000), min(info.max, 70000) + 1
+        image = rng.integers(low, high, (90, 140)).astype(dtype)
+        image[rng.random(image.shape) < 0.3] = low
+        part = image[7 : 7 + height, 3 : 3 + width].astype(np.float64).ravel()
+        for zeros in (0, 1, 50):
+            everything = np.concatenate([part, np.zeros(zeros)])
+            scratch = np.empty(len(everything) + cpu_quantiles.SCRATCH)
+            for pair in ((0.001, 0.999), (0.0, 1.0), (0.3, 0.5)):
+                found = call_quantile_pair(image.ravel(), 7 * 140 + 3, 140, height, width, zeros, *pair, scratch)
+                assert found == tuple(np.quantile(everything, pair))
 
 
 @given(st.lists(st.integers(-50, 50), max_size=300))

@@ -32,7 +32,9 @@ def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, o
     pointer = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
     values = builder.load(pointer, align=context.get_abi_sizeof(element))
     every = spread(builder, scalar, vector)
-    compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_unsigned
+    compare = builder.fcmp_ordered
+    if isinstance(kind, types.Integer):
+        compare = builder.icmp_signed if kind.signed else builder.icmp_unsigned
     return builder.bitcast(compare(operator, values, every), ir.IntType(LANES))
 
 
@@ -40,7 +42,7 @@ def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, o
 def equal_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
     """Which of ``array[start : start + 64]`` equal ``value``; bit i of a uint64 for value i.
 
-    The array is one-dimensional and contiguous, of unsigned integers; the 64 values are within it.
+    The array is one-dimensional and contiguous; the 64 values are within it.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -51,7 +53,7 @@ def equal_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
 
 @intrinsic
 def above_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Which of ``array[start : start + 64]``, floats, are above ``value``; as `equal_word`."""
+    """Which of ``array[start : start + 64]``, are above ``value``; as `equal_word`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, ">")
@@ -61,7 +63,7 @@ def above_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
 
 @intrinsic
 def below_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Which of ``array[start : start + 64]``, floats, are below ``value``; as `equal_word`."""
+    """Which of ``array[start : start + 64]``, are below ``value``; as `equal_word`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, "<")

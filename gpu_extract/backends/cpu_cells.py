@@ -198,17 +198,20 @@ def make_channel(window, y, x, c, box, options, numbers, scratch, used):
     load(window.image, start, window.row_stride, window.height, window.width, y, x, box, values)
     if options.cut_before and options.apply_masks:
         multiply(values, soft)
-    pool, zeros = values, n_pixels - size
-    if options.pixels == PIXELS_MASK:
-        part = slide_box(window, y, x, scratch.boxes[0])
-        n = gather(values, box, scratch.region, part, scratch.pool)
-        pool, zeros = scratch.pool[:n], 0
-    elif options.pixels == PIXELS_TILE and not options.cut_before:
-        whole = scratch.boxes[2]
-        load(window.image, start, window.row_stride, window.height, window.width, y, x, whole, scratch.pool)
-        pool, zeros = scratch.pool, 0
-    if options.pixels != PIXELS_GIVEN:
-        used[0], used[1] = quantile_pair(pool, zeros, numbers.lower, numbers.upper, scratch.room)
+    lower, upper = numbers.lower, numbers.upper
+    if options.pixels == PIXELS_TILE and not options.cut_before:
+        top, left, bottom, right = slide_box(window, y, x, scratch.boxes[2])
+        rows, n = max(bottom - top, 0), max(right - left, 0)
+        first, stride = start + (y + top) * window.row_stride + x + left, window.row_stride
+        zeros = n_pixels - rows * n
+        used[0], used[1] = quantile_pair(window.image, first, stride, rows, n, zeros, lower, upper, scratch.room)
+    elif options.pixels != PIXELS_GIVEN:
+        pool, n, zeros = values, size, n_pixels - size
+        if options.pixels == PIXELS_MASK:
+            part = slide_box(window, y, x, scratch.boxes[0])
+            n = gather(values, box, scratch.region, part, scratch.pool)
+            pool, zeros = scratch.pool, 0
+        used[0], used[1] = quantile_pair(pool, 0, n, 1, n, zeros, lower, upper, scratch.room)
     outside = 0.0
     if options.scale:
         scale(values, used[0], used[1], options.flat_zero)

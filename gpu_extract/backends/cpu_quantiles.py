@@ -12,16 +12,22 @@ __all__ = ["SCRATCH", "quantile_pair"]
 
 # What `extremes` holds besides two times the values it keeps.
 SCRATCH = 192
+EVERY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @inner
-def quantile_pair(pool, zeros, lower, upper, scratch):
-    """Two of numpy's linear quantiles of the pool and ``zeros`` zeros besides; (0, 0) of nothing.
+def quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch):
+    """Two of numpy's linear quantiles of some pixels and ``zeros`` zeros besides; (0, 0) of nothing.
 
-    ``scratch`` has room for all of them and `SCRATCH` more.
+    Parameters
+    ----------
+    pixels : (...,), any pixel type
+        Of which row y are the ``n`` from ``start + y * stride``.
+    scratch : (m,) float64
+        With room for all of them and the zeros and `SCRATCH` more.
     """
     lo, hi = 0.0, 0.0
-    total = pool.shape[0] + zeros
+    total = rows * n + zeros
     if total == 0:
         return lo, hi
     for q in (lower, upper):
@@ -29,27 +35,28 @@ def quantile_pair(pool, zeros, lower, upper, scratch):
         before = min(int(np.floor(position)), total - 1)
         after = min(before + 1, total - 1)
         fraction = position - np.floor(position)
-        a, b = ranked(pool, zeros, before, after, scratch)
+        a, b = ranked(pixels, start, stride, rows, n, zeros, before, after, scratch)
         # numpy interpolates from the nearer end, which makes the last bit depend on the fraction.
         lo, hi = hi, b - (b - a) * (1 - fraction) if fraction >= 0.5 else a + (b - a) * fraction
     return lo, hi
 
 
 @inner
-def ranked(pool, zeros, before, after, scratch):
-    """The values of rank ``before`` and ``after``, its successor or itself, of the pool and ``zeros`` zeros."""
-    size = pool.shape[0]
-    total = size + zeros
+def ranked(pixels, start, stride, rows, n, zeros, before, after, scratch):
+    """The values of rank ``before`` and ``after``, its successor or itself; the rest as for `quantile_pair`."""
+    total = rows * n + zeros
     if 2 * (after + 1) < total:
-        extremes(pool, zeros, after + 1, -1.0, scratch)
+        extremes(pixels, start, stride, rows, n, zeros, after + 1, -1.0, scratch)
         b, a = two_smallest(scratch[: after + 1])
         return 0.0 - (a if after > before else b), 0.0 - b
     if 2 * (total - before) < total:
-        extremes(pool, zeros, total - before, 1.0, scratch)
+        extremes(pixels, start, stride, rows, n, zeros, total - before, 1.0, scratch)
         a, b = two_smallest(scratch[: total - before])
         return a, b if after > before else a
-    for i in range(total):
-        scratch[i] = pool[i] if i < size else 0.0
+    for y in range(rows):
+        for x in range(n):
+            scratch[y * n + x] = pixels[start + y * stride + x]
+    scratch[rows * n : total] = 0.0
     partition(scratch[:total], before)
     a = scratch[before]
     return a, two_smallest(scratch[after:total])[0]
@@ -68,34 +75,32 @@ def two_smallest(values):
 
 
 @inner
-def extremes(pool, zeros, keep, sign, kept):
-    """Write the ``keep`` largest of ``sign * pool`` and ``zeros`` zeros into ``kept``, in any order.
+def extremes(pixels, start, stride, rows, n, zeros, keep, sign, kept):
+    """Write the ``keep`` largest of ``sign`` times the pixels and ``zeros`` zeros into ``kept``, in any order.
 
     What is beyond the threshold is collected; when twice as many are there as wanted, they are thinned out, and the
-    threshold is the least of what is left.
+    threshold is the least of what is left. It is a pixel or 0, so that pixels are compared in their own type.
     """
-    size = pool.shape[0]
     count = min(zeros, keep)
     kept[:count] = 0.0
-    threshold = 0.0 if count == keep else -np.inf
-    most = 2 * keep + SCRATCH - 64
-    i = 0
-    while i < size:
-        if i + 64 <= size:
-            word = above_word(pool, i, threshold) if sign > 0 else below_word(pool, i, -threshold)
+    threshold = 0.0
+    has_threshold = count == keep
+    for y in range(rows):
+        for x in range(0, n, 64):
+            at, size = start + y * stride + x, min(64, n - x)
+            word = EVERY >> np.uint64(64 - size)
+            if has_threshold and size == 64:
+                beyond = pixels.dtype.type(sign * threshold)
+                word = above_word(pixels, at, beyond) if sign > 0 else below_word(pixels, at, beyond)
             while word != np.uint64(0):
-                kept[count] = sign * pool[i + first_bit(word)]
-                count += 1
+                value = sign * pixels[at + first_bit(word)]
+                if not has_threshold or value > threshold:
+                    kept[count] = value
+                    count += 1
                 word &= word - np.uint64(1)
-            i += 64
-        else:
-            if sign * pool[i] > threshold:
-                kept[count] = sign * pool[i]
-                count += 1
-            i += 1
-        if count > most - 64:
-            threshold = keep_largest(kept[:count], keep)
-            count = keep
+            if count > 2 * keep + SCRATCH - 128:
+                threshold, has_threshold = keep_largest(kept[:count], keep), True
+                count = keep
     if count > keep:
         keep_largest(kept[:count], keep)
 
