@@ -140,9 +140,8 @@ class Slide:
 
     def read(self, box: tuple[int, int, int, int]) -> Window:
         """The image and label pixels of a box (y0, x0, y1, x1) within the slide."""
-        image = np.ascontiguousarray(self.image.read(*box))
-        labels = tuple(np.ascontiguousarray(raster.read(*box)[0]) for raster in self.masks.values())
-        return Window(image, labels, y0=box[0], x0=box[1])
+        labels = tuple(raster.read(*box)[0] for raster in self.masks.values())
+        return Window(self.image.read(*box), labels, y0=box[0], x0=box[1])
 
 
 @dataclass(frozen=True)
@@ -242,6 +241,8 @@ class Batch:
         (y, x) of each tile's first pixel on the slide; may lie outside it.
     box : (y0, x0, y1, x1), pixels
         The part of the slide that all tiles together cover.
+    boxes : (n, 4) int64, pixels, or None
+        The part of the slide that holds all of a cell's labels; None where that is not known.
     """
 
     slide: int
@@ -249,6 +250,7 @@ class Batch:
     ids: NDArray[np.uint64]
     corners: NDArray[np.int64]
     box: tuple[int, int, int, int]
+    boxes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,8 +1,10 @@
 """The way of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
 
-One thread reads, ``threads`` threads compute and encode (a GPU has threads of its own), the caller's thread
-writes. Each stage works a few batches ahead of the next one and no further, so a slow disk stops the reader. An
-error in any stage stops the others and is raised in the caller's thread.
+One thread reads, ``threads`` threads compute and encode, the caller's thread writes. On the CPU a thread encodes a few
+cells as soon as it has computed them, while they are in its cache, and in the same memory again and again; a GPU's
+large batches are computed by threads of its own, and cut up to be encoded. Each stage works a few batches ahead of
+the next one and no further, so a slow disk stops the reader. An error in any stage stops the others and is raised in
+the caller's thread.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpu_extract.backends import Backend
+from gpu_extract.backends import Backend, Extract, ExtractInPieces
 from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
 from gpu_extract.planning import Plan, batches
-from gpu_extract.store import CellStore, EncodedCells, encode, gather
+from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, gather
 
 __all__ = ["Progress", "Report", "default_threads", "run", "tiles"]
 
@@ -96,6 +99,17 @@ class Stopwatch:
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def each(self, name: str, items: Iterable[In]) -> Iterator[In]:
+        """The items, with the time that each takes to come added to a stage."""
+        remaining = iter(items)
+        while True:
+            with self.stage(name):
+                try:
+                    item = next(remaining)
+                except StopIteration:
+                    return
+            yield item
+
 
 def default_threads() -> int:
     """The cores that this process may use."""
@@ -114,22 +128,12 @@ def run(
     flat = np.zeros(len(plan.program.cut), np.int64)
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
-
-            def encoded(images: CellImages) -> tuple[EncodedCells, CellImages]:
-                with watch.stage("encode"):
-                    return encode(images, store.format), images
-
             written = 0
-            computed = tiles(plan, backend, workers, threads, watch, chunk_cells=store.format.shape[0])
-            if store.format.shape[0] == 1:
-                computed = pieces(computed)
-            else:
-                computed = gather(computed, store.format, len(plan.cells))
-            for chunks, images in in_order(workers, encoded, computed, ahead=threads + 1):
+            for chunks in encoded(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                flat += (images.levels[:, :, 0] == images.levels[:, :, 1]).sum(axis=0)
-                written += len(images)
+                flat += (chunks.levels[:, :, 0] == chunks.levels[:, :, 1]).sum(axis=0)
+                written += len(chunks)
                 progress(written, len(plan.cells))
         with watch.stage("write"):
             path = store.finish()
@@ -152,6 +156,44 @@ def run(
     )
 
 
+def encoded(
+    plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
+) -> Iterator[EncodedCells]:
+    """The plan's cells as they are written, in the order of `batches`."""
+
+    def encode_piece(images: CellImages) -> EncodedCells:
+        with watch.stage("encode"):
+            return encode(images, format)
+
+    chunk_cells = format.shape[0]
+    if backend.streams or chunk_cells > 1:
+        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
+        cut_up = pieces(computed) if chunk_cells == 1 else gather(computed, format, len(plan.cells))
+        yield from in_order(workers, encode_piece, cut_up, ahead=threads + 1)
+        return
+
+    levels = checked_levels(plan)
+    extract = backend.extract_in_pieces or in_one_piece(backend.extract)
+
+    def compute_and_encode(task: tuple[Batch, Window]) -> list[EncodedCells]:
+        batch, window = task
+        computed = watch.each("compute", extract(window, batch, plan.program, levels[batch.slide]))
+        return [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
+
+    with windows(plan, backend, watch) as read:
+        for chunks in in_order(workers, compute_and_encode, read, ahead=threads + 1):
+            yield from chunks
+
+
+def in_one_piece(extract: Extract) -> ExtractInPieces:
+    """The extraction of a batch as one that gives it in pieces, of which there is one."""
+
+    def extract_in_pieces(*task: Any) -> Iterator[CellImages]:
+        yield extract(*task)
+
+    return extract_in_pieces
+
+
 def tiles(
     plan: Plan,
     backend: Backend,
@@ -167,18 +209,7 @@ def tiles(
     ``on_device`` leaves the tiles where they were computed.
     """
     watch = watch or Stopwatch()
-    recipe = plan.program.recipe
-    if recipe.nonfinite == "error":
-        for slide in plan.slides:
-            check_finite(slide)
-    levels = slide_levels(plan.slides, plan.program)
-
-    def read(batch: Batch) -> tuple[Batch, Window]:
-        with watch.stage("read"):
-            window = plan.slides[batch.slide].read(batch.box)
-            if recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
-                window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
-            return batch, window
+    levels = checked_levels(plan)
 
     def compute(task: tuple[Batch, Window]) -> CellImages:
         batch, window = task
@@ -190,12 +221,36 @@ def tiles(
     if on_device and backend.extract_on_device:
         extract = backend.extract_on_device
     with ExitStack() as pools:
-        reader = pools.enter_context(ThreadPoolExecutor(1, "gpu-extract-read"))
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
-        windows = in_order(reader, read, batches(plan, backend.limits, chunk_cells), ahead=WINDOWS_AHEAD)
-        yield from in_order(workers, compute, windows, ahead=threads + 1)
+        read = pools.enter_context(windows(plan, backend, watch, chunk_cells))
+        yield from in_order(workers, compute, read, ahead=threads + 1)
+
+
+def checked_levels(plan: Plan) -> list[NDArray[np.float64] | None]:
+    """The levels of each slide, None where each cell has its own; refuses pixels that are not finite."""
+    if plan.program.recipe.nonfinite == "error":
+        for slide in plan.slides:
+            check_finite(slide)
+    return slide_levels(plan.slides, plan.program)
+
+
+@contextmanager
+def windows(
+    plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
+) -> Iterator[Iterator[tuple[Batch, Window]]]:
+    """The plan's batches, each with its window, read ahead by a thread of their own."""
+
+    def read(batch: Batch) -> tuple[Batch, Window]:
+        with watch.stage("read"):
+            window = plan.slides[batch.slide].read(batch.box)
+            if plan.program.recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
+                window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
+            return batch, window
+
+    with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
+        yield in_order(reader, read, batches(plan, backend.limits, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
 def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:

@@ -369,4 +369,4 @@ def _batch(plan: Plan, rows: NDArray[np.int64], corners: NDArray[np.int64]) -> B
     H, W = plan.slides[slide].size
     y0, x0 = np.maximum(corners[rows].min(axis=0), 0).tolist()
     y1, x1 = np.minimum(corners[rows].max(axis=0) + plan.program.recipe.tile_size, (H, W)).tolist()
-    return Batch(slide, rows, plan.cells.ids[rows], corners[rows], (y0, x0, y1, x1))
+    return Batch(slide, rows, plan.cells.ids[rows], corners[rows], (y0, x0, y1, x1), plan.cells.boxes[rows])

@@ -6,7 +6,7 @@ Each backend is a function ``extract(window, batch, program, levels) -> CellImag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +18,7 @@ from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import Batch, BatchLimits, CellImages, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["DEVICES", "Backend", "choose", "why_not"]
+__all__ = ["DEVICES", "Backend", "Extract", "ExtractInPieces", "choose", "why_not"]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
@@ -27,6 +27,7 @@ GPU_CELLS = 2048
 GPU_NBYTES = 512 << 20
 
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
+ExtractInPieces = Callable[[Window, Batch, Program, NDArray[np.float64] | None], Iterator[CellImages]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Backend:
         `labels.label_statistics`, or the same on the device.
     extract_on_device : callable or None
         The same with the result left on the device.
+    extract_in_pieces : callable or None
+        The same, a few cells at a time, each in memory that the next few overwrite.
     notices : list of str
         What happened that the user should know, one line each.
     """
@@ -56,6 +59,7 @@ class Backend:
     streams: int | None = None
     statistics: Statistics = label_statistics
     extract_on_device: Extract | None = None
+    extract_in_pieces: ExtractInPieces | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -91,7 +95,7 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
     if device == "cpu":
         from gpu_extract.backends import cpu
 
-        return Backend(device, cpu.extract)
+        return Backend(device, cpu.extract, extract_in_pieces=cpu.extract_in_pieces)
     raise DeviceError(f"unknown device {device!r}; it must be one of {', '.join(DEVICES)}")
 
 

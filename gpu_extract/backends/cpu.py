@@ -1,80 +1,139 @@
-"""The cpu backend: the kernels of `cpu_kernels` over a batch, without the GIL."""
+"""The cpu backend: the kernels of `cpu_cells` over a batch, without the GIL."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends import cpu_kernels as kernels
+from gpu_extract.backends import cpu_planes
+from gpu_extract.backends.cpu_blur import edge_tables
+from gpu_extract.backends.cpu_cells import Numbers, Options, Pixels, Steps, extract_cells, scratch_memory
 from gpu_extract.backends.program_tables import mask_tables, quantile_pixels
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["extract"]
+__all__ = ["extract", "extract_in_pieces"]
+
+# Their tiles stay in the second cache of a core until they are encoded; more cells gain nothing.
+PIECE_CELLS = 8
+
+_of_thread = threading.local()
 
 
-class Options(NamedTuple):
-    """The recipe's choices as the kernels read them."""
+class Tiles(NamedTuple):
+    """Memory for finished tiles: 0 outside of the boxes, now and after each use."""
 
-    output: int  # how values are written: OUTPUT_HALF (float16 as bits), OUTPUT_FLOAT, OUTPUT_INTEGER
-    exclude: bool
-    apply_masks: bool
-    cut_before: bool
-    pixels: int  # where quantiles are taken: PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN
-    scale: bool
-    flat_zero: bool
-    stretch: NDArray[np.bool_]  # (C,)
+    images: NDArray[Any]  # (n, K, S, S), the output type
+    boxes: NDArray[np.int64]  # (n, K, 4)
 
 
-class Numbers(NamedTuple):
-    """The recipe's numbers as the kernels read them."""
-
-    unit: float
-    lower: float
-    upper: float
+def blank(n_cells: int, program: Program) -> Tiles:
+    """Memory for so many tiles, all 0."""
+    boxes = np.zeros((n_cells, program.n_planes, 4), np.int64)
+    return Tiles(np.zeros((n_cells, *program.tile_shape), program.output_dtype), boxes)
 
 
 def extract(window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None) -> CellImages:
     """The finished tiles of a batch; parameters and result as for `reference.extract`."""
-    n, C = len(batch), len(program.cut)
+    (cells,) = _extract(window, batch, program, levels, len(batch), blank(len(batch), program))
+    return cells
+
+
+def extract_in_pieces(
+    window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None
+) -> Iterator[CellImages]:
+    """The finished tiles of a batch, a few cells at a time, in memory that the next few overwrite."""
+    return _extract(window, batch, program, levels, PIECE_CELLS, _kept(blank, PIECE_CELLS, program))
+
+
+def _extract(
+    window: Window,
+    batch: Batch,
+    program: Program,
+    levels: NDArray[np.float64] | None,
+    n_cells: int,
+    tiles: Tiles,
+) -> Iterator[CellImages]:
+    C = len(program.cut)
     levels = program.fixed_levels if levels is None else levels
-    images = np.empty((n, *program.tile_shape), program.output_dtype)
-    used = np.empty((n, C, 2))
-    labels = label_planes(window.labels)
+    pixels, steps = pixels_of(window), steps_of(program)
+    ids, corners = batch.ids.astype(pixels.labels[0].dtype), batch.corners - (window.y0, window.x0)
+    parts = label_parts(batch, program.recipe.tile_size)
+    options, numbers = options_of(program, levels), Numbers(program.unit, *program.recipe.quantiles)
+    levels = np.empty((C, 2)) if levels is None else levels
+    scratch = _kept(scratch_memory, program.recipe.tile_size, steps.weights.shape[1])
+    for start in range(0, max(len(batch), 1), max(n_cells, 1)):
+        part = slice(start, start + n_cells)
+        rows = batch.rows[part]
+        images, boxes = tiles.images[: len(rows)], tiles.boxes[: len(rows)]
+        out = images.view(np.uint16) if program.output_dtype == np.float16 else images
+        used = np.empty((len(rows), C, 2))
+        extract_cells(
+            pixels, ids[part], corners[part], parts[part], steps, options, numbers, levels, scratch, out, boxes, used
+        )
+        yield CellImages(rows, batch.ids[part], images, used, boxes)
+
+
+def _kept(make: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``make`` gave this thread for the same arguments the last time, or gives it now."""
+    kept: dict[Any, Any] = _of_thread.__dict__.setdefault("kept", {})
+    if make not in kept or kept[make][0] != arguments:
+        kept[make] = arguments, make(*arguments)
+    return kept[make][1]
+
+
+def pixels_of(window: Window) -> Pixels:
+    """The window as the kernels read it: where it lies if it can be read there, else a copy."""
     image = window.image.astype(np.float32) if window.image.dtype == np.float16 else window.image
+    # Ids are not negative, so their bits are those of the unsigned type; with two planes, of the wider one's.
+    itemsize = max(plane.dtype.itemsize for plane in window.labels)
+    planes = [flat(plane.astype(f"u{itemsize}", copy=False)[np.newaxis]) for plane in window.labels]
+    (first, _, first_stride), (last, _, last_stride) = planes[0], planes[-1]
+    return Pixels(*flat(image), (first, last), (first_stride, last_stride), *window.image.shape[1:])
+
+
+def flat(planes: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
+    """Planes (P, h, w) as the memory (n,) from their first pixel to their last, and the plane and row strides in it.
+
+    A copy where a row is not contiguous, or pixels do not lie at whole numbers of pixels. The memory is read-only:
+    numba compiles for what is writable and what is not apart.
+    """
+    strides = planes.strides
+    whole = min(strides) >= 0 and not any(stride % planes.itemsize for stride in strides)
+    if strides[2] != planes.itemsize or not whole or not planes.flags.aligned:
+        planes = np.ascontiguousarray(planes)
+    plane, row, _ = (stride // planes.itemsize for stride in planes.strides)
+    P, h, w = planes.shape
+    n = (P - 1) * plane + (h - 1) * row + w if planes.size else 0
+    memory = np.lib.stride_tricks.as_strided(planes, (n,), (planes.itemsize,), writeable=False)
+    return memory, plane, row
+
+
+def label_parts(batch: Batch, size: int) -> NDArray[np.int64]:
+    """The part of each tile, (n, 4), in which the cell's labels lie; all of it where that is not known."""
+    if batch.boxes is None:
+        return np.tile(np.array([0, 0, size, size]), (len(batch), 1))
+    return np.clip(batch.boxes - np.tile(batch.corners, 2), 0, size)
+
+
+def steps_of(program: Program) -> Steps:
+    """The program's masks as the kernels read them."""
     masks, weights = mask_tables(program)
-    kernels.extract_cells(
-        image,
-        labels,
-        batch.ids.astype(labels[0].dtype),
-        batch.corners - (window.y0, window.x0),
-        masks,
-        weights,
-        np.array(program.stored),
-        np.array(program.cut),
-        options(program, levels),
-        Numbers(program.unit, *program.recipe.quantiles),
-        np.empty((C, 2)) if levels is None else levels,
-        images.view(np.uint16) if program.output_dtype == np.float16 else images,
-        used,
+    return Steps(
+        masks, weights, edge_tables(weights, program.recipe.tile_size), np.array(program.stored), np.array(program.cut)
     )
-    return CellImages(batch.rows, batch.ids, images, used)
 
 
-def label_planes(planes: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
-    """The label planes as uint32, or all as uint64 where one has 64 bits; ids are not negative."""
-    wide = any(plane.dtype.itemsize > 4 for plane in planes)
-    return tuple(np.ascontiguousarray(plane, np.uint64 if wide else np.uint32) for plane in planes)
-
-
-def options(program: Program, levels: NDArray[np.float64] | None) -> Options:
+def options_of(program: Program, levels: NDArray[np.float64] | None) -> Options:
     """The recipe's choices; ``levels`` is None where each cell has its own quantiles."""
     recipe = program.recipe
-    output = kernels.OUTPUT_FLOAT if program.output_dtype.kind == "f" else kernels.OUTPUT_INTEGER
+    output = cpu_planes.OUTPUT_FLOAT if program.output_dtype.kind == "f" else cpu_planes.OUTPUT_INTEGER
     return Options(
-        output=kernels.OUTPUT_HALF if program.output_dtype == np.float16 else output,
+        output=cpu_planes.OUTPUT_HALF if program.output_dtype == np.float16 else output,
         exclude=recipe.neighbours == "exclude",
         apply_masks=recipe.apply_masks,
         cut_before=recipe.cut == "before",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import GpuExtractError, SourceError
+from gpu_extract.sources.maps import SHARED
 from gpu_extract.sources.names import cleaned
 
 __all__ = ["READABLE", "SourceFile", "file_description", "file_format", "translated"]
@@ -81,16 +82,25 @@ class SourceFile:
             yield stream
 
     def mapped(
-        self, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], order: Literal["C", "F"] = "C"
+        self,
+        dtype: np.dtype[Any],
+        offset: int,
+        shape: tuple[int, ...],
+        order: Literal["C", "F"] = "C",
+        *,
+        nbytes: int,
     ) -> NDArray[Any]:
-        """A part of the file as a read-only array; its pages are read when they are touched.
+        """A part of the file as a read-only array, of which ``nbytes`` will be read, when they are touched.
 
         Raises
         ------
         SourceError
         """
         with self.open() as stream, translated(f"{self} cannot be read"):
-            return np.memmap(stream, dtype, "r", offset, shape, order)
+            pixels: NDArray[Any] = np.ndarray(
+                shape, dtype, SHARED.map(stream, hash(self._stamp), nbytes), offset, order=order
+            )
+            return pixels
 
     def _status(self) -> os.stat_result:
         try:

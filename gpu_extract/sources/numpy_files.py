@@ -47,7 +47,8 @@ class NpyRaster:
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
-        array = self._file.mapped(self._dtype, self._offset, self._shape, self._order)
+        nbytes = self.shape[0] * (y1 - y0) * (x1 - x0) * self._dtype.itemsize
+        array = self._file.mapped(self._dtype, self._offset, self._shape, self._order, nbytes=nbytes)
         return read_box(array, y0, x0, y1, x1)
 
 

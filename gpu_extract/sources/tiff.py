@@ -14,12 +14,13 @@ from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import tiff_checks
+from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
 from gpu_extract.sources.segments import SHARED, SegmentCache
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range
-from gpu_extract.sources.tiff_plane import TiffPlane
+from gpu_extract.sources.tiff_plane import TiffPlane, mapped_together
 from gpu_extract.sources.units import pixel_size
 
 __all__ = ["TiffRaster", "open_tiff"]
@@ -68,11 +69,14 @@ class TiffRaster:
         SourceError
             If a strip or tile cannot be decoded, or the file has changed.
         """
+        mapped = mapped_together(self._planes, (y1 - y0) * (x1 - x0))
+        if mapped is not None:
+            return read_box(mapped, y0, x0, y1, x1)
         pixels = np.empty((len(self._planes), y1 - y0, x1 - x0), self.dtype)
         keys: list[Key] = []
         for index, plane in enumerate(self._planes):
             if plane.is_raw:
-                pixels[index] = plane.mapped()[y0:y1, x0:x1]
+                pixels[index] = plane.mapped(pixels[index].size)[y0:y1, x0:x1]
             else:
                 keys += [(self, index, segment) for segment in plane.segments(y0, x0, y1, x1)]
         for (_, index, segment), decoded in self._cache.read(keys, self._decode).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,7 +12,7 @@ from tifffile import TiffPage
 
 from gpu_extract.sources.files import SourceFile, translated
 
-__all__ = ["TiffPlane"]
+__all__ = ["TiffPlane", "mapped_together"]
 
 
 class TiffPlane:
@@ -50,10 +51,20 @@ class TiffPlane:
         self._offsets = offsets
         self._nbytes = nbytes
 
-    def mapped(self) -> NDArray[Any]:
-        """(H, W), the pixels of a raw plane in the file itself, in the byte order of the file."""
-        offset = int(self._offsets[0]) + self._index * math.prod(self.shape) * self.dtype.itemsize
-        return self.file.mapped(self.dtype.newbyteorder(self._page.parent.byteorder), offset, self.shape)
+    @property
+    def start(self) -> int:
+        """Where in the file the pixels of a raw plane begin, in bytes."""
+        return int(self._offsets[0]) + self._index * math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Pixel type in the byte order of the file."""
+        return self.dtype.newbyteorder(self._page.parent.byteorder)
+
+    def mapped(self, box_pixels: int) -> NDArray[Any]:
+        """(H, W), the pixels of a raw plane in the file itself, of which so many will be read, in its byte order."""
+        nbytes = box_pixels * self.dtype.itemsize
+        return self.file.mapped(self.stored_dtype, self.start, self.shape, nbytes=nbytes)
 
     def segments(self, y0: int, x0: int, y1: int, x1: int) -> list[int]:
         """Which strips or tiles of the plane a box touches, counted row by row."""
@@ -88,3 +99,23 @@ class TiffPlane:
         top, left = max(top, 0), max(left, 0)
         # The last tiles are padded to full size in the file; the box ends with the plane.
         out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+
+
+def mapped_together(planes: Sequence[TiffPlane], box_pixels: int) -> NDArray[Any] | None:
+    """(P, H, W), the pixels of planes in the file itself, as of `TiffPlane.mapped`; None where no array spans them.
+
+    They must be raw and lie in one file, each as far behind the one before.
+    """
+    first, itemsize = planes[0], planes[0].dtype.itemsize
+    if not all(plane.is_raw and plane.file is first.file for plane in planes):
+        return None
+    starts = [plane.start for plane in planes]
+    steps = set(np.diff(starts).tolist()) or {0}
+    step = steps.pop()
+    if steps or step < 0 or step % itemsize:
+        return None
+    H, W = first.shape
+    span = ((starts[-1] - starts[0]) // itemsize + H * W,)
+    nbytes = len(planes) * box_pixels * itemsize
+    pixels = first.file.mapped(first.stored_dtype, first.start, span, nbytes=nbytes)
+    return np.lib.stride_tricks.as_strided(pixels, (len(planes), H, W), (step, W * itemsize, itemsize), writeable=False)

@@ -1,0 +1,144 @@
+"""Many pixels at a time: what numba cannot say in Python and LLVM does in a few instructions."""
+
+from typing import Any
+
+import llvmlite.ir as ir
+import numba
+import numba.extending
+from numba import types
+
+__all__ = ["BLOCK", "above_word", "below_word", "bits_of", "equal_word", "first_bit", "inner", "weigh_rows"]
+
+LANES = 64
+# Pixels of the rows that are summed at a time, in registers.
+BLOCK = 16
+
+# What numba says of their types is nothing, or too little.
+intrinsic: Any = numba.extending.intrinsic
+njit: Any = numba.njit
+cgutils: Any = numba.core.cgutils
+# For functions that are called by compiled ones only; what Python would need to call them takes long to compile.
+# They count no references: what they work on, their caller holds, and they allocate nothing.
+inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:
+    """The comparison of 64 values of an array with a scalar as an integer, bit i for value i."""
+    array, start, scalar = arguments
+    kind = signature.args[0].dtype
+    element = context.get_data_type(kind)
+    vector = ir.VectorType(element, LANES)
+    data = context.make_array(signature.args[0])(context, builder, array).data
+    pointer = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
+    values = builder.load(pointer, align=context.get_abi_sizeof(element))
+    every = spread(builder, scalar, vector)
+    compare = builder.fcmp_ordered
+    if isinstance(kind, types.Integer):
+        compare = builder.icmp_signed if kind.signed else builder.icmp_unsigned
+    return builder.bitcast(compare(operator, values, every), ir.IntType(LANES))
+
+
+@intrinsic
+def equal_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Which of ``array[start : start + 64]`` equal ``value``; bit i of a uint64 for value i.
+
+    The array is one-dimensional and contiguous; the 64 values are within it.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return lanes_compared(context, builder, signature, arguments, "==")
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def above_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Which of ``array[start : start + 64]``, are above ``value``; as `equal_word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return lanes_compared(context, builder, signature, arguments, ">")
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def below_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Which of ``array[start : start + 64]``, are below ``value``; as `equal_word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return lanes_compared(context, builder, signature, arguments, "<")
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def first_bit(typing: Any, word: Any) -> Any:
+    """The position of the lowest set bit of a uint64 that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], cgutils.true_bit)
+
+    return types.intp(types.uint64), generate
+
+
+@intrinsic
+def bits_of(typing: Any, value: Any) -> Any:
+    """The bits of a float64 as a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.uint64(types.float64), generate
+
+
+@intrinsic
+def weigh_rows(typing: Any, rows: Any, x: Any, taps: Any, shares: Any, n: Any, total: Any, target: Any) -> Any:
+    """Write into ``total[target : target + BLOCK]`` the sum of n >= 1 pairs of rows, each times its share.
+
+    That is ``(rows[a + x :] + rows[b + x :]) * share`` for the rows' starts (a, b) in ``taps``, in this order.
+
+    Parameters
+    ----------
+    rows, total : (...,) float64
+        Contiguous; the blocks are within them.
+    taps, shares : (m, 2) int64, (m,) float64
+        Contiguous.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [
+            None if kind is types.intp else context.make_array(kind)(context, builder, argument).data
+            for kind, argument in zip(signature.args, arguments, strict=True)
+        ]
+        _, x, _, _, n, _, target = arguments
+        vector, aligned = ir.VectorType(ir.DoubleType(), BLOCK), 8
+
+        def place(array: Any, index: Any) -> Any:
+            return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
+
+        def pair(index: Any) -> Any:
+            values = []
+            for side in (0, 1):
+                at = builder.add(builder.mul(index, ir.Constant(index.type, 2)), ir.Constant(index.type, side))
+                row = builder.add(builder.load(builder.gep(arrays[2], [at])), x)
+                values.append(builder.load(place(arrays[0], row), align=aligned))
+            share = builder.load(builder.gep(arrays[3], [index]))
+            return builder.fmul(builder.fadd(*values), spread(builder, share, vector))
+
+        first = pair(ir.Constant(n.type, 0))
+        total = cgutils.alloca_once_value(builder, first)
+        with cgutils.for_range(builder, n, start=ir.Constant(n.type, 1)) as loop:
+            builder.store(builder.fadd(builder.load(total), pair(loop.index)), total)
+        builder.store(builder.load(total), place(arrays[5], target), align=aligned)
+        return context.get_dummy_value()
+
+    return types.none(rows, types.intp, taps, shares, types.intp, total, types.intp), generate
+
+
+def spread(builder: Any, scalar: Any, vector: Any) -> Any:
+    """A vector of one value."""
+    nothing = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    )

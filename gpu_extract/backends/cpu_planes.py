@@ -1,0 +1,185 @@
+"""The pixels of one channel within a box: read, multiplied, scaled, and written into the tile in the output's type.
+
+The values of a box are float64, row by row without gaps, so that most steps are one loop over all of them.
+"""
+
+import numpy as np
+
+from gpu_extract.backends.cpu_bits import above_word, below_word, bits_of, inner
+from gpu_extract.backends.cpu_masks import next_clear, next_set
+
+__all__ = [
+    "OUTPUT_FLOAT",
+    "OUTPUT_HALF",
+    "OUTPUT_INTEGER",
+    "gather",
+    "load",
+    "multiply",
+    "scale",
+    "scaled",
+    "store",
+    "stretch",
+]
+
+# How values are written: float16 as its bits, as they are, or times a unit and rounded.
+OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
+
+# 2^28, where float64 counts in steps of 2^-24: added to a number below 2^-14, it rounds it as float16 does.
+HALF_STEPS = float(1 << 28)
+
+
+@inner
+def load(channel, start, stride, height, width, y0, x0, box, values):
+    """Write into ``values`` the pixels within ``box`` of the tile at (y0, x0), 0 off the slide.
+
+    Parameters
+    ----------
+    channel : (n,), any pixel type
+        The image in memory, row y of the channel at ``start + y * stride``.
+    height, width : int
+        Of the channel.
+    """
+    n = box[3] - box[1]
+    left, right = max(box[1], -x0), min(box[3], width - x0)
+    for y in range(box[0], box[2]):
+        row = values[(y - box[0]) * n : (y - box[0] + 1) * n]
+        if y + y0 < 0 or y + y0 >= height or left >= right:
+            row[:] = 0.0
+            continue
+        row[: left - box[1]] = 0.0
+        row[right - box[1] :] = 0.0
+        source = np.uintp(start + (y + y0) * stride + x0 + left)
+        target = np.uintp(left - box[1])
+        for x in range(np.uintp(right - left)):
+            row[target + x] = channel[source + x]
+
+
+@inner
+def gather(values, box, region, part, pool):
+    """Collect into ``pool`` the values of a box where ``region`` is set within ``part`` of it; return how many."""
+    n = box[3] - box[1]
+    size = 0
+    top, left, bottom, right = part
+    for y in range(top, bottom):
+        row = (y - box[0]) * n - box[1]
+        start = next_set(region, y, left, right)
+        while start < right:
+            end = next_clear(region, y, start, right)
+            for x in range(start, end):
+                pool[size] = values[row + x]
+                size += 1
+            start = next_set(region, y, end, right)
+    return size
+
+
+@inner
+def multiply(values, factors):
+    """Multiply values by factors, in place."""
+    for i in range(values.shape[0]):
+        values[i] *= factors[i]
+
+
+@inner
+def scaled(value, lo, hi, flat_zero):
+    """``clip((value - lo) / (hi - lo), 0, 1)``; where ``hi == lo`` 0, or clip(value - lo, 0, 1)."""
+    if hi == lo and flat_zero:
+        return 0.0
+    span = hi - lo if hi != lo else 1.0
+    return min(max((value - lo) / span, 0.0), 1.0)
+
+
+@inner
+def scale(values, lo, hi, flat_zero):
+    """Make each of the values what `scaled` makes of it, in place."""
+    if hi == lo and flat_zero:
+        values[:] = 0.0
+        return
+    span = hi - lo if hi != lo else 1.0
+    for i in range(values.shape[0]):
+        values[i] = min(max((values[i] - lo) / span, 0.0), 1.0)
+
+
+@inner
+def bounds(values, low, high):
+    """The lowest and the highest of the values and what is given; 64 values are looked at singly if one is beyond."""
+    size = values.shape[0]
+    for start in range(0, size, 64):
+        n = min(64, size - start)
+        if n < 64 or below_word(values, start, low) | above_word(values, start, high):
+            for i in range(start, start + n):
+                low, high = min(low, values[i]), max(high, values[i])
+    return low, high
+
+
+@inner
+def stretch(values, outside, n_pixels):
+    """``(y - min) / (max - min)`` in place, min and max over the whole tile; gives the new ``outside``."""
+    low, high = (np.inf, -np.inf) if values.shape[0] == n_pixels else (outside, outside)
+    low, high = bounds(values, low, high)
+    if not high > low:
+        return outside
+    for i in range(values.shape[0]):
+        values[i] = (values[i] - low) / (high - low)
+    return (outside - low) / (high - low)
+
+
+@inner
+def store(values, box, outside, unit, output, plane, filled):
+    """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even.
+
+    Parameters
+    ----------
+    plane : (S, S)
+        float16 as its bits in uint16.
+    filled : (4,) int64
+        Outside of it ``plane`` is 0, before and after.
+    """
+    S = plane.shape[0]
+    for y in range(filled[0], filled[2]):
+        plane[y, filled[1] : filled[3]] = 0
+    filled[0], filled[1], filled[2], filled[3] = box
+    if outside != 0.0:
+        filled[0], filled[1], filled[2], filled[3] = 0, 0, S, S
+        fill(outside, unit, output, plane)
+    n = box[3] - box[1]
+    for y in range(box[0], box[2]):
+        store_row(values, (y - box[0]) * n, n, unit, output, plane[y], box[1])
+
+
+@inner
+def fill(value, unit, output, plane):
+    """Write one value everywhere."""
+    if output == OUTPUT_HALF:
+        plane[:] = half_bits(value)
+    elif output == OUTPUT_INTEGER:
+        plane[:] = np.rint(value * unit)
+    else:
+        plane[:] = value
+
+
+@inner
+def store_row(values, start, n, unit, output, row, x0):
+    """Write ``values[start : start + n]`` into a row from ``x0``."""
+    source, target = np.uintp(start), np.uintp(x0)
+    if output == OUTPUT_HALF:
+        for x in range(np.uintp(n)):
+            row[target + x] = half_bits(values[source + x])
+    elif output == OUTPUT_INTEGER:
+        for x in range(np.uintp(n)):
+            row[target + x] = np.rint(values[source + x] * unit)
+    else:
+        for x in range(np.uintp(n)):
+            row[target + x] = values[source + x]
+
+
+@inner
+def half_bits(value):
+    """The bits of the float16 nearest to a finite float64, ties to even."""
+    bits = bits_of(value)
+    sign = (bits >> np.uint64(48)) & np.uint64(0x8000)
+    magnitude = bits & np.uint64(0x7FFFFFFFFFFFFFFF)
+    small = bits_of(min(abs(value), 1.0) + HALF_STEPS) - bits_of(HALF_STEPS)
+    odd = (magnitude >> np.uint64(42)) & np.uint64(1)
+    normal = ((magnitude + np.uint64((1 << 41) - 1) + odd) >> np.uint64(42)) - np.uint64((1023 - 15) << 10)
+    body = small if magnitude < np.uint64(0x3F10000000000000) else min(normal, np.uint64(0x7C00))
+    return np.uint16(sign | body)
