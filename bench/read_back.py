@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,10 +20,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from end_to_end import machine
-from writer import make_tiles, repeated, write
-
+from bench.machine import machine
+from bench.writer import make_tiles, repeated, write
 from gpu_extract import open_cells
 from gpu_extract.codecs import COMPRESSIONS
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,8 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from end_to_end import machine
-from synthetic import make_slide
-
+from bench.machine import machine
+from bench.synthetic import make_slide
 from gpu_extract import pipeline
 from gpu_extract.backends import choose
 from gpu_extract.codecs import COMPRESSIONS
