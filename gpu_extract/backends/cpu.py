@@ -18,8 +18,9 @@ from gpu_extract.recipe import Program
 
 __all__ = ["extract", "extract_in_pieces"]
 
-# Their tiles stay in the second cache of a core until they are encoded; more cells gain nothing.
+# The tiles of a piece stay in the second cache of a core until they are encoded; more cells gain nothing.
 PIECE_CELLS = 8
+PIECE_NBYTES = 2 << 20
 
 _of_thread = threading.local()
 
@@ -47,7 +48,8 @@ def extract_in_pieces(
     window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None
 ) -> Iterator[CellImages]:
     """The finished tiles of a batch, a few cells at a time, in memory that the next few overwrite."""
-    return _extract(window, batch, program, levels, PIECE_CELLS, _kept(blank, PIECE_CELLS, program))
+    n_cells = min(max(PIECE_NBYTES // program.tile_nbytes, 1), PIECE_CELLS)
+    return _extract(window, batch, program, levels, n_cells, _kept(blank, n_cells, program))
 
 
 def _extract(
@@ -91,9 +93,16 @@ def pixels_of(window: Window) -> Pixels:
     image = window.image.astype(np.float32) if window.image.dtype == np.float16 else window.image
     # Ids are not negative, so their bits are those of the unsigned type; with two planes, of the wider one's.
     itemsize = max(plane.dtype.itemsize for plane in window.labels)
-    planes = [flat(plane.astype(f"u{itemsize}", copy=False)[np.newaxis]) for plane in window.labels]
+    planes = [flat(as_unsigned(plane, itemsize)[np.newaxis]) for plane in window.labels]
     (first, _, first_stride), (last, _, last_stride) = planes[0], planes[-1]
     return Pixels(*flat(image), (first, last), (first_stride, last_stride), *window.image.shape[1:])
+
+
+def as_unsigned(labels: NDArray[Any], itemsize: int) -> NDArray[Any]:
+    """Labels, none of them negative, as unsigned integers of so many bytes; a view where they have as many."""
+    if labels.dtype.itemsize == itemsize and labels.dtype.isnative:
+        return labels.view(f"u{itemsize}")
+    return labels.astype(f"u{itemsize}")
 
 
 def flat(planes: NDArray[Any]) -> tuple[NDArray[Any], int, int]:

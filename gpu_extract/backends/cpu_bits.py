@@ -25,16 +25,16 @@ inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=T
 def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:
     """The comparison of 64 values of an array with a scalar as an integer, bit i for value i."""
     array, start, scalar = arguments
-    kind = signature.args[0].dtype
+    kind: Any = signature.args[0].dtype
     element = context.get_data_type(kind)
     vector = ir.VectorType(element, LANES)
     data = context.make_array(signature.args[0])(context, builder, array).data
     pointer = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
     values = builder.load(pointer, align=context.get_abi_sizeof(element))
     every = spread(builder, scalar, vector)
-    compare = builder.fcmp_ordered
+    compare: Any = builder.fcmp_ordered
     if isinstance(kind, types.Integer):
-        compare = builder.icmp_signed if kind.signed else builder.icmp_unsigned
+        compare = builder.icmp_signed if signature.args[0].dtype.signed else builder.icmp_unsigned
     return builder.bitcast(compare(operator, values, every), ir.IntType(LANES))
 
 

@@ -32,6 +32,14 @@ class MapCache:
         self._maps: dict[tuple[str, int], tuple[NDArray[np.uint8], int]] = {}  # the oldest first, with bytes read
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were read through the maps that are kept."""
+        return sum(read for _, read in self._maps.values())
+
     def map(self, stream: BinaryIO, stamp: int, nbytes: int) -> NDArray[np.uint8]:
         """The whole of an open file, (n,), read-only.
 
@@ -47,9 +55,7 @@ class MapCache:
         with self._lock:
             mapped, before = self._maps.get(key) or (np.memmap(stream, np.uint8, "r"), 0)
             self._maps[key] = (mapped, before + nbytes)
-            while len(self._maps) > 1 and len(self._maps) > self._max_files:
-                del self._maps[next(iter(self._maps))]
-            while self._maps and sum(read for _, read in self._maps.values()) > self._max_nbytes:
+            while len(self._maps) > self._max_files or self.nbytes > self._max_nbytes:
                 del self._maps[next(iter(self._maps))]
         return mapped
 

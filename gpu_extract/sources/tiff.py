@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from gpu_extract.sources import tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
+from gpu_extract.sources.parallel import side_by_side
 from gpu_extract.sources.segments import SHARED, SegmentCache
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range
@@ -86,8 +88,12 @@ class TiffRaster:
     def _decode(self, keys: Sequence[Key]) -> Iterator[NDArray[Any]]:
         for file, keys_of_file in groupby(keys, lambda key: self._planes[key[1]].file):
             with file.open() as stream:
-                for _, index, segment in keys_of_file:
-                    yield self._planes[index].decode(stream, segment)
+                decode = partial(self._decode_one, stream)
+                yield from side_by_side(decode, list(keys_of_file))
+
+    def _decode_one(self, stream: BinaryIO, key: Key) -> NDArray[Any]:
+        _, index, segment = key
+        return self._planes[index].decode(stream, segment)
 
 
 def open_tiff(file: SourceFile, location: Location) -> Stack:

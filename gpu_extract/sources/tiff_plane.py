@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -73,7 +74,7 @@ class TiffPlane:
         return [row * self._columns + column for row in rows for column in columns]
 
     def decode(self, stream: BinaryIO, segment: int) -> NDArray[Any]:
-        """(h, w), the pixels of a strip or tile; a tile may reach beyond the plane.
+        """(h, w), the pixels of a strip or tile; a tile may reach beyond the plane. Several threads may do so.
 
         Raises
         ------
@@ -83,8 +84,7 @@ class TiffPlane:
         number = self._first + segment
         kind = "tile" if self._page.is_tiled else "strip"
         with translated(f"{self.file} cannot be decoded at page {self._page.index}, {kind} {number}"):
-            stream.seek(self._offsets[number])
-            data = stream.read(self._nbytes[number])
+            data = os.pread(stream.fileno(), int(self._nbytes[number]), int(self._offsets[number]))
             decoded = np.asarray(self._decode(data, number, jpegtables=self._page.jpegtables)[0])
             if decoded.dtype != self.dtype:
                 raise TypeError(f"the pixels are {decoded.dtype} where the header says {self.dtype}")
