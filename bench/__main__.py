@@ -1,0 +1,44 @@
+"""Everything that is measured on a CPU: one table, and the JSON that it is made from.
+
+    python -m bench [--scportrait VENV/bin/python] [--repeats 5] [--results bench/results]
+
+Some twenty minutes on two cores. ``python -m bench.summary`` then puts table and plot into the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.summary import table
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def main() -> None:
+    """Run the benches, one after the other, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scportrait", type=Path, help="the python of a virtual environment that has scPortrait")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    repeats = ["--repeats", str(arguments.repeats)]
+    peers = ["--scportrait", str(arguments.scportrait)] if arguments.scportrait else []
+    for name, options in (
+        ("end_to_end", ["--sizes", "1536", "4096", "16384", *repeats]),
+        ("peers", [*peers, *repeats]),
+        ("primitives", repeats),
+        ("writer", repeats),
+        ("read_back", []),
+    ):
+        print(f"== {name}", flush=True)
+        file = arguments.results / f"cpu-{name.replace('_', '-')}.json"
+        subprocess.run([sys.executable, "-m", f"bench.{name}", *options, "--json", str(file)], check=True)
+    print("\n".join(table(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The README's table and plot of speed, made from ``bench/results``.
+
+python -m bench.summary          writes both; needs matplotlib
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README, PLOT = HERE.parent / "README.md", HERE.parent / "docs" / "speed.png"
+BEGIN, END = "<!-- speed: made by `python -m bench.summary` -->\n", "<!-- end of speed -->\n"
+NAMES = {"scportrait": "scPortrait 1.8.0"}
+
+
+def main() -> None:
+    """Put the table into the README and draw the plot."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(before + BEGIN + "\n" + "\n".join(table(HERE / "results")) + "\n\n" + END + after)
+    plot(HERE / "results")
+
+
+def table(results: Path) -> list[str]:
+    """The figures of all benches as lines of Markdown; only what was measured."""
+    lines = ["| files on disk to a finished file | cells/s | KiB a cell | peak memory |", "|---|---|---|---|"]
+    for one in loaded(results, "end-to-end").get("results", []):
+        lines.append(
+            f"| ours, `{one['recipe']}`, {one['n_cells']:,} cells | {one['cells_per_second']:,.0f} | "
+            f"{one['file_bytes_per_cell'] / 1024:.1f} | {one['peak_memory_mb']:,.0f} MB |"
+        )
+    for one in loaded(results, "peers").get("results", []):
+        size = f"{one['file_bytes_per_cell'] / 1024:.1f}" if "file_bytes_per_cell" in one else ""
+        lines.append(
+            f"| {NAMES.get(one['peer'], one['peer'])}: ours is {one['ratio']:.0f} x "
+            f"({one['ratio_without_set_up']:.0f} x without its set-up) | {one['n_cells'] / one['seconds']:,.0f} | {size} | |"
+        )
+    lines += ["", "| | |", "|---|---|"]
+    for one in loaded(results, "writer").get("results", []):
+        lines.append(
+            f"| writer alone, `{one['compression']}` | {one['raw_mb_per_second'] / 1000:.2f} GB/s of raw tiles, "
+            f"{one['kib_per_cell']:.1f} KiB a cell |"
+        )
+    for name, ways in loaded(results, "read-back").get("seconds_per_cell", {}).items():
+        told = ", ".join(f"{way} {seconds * 1e6:.0f}" for way, seconds in ways.items())
+        lines.append(f"| reading a cell, us: {name} | {told} |")
+    return lines
+
+
+def loaded(results: Path, name: str) -> dict[str, Any]:
+    """What a bench wrote; empty if it was not run."""
+    file = results / f"cpu-{name}.json"
+    figures: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return figures
+
+
+def plot(results: Path) -> None:
+    """Cells per second of each peer, and of ours on the same slide in the same run."""
+    import matplotlib.pyplot as plt
+
+    peers = loaded(results, "peers")["results"]
+    figure, axes = plt.subplots(figsize=(8, 0.7 + 0.75 * len(peers)), layout="constrained")
+    for n, one in enumerate(peers):
+        ours = one["n_cells"] / statistics.median(one["ours"][0]["call_seconds"] + one["ours"][1]["call_seconds"])
+        theirs = one["n_cells"] / one["seconds"]
+        for offset, speed, colour, label in (
+            (-0.19, theirs, "#b0b7c3", NAMES.get(one["peer"], one["peer"])),
+            (0.19, ours, "#2563a8", f"gpu-extract, {one['recipe']}"),
+        ):
+            axes.barh(n + offset, speed, height=0.36, color=colour)
+            axes.text(speed * 1.05, n + offset, f"{speed:,.0f}  {label}", va="center", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1) * 12)
+    axes.set_yticks([])
+    axes.invert_yaxis()
+    axes.set_xlabel("cells per second on the same slide, two cores")
+    for edge in ("top", "right", "left"):
+        axes.spines[edge].set_visible(False)
+    figure.savefig(PLOT, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
