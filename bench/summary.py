@@ -34,10 +34,9 @@ def table(results: Path) -> list[str]:
         )
     for one in loaded(results, "peers").get("results", []):
         size = f"{one['file_bytes_per_cell'] / 1024:.1f}" if "file_bytes_per_cell" in one else ""
-        lines.append(
-            f"| {NAMES.get(one['peer'], one['peer'])}: ours is {one['ratio']:.0f} x "
-            f"({one['ratio_without_set_up']:.0f} x without its set-up) | {one['n_cells'] / one['seconds']:,.0f} | {size} | |"
-        )
+        ratios = f"ours is {one['ratio']:.0f} x ({one['ratio_without_set_up']:.0f} x without its set-up)"
+        speed = one["n_cells"] / one["seconds"]
+        lines.append(f"| {NAMES.get(one['peer'], one['peer'])}: {ratios} | {speed:,.0f} | {size} | |")
     lines += ["", "| | |", "|---|---|"]
     for one in loaded(results, "writer").get("results", []):
         lines.append(
