@@ -21,7 +21,7 @@ DTYPES = ["u1", "i1", "f2", "u2", "f4", "u4", "f8", "u8"]
 
 
 def comes_back(block):
-    stream = deflate(block)
+    (stream,) = deflate(block[np.newaxis])
     assert zlib.decompress(stream) == block.tobytes()
     assert isal_zlib.decompress(stream) == block.tobytes()
     return stream
@@ -117,3 +117,10 @@ def test_real_tiles_are_smaller_than_lzf_makes_them(preset):
             ours += len(comes_back(tile))
             theirs += sum(len(imagecodecs.lzf_encode(plane)) for plane in tile)
     assert ours < 1.02 * theirs
+
+
+@pytest.mark.parametrize("size", [16, 9, 1])  # tiles of an odd number of bytes, too
+def test_streams_do_not_depend_on_what_they_are_made_with(size):
+    blocks = np.random.default_rng(size).integers(0, 3, (7, 1, 1, size, size)).astype(np.uint8)
+    assert deflate(blocks) == [deflate(block[np.newaxis])[0] for block in blocks]
+    assert deflate(blocks[:0]) == []

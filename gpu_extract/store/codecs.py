@@ -151,7 +151,7 @@ def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
     Rows are those of whole chunks, in ascending order (`gather`). Nothing of ``images.images`` is referred to
     afterwards.
     """
-    chunks = tuple(map(_compressor(format.compression), _cut(images, format)))
+    chunks = tuple(chunk for blocks in _cut(images, format) for chunk in _compressed(blocks, format.compression))
     return EncodedCells(
         rows=images.rows,
         chunks=chunks,
@@ -161,26 +161,26 @@ def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
     )
 
 
-def _compressor(compression: str) -> Callable[[NDArray[Any]], bytes]:
+def _compressed(blocks: NDArray[Any], compression: str) -> list[bytes]:
+    """The chunk of each block of values."""
     if compression == "gzip":
         from gpu_extract.store.deflate import deflate  # numba takes its time
 
-        return deflate
-    return COMPRESSORS[compression]
+        return deflate(blocks)
+    return list(map(COMPRESSORS[compression], blocks))
 
 
 def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
-    """The values of each chunk, C-contiguous; what a last chunk has beyond the last row is 0."""
-    n_cells, n_planes = format.shape[:2]
-    chunk_rows = images.rows // n_cells
-    for cells in np.split(images.images, np.flatnonzero(np.diff(chunk_rows)) + 1):
-        stored = cells.astype(format.dtype, copy=False)
-        for plane in range(0, stored.shape[1], n_planes):
-            block = stored[:, plane : plane + n_planes]
-            if n_cells > 1:
-                whole = np.zeros(format.shape, format.dtype)
-                whole[: len(block)] = block
-                block = whole
+    """The values of all chunks in their order, C-contiguous, in arrays of several chunks (m, cells, planes, S, S)."""
+    stored = images.images.astype(format.dtype, copy=False)
+    n_cells = format.shape[0]
+    if n_cells == 1:
+        yield stored.reshape(-1, *format.shape)
+        return
+    for cells in np.split(stored, np.flatnonzero(np.diff(images.rows // n_cells)) + 1):
+        for plane in range(0, stored.shape[1], format.shape[1]):
+            block = np.zeros((1, *format.shape), format.dtype)  # what a last chunk has beyond the last row is 0
+            block[0, : len(cells)] = cells[:, plane : plane + format.shape[1]]
             yield block
 
 

@@ -10,6 +10,7 @@ nothing but the block's.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ BLOCK = 32
 SAMPLED = 4
 
 
+_of_thread = threading.local()
+
+
 def _match_lengths() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
     """Symbol, number of extra bits and extra bits of each length of a match, from 3 to 258."""
     symbol = np.zeros(LONGEST + 1, np.int64)
@@ -49,18 +53,27 @@ def _match_lengths() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.
 MATCH_SYMBOL, MATCH_N_EXTRA, MATCH_EXTRA = _match_lengths()
 
 
-def deflate(block: NDArray[Any]) -> bytes:
-    """The zlib stream of a C-contiguous array of items of 1, 2, 4 or 8 bytes; without the GIL."""
-    data = block.reshape(-1).view(np.uint8)
-    n_words = len(data) // 8
-    words = data[: 8 * n_words].view(np.uint64)
-    if not words.flags.aligned:  # a tile of odd size within a batch
-        data = data.copy()
-        words = data[: 8 * n_words].view(np.uint64)
+def deflate(blocks: NDArray[Any]) -> list[bytes]:
+    """The zlib stream of each of some blocks (n, ...), C-contiguous, of items of 1, 2, 4 or 8 bytes; needs no GIL."""
+    n, itemsize = len(blocks), blocks.itemsize
+    nbytes = blocks.nbytes // max(n, 1)
+    data = blocks.view(np.uint8).reshape(n, nbytes) if nbytes else np.empty((n, 0), np.uint8)
+    if nbytes % 8 or not blocks.flags.aligned:  # so that the words of each block are aligned
+        data = np.pad(data, ((0, 0), (0, -nbytes % 8)))
     # A byte takes 15 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    out = np.empty(len(data) // 4 + 64, np.uint64)
-    nbytes = _deflate(words, data, block.itemsize, out)
-    return out.view(np.uint8)[:nbytes].tobytes()
+    out = _room(n * (nbytes // 4 + 64))
+    ends = _deflate(data, nbytes, itemsize, out).tolist()
+    streams = out.view(np.uint8)
+    starts = [0, *(end + -end % 8 for end in ends)]
+    return [streams[start:end].tobytes() for start, end in zip(starts, ends, strict=False)]
+
+
+def _room(n: int) -> NDArray[np.uint64]:
+    """Memory of this thread for so many words, the same again and again: the system is slow to give new one."""
+    room: NDArray[np.uint64] | None = getattr(_of_thread, "room", None)
+    if room is None or len(room) < n:
+        room = _of_thread.room = np.empty(n, np.uint64)
+    return room
 
 
 @njit(nogil=True)
@@ -275,8 +288,8 @@ def _write_words(out, pos, buffer, n_bits, table, words, empty, shift, spread, d
     return pos, buffer, n_bits
 
 
-@njit("int64(uint64[::1], uint8[::1], int64, uint64[::1])", nogil=True, cache=True)
-def _deflate(words, data, itemsize, out):
+@njit(nogil=True)
+def _deflate_one(words, data, itemsize, out):
     """Write the stream of ``data``, whose whole words are ``words``; returns its length in bytes."""
     # A run is a word whose items all equal the last item before it: ``(before >> shift) * spread``.
     shift, spread = U(64 - 8 * itemsize), U(0)
@@ -303,3 +316,15 @@ def _deflate(words, data, itemsize, out):
         pos, buffer, n_bits = _put(out, pos, buffer, n_bits, byte & U(255), U(8))
     out[pos] = buffer
     return np.int64(U(8) * pos + (n_bits >> U(3)))
+
+
+@njit("int64[::1](uint8[:, ::1], int64, int64, uint64[::1])", nogil=True, cache=True)
+def _deflate(blocks, nbytes, itemsize, out):
+    """Write the streams of the first ``nbytes`` of each block, each from a whole word on; returns where they end."""
+    ends = np.empty(len(blocks), np.int64)
+    start = 0
+    for k in range(len(blocks)):
+        words = blocks[k, : 8 * (nbytes // 8)].view(np.uint64)
+        ends[k] = 8 * start + _deflate_one(words, blocks[k, :nbytes], itemsize, out[start:])
+        start = (ends[k] + 7) // 8
+    return ends
