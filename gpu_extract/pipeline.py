@@ -175,14 +175,15 @@ def encoded(
     levels = checked_levels(plan)
     extract = backend.extract_in_pieces or in_one_piece(backend.extract)
 
-    def compute_and_encode(task: tuple[Batch, Window]) -> list[EncodedCells]:
+    def compute_and_encode(task: tuple[Batch, Window]) -> EncodedCells:
         batch, window = task
         computed = watch.each("compute", extract(window, batch, plan.program, levels[batch.slide]))
-        return [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
+        return EncodedCells.join(
+            [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
+        )
 
     with windows(plan, backend, watch) as read:
-        for chunks in in_order(workers, compute_and_encode, read, ahead=threads + 1):
-            yield from chunks
+        yield from in_order(workers, compute_and_encode, read, ahead=threads + 1)
 
 
 def in_one_piece(extract: Extract) -> ExtractInPieces:

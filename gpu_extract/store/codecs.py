@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -138,6 +138,17 @@ class EncodedCells:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @classmethod
+    def join(cls, parts: Sequence[EncodedCells]) -> EncodedCells:
+        """The cells of all parts, of one format, as one batch."""
+        return cls(
+            rows=np.concatenate([part.rows for part in parts]),
+            chunks=tuple(chunk for part in parts for chunk in part.chunks),
+            checksums=np.concatenate([part.checksums for part in parts]),
+            levels=np.concatenate([part.levels for part in parts]),
+            format=parts[0].format,
+        )
 
     @property
     def sizes(self) -> NDArray[np.uint32]:
