@@ -97,7 +97,7 @@ def _count_absent(location: Location, array: Any, path: str, coordinates: Sequen
     per_shard = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
     nbytes, checksum = 16 * math.prod(per_shard), 4 * (len(codecs) - 1)
     with open(path, "rb") as stream:
-        if sharding.index_location.value == "end":
+        if sharding.to_dict()["configuration"]["index_location"] == "end":
             stream.seek(-nbytes - checksum, os.SEEK_END)
         index = np.frombuffer(stream.read(nbytes), "<u8").reshape(*per_shard, 2)
     # The last shards reach beyond the array, and hold nothing there.
