@@ -224,7 +224,7 @@ def test_only_what_a_box_touches_is_decoded(path, decoded, layout, box, segments
     raster = open_image(path)
     assert decoded == []
     raster.read(*box)
-    assert decoded == segments * 3
+    assert sorted(decoded) == sorted(segments * 3)  # by several threads, in any order
 
 
 def test_a_sweep_decodes_each_segment_once(path, decoded):
