@@ -27,7 +27,8 @@ def main() -> None:
 def table(results: Path) -> list[str]:
     """The figures of all benches as lines of Markdown; only what was measured."""
     lines = ["| files on disk to a finished file | cells/s | KiB a cell | peak memory |", "|---|---|---|---|"]
-    for one in loaded(results, "end-to-end").get("results", []):
+    runs = [one for name in ("end-to-end", "end-to-end-large") for one in loaded(results, name).get("results", [])]
+    for one in runs:
         lines.append(
             f"| ours, `{one['recipe']}`, {one['n_cells']:,} cells | {one['cells_per_second']:,.0f} | "
             f"{one['file_bytes_per_cell'] / 1024:.1f} | {one['peak_memory_mb']:,.0f} MB |"
