@@ -32,6 +32,7 @@ def main() -> None:
         ("end_to_end", "end-to-end", ["--sizes", "1536", "4096", *repeats]),
         # 110,000 cells on a slide that takes 3 GB.
         ("end_to_end", "end-to-end-large", ["--sizes", "16384", "--recipe", "scportrait", "--repeats", "3"]),
+        ("scaling", "scaling", []),
         ("primitives", "primitives", repeats),
         ("writer", "writer", repeats),
         ("read_back", "read-back", []),

@@ -1,0 +1,83 @@
+"""One thread against two: compute and encode of the same cells, beside a loop that only counts.
+
+    python -m bench.scaling [--json FILE]
+
+Windows are in memory; each thread takes every second batch. What the machine gives a loop without memory is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from bench.machine import machine
+from bench.synthetic import make_slide
+from gpu_extract.backends import choose
+from gpu_extract.planning import batches, make_plan
+from gpu_extract.recipe import Recipe
+from gpu_extract.sources import open_slide
+from gpu_extract.store import ChunkFormat, encode
+
+REPEATS = 25
+
+
+@numba.njit(nogil=True)
+def count(n: int) -> float:
+    """A loop of dependent sums, all in registers."""
+    a = b = 0.5
+    for _ in range(n):
+        a = a * 0.999 + b
+    return a
+
+
+def main() -> None:
+    """Run, print a line per task, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    slide = make_slide(2048)
+    opened = open_slide(slide.image, nucleus=slide.nucleus, cytosol=slide.cytosol)
+    tasks: dict[str, Callable[[int, int], None]] = {"arithmetic": lambda start, step: [count(10**7 // step), None][1]}
+    backend = choose("cpu")
+    for recipe in ("standard", "scportrait", "sparcspy"):
+        plan = make_plan([opened], Recipe.preset(recipe))
+        work = [(opened.read(batch.box), batch) for batch in batches(plan, backend.limits)]
+        chunks = ChunkFormat((1, *plan.program.tile_shape), plan.program.output_dtype, "gzip")
+
+        def extract(start, step, work=work, plan=plan, chunks=chunks):
+            for window, batch in work[start::step]:
+                for cells in backend.extract_in_pieces(window, batch, plan.program, None):
+                    encode(cells, chunks)
+
+        tasks[recipe] = extract
+    results = {}
+    for name, task in tasks.items():
+        one, two = seconds(task)
+        results[name] = {"one_thread_seconds": one, "two_threads_seconds": two, "ratio": one / two}
+        print(f"{name:<11} one thread {one * 1e3:7.1f} ms, two {two * 1e3:7.1f} ms: {one / two:.2f} x", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+
+
+def seconds(task: Callable[[int, int], None]) -> tuple[float, float]:
+    """The least of many times of a task, by one thread and shared by two, measured in turn."""
+    least = [np.inf, np.inf]
+    with ThreadPoolExecutor(2) as workers:
+        task(0, 1)  # compiles
+        for _ in range(REPEATS):
+            for threads in (1, 2):
+                start = time.perf_counter()
+                list(workers.map(task, range(threads), [threads] * threads))
+                least[threads - 1] = min(least[threads - 1], time.perf_counter() - start)
+    return least[0], least[1]
+
+
+if __name__ == "__main__":
+    main()
