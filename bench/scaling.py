@@ -2,7 +2,8 @@
 
     python -m bench.scaling [--json FILE]
 
-Windows are in memory; each thread takes every second batch. What the machine gives a loop without memory is the limit.
+Windows are in memory; each thread takes the next batch, as in a run. What the machine gives a loop that needs
+no memory is the limit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -44,19 +47,18 @@ def main() -> None:
     arguments = parser.parse_args()
     slide = make_slide(2048)
     opened = open_slide(slide.image, nucleus=slide.nucleus, cytosol=slide.cytosol)
-    tasks: dict[str, Callable[[int, int], None]] = {"arithmetic": lambda start, step: [count(10**7 // step), None][1]}
+    tasks: dict[str, list[Callable[[], Any]]] = {"arithmetic": [partial(count, 10**6)] * 20}
     backend = choose("cpu")
     for recipe in ("standard", "scportrait", "sparcspy"):
         plan = make_plan([opened], Recipe.preset(recipe))
         work = [(opened.read(batch.box), batch) for batch in batches(plan, backend.limits)]
         chunks = ChunkFormat((1, *plan.program.tile_shape), plan.program.output_dtype, "gzip")
 
-        def extract(start, step, work=work, plan=plan, chunks=chunks):
-            for window, batch in work[start::step]:
-                for cells in backend.extract_in_pieces(window, batch, plan.program, None):
-                    encode(cells, chunks)
+        def extract(task, plan=plan, chunks=chunks):
+            for cells in backend.extract_in_pieces(*task, plan.program, None):
+                encode(cells, chunks)
 
-        tasks[recipe] = extract
+        tasks[recipe] = [partial(extract, each) for each in work]
     results = {}
     for name, task in tasks.items():
         one, two = seconds(task)
@@ -66,16 +68,16 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 
 
-def seconds(task: Callable[[int, int], None]) -> tuple[float, float]:
-    """The least of many times of a task, by one thread and shared by two, measured in turn."""
+def seconds(task: list[Callable[[], Any]]) -> tuple[float, float]:
+    """The least of many times of a task's parts, by one thread and shared by two, measured in turn."""
     least = [np.inf, np.inf]
-    with ThreadPoolExecutor(2) as workers:
-        task(0, 1)  # compiles
-        for _ in range(REPEATS):
-            for threads in (1, 2):
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
+        for n in range(REPEATS + 1):
+            for threads, workers in enumerate((one, two)):
                 start = time.perf_counter()
-                list(workers.map(task, range(threads), [threads] * threads))
-                least[threads - 1] = min(least[threads - 1], time.perf_counter() - start)
+                list(workers.map(lambda part: part(), task))
+                if n:  # the first compiles
+                    least[threads] = min(least[threads], time.perf_counter() - start)
     return least[0], least[1]
 
 
