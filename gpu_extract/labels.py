@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import LabelError
-from gpu_extract.model import Raster
+from gpu_extract.model import Raster, strips
 
-__all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "runs", "strips"]
+__all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "label_strips", "runs"]
 
 # Pixels of one strip of a label plane; its runs take about as much memory again.
 STRIP_PIXELS = 4 << 20
@@ -81,7 +81,7 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
     _, H, W = raster.shape
     negative, lowest = 0, 0
     parts = []
-    for y0, labels in strips(raster):
+    for y0, labels in label_strips(raster):
         if labels.dtype.kind == "i" and labels.min() < 0:
             negative += int(np.count_nonzero(labels < 0))
             lowest = min(lowest, int(labels.min()))
@@ -94,12 +94,10 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
     return _merge(parts)
 
 
-def strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
+def label_strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
     """A label plane from top to bottom in strips of rows (h, W), each with its first row."""
-    _, H, W = raster.shape
-    rows = max(1, STRIP_PIXELS // W)
-    for y0 in range(0, H, rows):
-        yield y0, raster.read(y0, 0, min(y0 + rows, H), W)[0]
+    for y0, strip in strips(raster, STRIP_PIXELS):
+        yield y0, strip[0]
 
 
 def runs(labels: NDArray[Any], y0: int = 0) -> Runs:

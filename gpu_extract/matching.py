@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.labels import LabelStatistics, strips
+from gpu_extract.labels import LabelStatistics, label_strips
 from gpu_extract.model import Raster
 
 __all__ = ["Overlaps", "Pairing", "Relabelled", "find_overlaps", "pair_nuclei"]
@@ -70,7 +70,7 @@ class Pairing:
 def find_overlaps(nucleus: Raster, cytosol: Raster) -> Overlaps:
     """The overlaps of two label planes (1, H, W) without negative labels; read a strip of rows at a time."""
     parts = []
-    for (_, nuclei), (_, cytosols) in zip(strips(nucleus), strips(cytosol), strict=True):
+    for (_, nuclei), (_, cytosols) in zip(label_strips(nucleus), label_strips(cytosol), strict=True):
         begins = np.ones(nuclei.shape, bool)
         begins[:, 1:] = (nuclei[:, 1:] != nuclei[:, :-1]) | (cytosols[:, 1:] != cytosols[:, :-1])
         flat = np.flatnonzero(begins)

@@ -6,7 +6,7 @@ Points are (y, x); boxes are (y0, x0, y1, x1), half open, in pixels of the slide
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 
-__all__ = ["Batch", "BatchLimits", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window"]
+__all__ = ["Batch", "BatchLimits", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window", "strips"]
 
 # The pixel types of images; anything else would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
@@ -43,6 +43,23 @@ class Raster(Protocol):
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """The pixels of a box that lies within the raster, (P, y1 - y0, x1 - x0), C-contiguous or a view."""
+
+
+def strips(raster: Raster, n_pixels: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A raster from top to bottom: strips of rows (P, h, W), each with its first row.
+
+    Parameters
+    ----------
+    raster : Raster
+    n_pixels : int
+        Of a plane in a strip, at most; a single row may have more.
+    step : int
+        Take every ``step``-th strip only.
+    """
+    _, H, W = raster.shape
+    rows = max(1, n_pixels // W)
+    for y0 in range(0, H, rows * step):
+        yield y0, raster.read(y0, 0, min(y0 + rows, H), W)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.labels import Runs, runs, strips
+from gpu_extract.labels import Runs, label_strips, runs
 from gpu_extract.model import Raster
 
 __all__ = ["LargestPieces", "Pieces", "find_pieces"]
@@ -46,7 +46,7 @@ def find_pieces(raster: Raster) -> Pieces:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    parts = [runs(labels, y0) for y0, labels in strips(raster)]
+    parts = [runs(labels, y0) for y0, labels in label_strips(raster)]
     every = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     n = len(every.ids)
     ids, label = np.unique(every.ids, return_inverse=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
-from gpu_extract.model import Raster, Slide
+from gpu_extract.model import Raster, Slide, strips
 from gpu_extract.recipe import Program
 
 __all__ = ["check_finite", "image_quantiles", "slide_levels", "zero_nonfinite"]
@@ -145,8 +145,6 @@ def _from_sortable(key: int, dtype: np.dtype[Any]) -> Any:
 
 
 def _strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The image from top to bottom in strips (C, h, W), each with its first row."""
-    _, H, W = raster.shape
-    rows = max(1, STRIP_PIXELS // W)
-    for y0 in range(0, H, rows):
-        yield y0, np.ascontiguousarray(raster.read(y0, 0, min(y0 + rows, H), W))
+    """The image from top to bottom in contiguous strips (C, h, W), each with its first row."""
+    for y0, strip in strips(raster, STRIP_PIXELS):
+        yield y0, np.ascontiguousarray(strip)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from gpu_extract import pipeline
 from gpu_extract.backends import Backend
 from gpu_extract.matching import find_overlaps
-from gpu_extract.model import CellTable, DroppedCells, Slide
+from gpu_extract.model import CellTable, DroppedCells, Slide, strips
 from gpu_extract.pieces import find_pieces
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
@@ -251,7 +252,7 @@ def _channel_values(slides: tuple[Slide, ...]) -> tuple[tuple[ChannelValues, ...
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     bad = np.zeros(n_channels, np.int64)
     n_read = 0
-    for strip in _strips(slides, step):
+    for _, strip in chain.from_iterable(strips(slide.image, STRIP_PIXELS, step) for slide in slides):
         n_read += strip[0].size
         for c, pixels in enumerate(strip):
             if dtype.kind == "f":
@@ -266,15 +267,6 @@ def _channel_values(slides: tuple[Slide, ...]) -> tuple[tuple[ChannelValues, ...
         lowest, highest = (lo, hi) if lo <= hi else (None, None)
         channels.append(ChannelValues(name, dtype.name, lowest, highest, n))
     return tuple(channels), n_read / total
-
-
-def _strips(slides: tuple[Slide, ...], step: int) -> Iterator[NDArray[Any]]:
-    """Every ``step``-th strip of rows (C, h, W) of the slides, at least one of each."""
-    for slide in slides:
-        H, W = slide.size
-        rows = max(1, min(STRIP_PIXELS // W, H))
-        for y0 in range(0, H, rows * step):
-            yield slide.image.read(y0, 0, min(y0 + rows, H), W)
 
 
 def _sample(plan: Plan, backend: Backend) -> Plan:

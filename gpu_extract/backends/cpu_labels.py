@@ -7,7 +7,7 @@ from numba import njit
 
 from gpu_extract import labels
 from gpu_extract.backends.cpu_bits import inner
-from gpu_extract.labels import LabelStatistics, strips
+from gpu_extract.labels import LabelStatistics, label_strips
 from gpu_extract.model import Raster
 
 __all__ = ["label_statistics"]
@@ -24,7 +24,7 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
     _, H, W = raster.shape
     keys, fields = np.zeros(SMALLEST_TABLE, np.uint64), np.zeros((SMALLEST_TABLE, N_FIELDS), np.int64)
     n = 0
-    for y0, strip in strips(raster):
+    for y0, strip in label_strips(raster):
         most = np.iinfo(strip.dtype).max
         unsigned = np.ascontiguousarray(strip).view(f"u{strip.dtype.itemsize}")
         n, keys, fields = add_runs(unsigned, unsigned.dtype.type(most), y0, n, keys, fields)

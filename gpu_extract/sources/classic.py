@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
-from gpu_extract.labels import strips
+from gpu_extract.labels import label_strips
 from gpu_extract.model import MASK_NAMES, Slide
 from gpu_extract.sources.files import SourceFile, file_format, translated
 from gpu_extract.sources.hdf5 import TIME_COURSE, opened_hdf5
@@ -240,7 +240,7 @@ def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
 
 def _is_empty(slide: Slide) -> bool:
     """Whether the label planes are background all over."""
-    return not any(labels.any() for raster in slide.masks.values() for _, labels in strips(raster))
+    return not any(labels.any() for raster in slide.masks.values() for _, labels in label_strips(raster))
 
 
 def _text(value: Any) -> str:
