@@ -12,6 +12,7 @@ from gpu_extract import backends, pipeline
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan, plan_many
 from gpu_extract.model import CellImages
+from gpu_extract.planning import Plan
 from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources.selectors import located
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
@@ -111,13 +112,10 @@ def extract_many(
     within a slide. ``slides`` and ``on_bad_slide`` are those of `plan_many`, all else is as for `extract`.
     """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
-    path = Path(output)
-    inputs = [as_slide_input(given) for given in slides]
     choose_layout(layout)  # or refuse it before anything is read
-    _check_output(path, inputs, compression, overwrite=overwrite)
-    planned = plan_many(inputs, statistics=backend.statistics, **choices)
-    for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
-        _check_not_an_input(path, slide.image.source, *(raster.source for raster in slide.masks.values()))
+    path = Path(output)
+    check_output(path, compression, overwrite=overwrite)
+    planned = _planned(slides, path, backend, choices)
     provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
     store = CellStore.create(
@@ -151,10 +149,9 @@ def survey_many(
     """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     choose_layout(layout)  # or refuse it before anything is read
-    inputs = [as_slide_input(given) for given in slides]
     if output is not None:
-        _check_output(Path(output), inputs, compression, overwrite=overwrite)
-    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+        check_output(output, compression, overwrite=overwrite)
+    planned = _planned(slides, None if output is None else Path(output), backend, choices)
     storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells}
     return survey(planned, backend, threads, storage)
 
@@ -204,11 +201,22 @@ def as_threads(threads: int | None) -> int:
     return threads
 
 
-def _check_output(output: Path, inputs: Sequence[SlideInput], compression: str, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, or that is a file that is read."""
-    check_output(output, compression, overwrite=overwrite)
+def _planned(
+    slides: Sequence[SlideInput | Mapping[str, Any]],
+    output: Path | None,
+    backend: backends.Backend,
+    choices: Mapping[str, Any],
+) -> Plan:
+    """The plan, with the statistics of the device; refuses an output that is a file that is read."""
+    inputs = [as_slide_input(given) for given in slides]
+    if output is None:
+        return plan_many(inputs, statistics=backend.statistics, **choices)
     for given in inputs:
         _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
+    planned = plan_many(inputs, statistics=backend.statistics, **choices)
+    for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
+        _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
+    return planned
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

@@ -190,6 +190,10 @@ class DroppedCells:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, rows: NDArray[Any]) -> DroppedCells:
+        """Some of them, by indices or by a mask."""
+        return DroppedCells(self.slide[rows], self.ids[rows], self.reason[rows])
+
     def counts(self) -> dict[str, int]:
         """How many cells were dropped for each reason, the commonest first."""
         reasons, counts = np.unique(self.reason.astype(str), return_counts=True)
@@ -241,6 +245,19 @@ class CellTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, rows: NDArray[Any], dropped: DroppedCells) -> CellTable:
+        """Some of the cells, by indices or by a mask, beside those that are dropped."""
+        return CellTable(
+            self.slide[rows],
+            self.ids[rows],
+            self.centers[rows],
+            self.boxes[rows],
+            self.areas[rows],
+            self.truncated[rows],
+            dropped,
+            None if self.nuclei is None else self.nuclei[rows],
+        )
 
 
 @dataclass(frozen=True)

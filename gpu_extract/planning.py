@@ -296,16 +296,7 @@ def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
         # A nucleus on no cytosol has an id of our making; it is told of by its own.
         ids = np.where(every.areas[:, -1] == 0, every.nuclei[:, 0], ids)
     dropped = DroppedCells(every.slide[gone], ids[gone], reasons[gone])
-    return CellTable(
-        every.slide[kept],
-        every.ids[kept],
-        every.centers[kept],
-        every.boxes[kept],
-        every.areas[kept],
-        every.truncated[kept],
-        _joined_rows([dropped, every.dropped], DroppedCells),
-        None if every.nuclei is None else every.nuclei[kept],
-    )
+    return every.part(kept, _joined_rows([dropped, every.dropped], DroppedCells))
 
 
 def _join(tables: list[CellTable]) -> CellTable:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpu_extract import pipeline
 from gpu_extract.backends import Backend
 from gpu_extract.matching import find_overlaps
-from gpu_extract.model import CellTable, DroppedCells, Slide, strips
+from gpu_extract.model import Slide, strips
 from gpu_extract.pieces import find_pieces
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
@@ -157,8 +157,7 @@ class Survey:
 
     def _slide(self, index: int) -> dict[str, Any]:
         slide, cells = self.plan.slides[index], self.plan.cells
-        gone = cells.dropped.slide == index
-        dropped = DroppedCells(cells.dropped.slide[gone], cells.dropped.ids[gone], cells.dropped.reason[gone])
+        dropped = cells.dropped.part(cells.dropped.slide == index)
         return {
             "name": slide.name,
             "labels": dict(slide.labels),
@@ -283,16 +282,7 @@ def _sample(plan: Plan, backend: Backend) -> Plan:
 
 def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     """The same plan for some of its cells, without passes over whole images."""
-    cells = plan.cells
-    table = CellTable(
-        cells.slide[rows],
-        cells.ids[rows],
-        cells.centers[rows],
-        cells.boxes[rows],
-        cells.areas[rows],
-        cells.truncated[rows],
-        DroppedCells(cells.dropped.slide[:0], cells.dropped.ids[:0], cells.dropped.reason[:0]),
-    )
+    table = plan.cells.part(rows, plan.cells.dropped.part(np.zeros(0, np.int64)))
     recipe = plan.program.recipe.replace(nonfinite="zero", quantile_scope="cell")
     return replace(plan, cells=table, program=replace(plan.program, recipe=recipe))
 
