@@ -43,58 +43,14 @@ class Taps:
         return int(self.indices.min()), int(self.indices.max()) + 1
 
 
-class ScaledRaster:
-    """An image resampled: by the mean over a pixel's area where it shrinks, linearly between pixels where it grows.
-
-    The type is kept, integers are rounded half to even. The arithmetic is float64, in the same order for a pixel
-    whatever the box is. NaN and infinite pixels spread to those that they are a part of.
+class _Resampled:
+    """A raster at another pixel size; its kinds say what a block of pixels is made of.
 
     Parameters
     ----------
     raster : Raster, (P, H, W)
     scale : (y, x)
         Source pixels for each pixel; below 1 where it grows.
-    """
-
-    def __init__(self, raster: Raster, scale: tuple[float, float]) -> None:
-        self._raster = raster
-        self._scale = scale
-        planes, height, width = raster.shape
-        self.shape = (planes, scaled_length(height, scale[0]), scaled_length(width, scale[1]))
-        self.dtype = raster.dtype
-        self.names = raster.names
-        self.source = raster.source
-
-    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """See `Raster.read`."""
-        pixels = np.empty((self.shape[0], y1 - y0, x1 - x0), self.dtype)
-        for top, left, bottom, right in _blocks((y0, x0, y1, x1), self._scale, self.shape[0]):
-            pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = self._block(top, left, bottom, right)
-        return pixels
-
-    def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float64]:
-        rows = _taps(y0, y1, self._scale[0], self._raster.shape[1])
-        columns = _taps(x0, x1, self._scale[1], self._raster.shape[2])
-        (top, bottom), (left, right) = rows.span, columns.span
-        source = self._raster.read(top, left, bottom, right).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            sums = _summed(source, rows, top, axis=1)
-            sums = _summed(sums, columns, left, axis=2)
-            sums /= np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1))
-        return np.rint(sums) if self.dtype.kind in "iu" else sums
-
-
-class ScaledLabels:
-    """A label plane resampled: each pixel has the id of the source pixel in which its centre lies.
-
-    A centre between two pixels takes the latter. An id whose pixels hold no centre is not
-    there any more; the plane that has it is `unscaled`.
-
-    Parameters
-    ----------
-    raster : Raster, (1, H, W)
-    scale : (y, x)
-        As of `ScaledRaster`.
     """
 
     def __init__(self, raster: Raster, scale: tuple[float, float]) -> None:
@@ -110,11 +66,45 @@ class ScaledLabels:
         """See `Raster.read`."""
         pixels = np.empty((self.shape[0], y1 - y0, x1 - x0), self.dtype)
         for top, left, bottom, right in _blocks((y0, x0, y1, x1), self._scale, self.shape[0]):
-            y = _nearest(top, bottom, self._scale[0], self.unscaled.shape[1])
-            x = _nearest(left, right, self._scale[1], self.unscaled.shape[2])
-            source = self.unscaled.read(int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1)
-            pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = source[:, (y - y[0])[:, None], x - x[0]]
+            pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = self._block(top, left, bottom, right)
         return pixels
+
+    def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        raise NotImplementedError
+
+
+class ScaledRaster(_Resampled):
+    """An image resampled: by the mean over a pixel's area where it shrinks, linearly between pixels where it grows.
+
+    The type is kept, integers are rounded half to even. The arithmetic is float64, in the same order for a pixel
+    whatever the box is. NaN and infinite pixels spread to those that they are a part of.
+    """
+
+    def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float64]:
+        rows = _taps(y0, y1, self._scale[0], self.unscaled.shape[1])
+        columns = _taps(x0, x1, self._scale[1], self.unscaled.shape[2])
+        (top, bottom), (left, right) = rows.span, columns.span
+        source = self.unscaled.read(top, left, bottom, right).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = _summed(source, rows, top, axis=1)
+            sums = _summed(sums, columns, left, axis=2)
+            sums /= np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1))
+        return np.rint(sums) if self.dtype.kind in "iu" else sums
+
+
+class ScaledLabels(_Resampled):
+    """A label plane (1, H, W) resampled: each pixel has the id of the source pixel in which its centre lies.
+
+    A centre between two pixels takes the latter. An id whose pixels hold no centre is not there any more; the plane
+    that has it is `unscaled`.
+    """
+
+    def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        y = _nearest(y0, y1, self._scale[0], self.unscaled.shape[1])
+        x = _nearest(x0, x1, self._scale[1], self.unscaled.shape[2])
+        source = self.unscaled.read(int(y[0]), int(x[0]), int(y[-1]) + 1, int(x[-1]) + 1)
+        block: NDArray[Any] = source[:, (y - y[0])[:, None], x - x[0]]
+        return block
 
 
 def scaled_length(length: int, scale: float) -> int:
