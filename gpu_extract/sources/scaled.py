@@ -9,6 +9,7 @@ that lies in the source.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Taps:
         return int(self.indices.min()), int(self.indices.max()) + 1
 
 
-class _Resampled:
+class _Resampled(ABC):
     """A raster at another pixel size; its kinds say what a block of pixels is made of.
 
     Parameters
@@ -69,8 +70,9 @@ class _Resampled:
             pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = self._block(top, left, bottom, right)
         return pixels
 
+    @abstractmethod
     def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        raise NotImplementedError
+        """The pixels of a box whose source is small."""
 
 
 class ScaledRaster(_Resampled):
