@@ -224,11 +224,11 @@ def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
         assert found == (tuple(np.quantile(everything, pair)) if len(everything) else (0.0, 0.0))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
 def test_quantiles_of_a_part_of_an_image_are_numpys(dtype):
     rng = np.random.default_rng(3)
     info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    for height, width in ((1, 1), (5, 63), (70, 64), (40, 130)):
+    for height, width in ((1, 1), (5, 63), (70, 64), (40, 130), (81, 137)):
         low, high = max(info.min, -40000), min(info.max, 70000) + 1
         image = rng.integers(low, high, (90, 140)).astype(dtype)
         image[rng.random(image.shape) < 0.3] = low

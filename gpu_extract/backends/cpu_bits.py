@@ -7,8 +7,20 @@ import numba
 import numba.extending
 from numba import types
 
-__all__ = ["BLOCK", "above_word", "below_word", "bits_of", "equal_word", "first_bit", "inner", "weigh_rows"]
+__all__ = [
+    "BLOCK",
+    "LANES",
+    "above_word",
+    "below_word",
+    "bits_of",
+    "equal_word",
+    "first_bit",
+    "inner",
+    "largest_of_columns",
+    "weigh_rows",
+]
 
+# Pixels that are compared at a time.
 LANES = 64
 # Pixels of the rows that are summed at a time, in registers.
 BLOCK = 16
@@ -25,17 +37,24 @@ inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=T
 def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:
     """The comparison of 64 values of an array with a scalar as an integer, bit i for value i."""
     array, start, scalar = arguments
-    kind: Any = signature.args[0].dtype
-    element = context.get_data_type(kind)
-    vector = ir.VectorType(element, LANES)
     data = context.make_array(signature.args[0])(context, builder, array).data
-    pointer = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
-    values = builder.load(pointer, align=context.get_abi_sizeof(element))
-    every = spread(builder, scalar, vector)
-    compare: Any = builder.fcmp_ordered
-    if isinstance(kind, types.Integer):
-        compare = builder.icmp_signed if signature.args[0].dtype.signed else builder.icmp_unsigned
-    return builder.bitcast(compare(operator, values, every), ir.IntType(LANES))
+    values = lanes_from(context, builder, data, start)
+    compared = compare(builder, signature.args[0].dtype, operator, values, spread(builder, scalar, values.type))
+    return builder.bitcast(compared, ir.IntType(LANES))
+
+
+def lanes_from(context: Any, builder: Any, data: Any, start: Any) -> Any:
+    """The 64 values of an array's memory from ``start`` on."""
+    element = data.type.pointee
+    pointer = builder.bitcast(builder.gep(data, [start]), ir.VectorType(element, LANES).as_pointer())
+    return builder.load(pointer, align=context.get_abi_sizeof(element))
+
+
+def compare(builder: Any, kind: Any, operator: str, one: Any, other: Any) -> Any:
+    """The comparison of values of numba's type ``kind``."""
+    if kind in types.real_domain:
+        return builder.fcmp_ordered(operator, one, other)
+    return (builder.icmp_signed if kind.signed else builder.icmp_unsigned)(operator, one, other)
 
 
 @intrinsic
@@ -69,6 +88,55 @@ def below_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, "<")
 
     return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: Any, sign: Any, largest: Any) -> Any:
+    """Write into ``largest[:64]`` the largest of ``sign`` times the pixels of each of 64 columns.
+
+    Parameters
+    ----------
+    pixels : (...,), any pixel type
+        Of which row y of the columns begins at ``start + y * stride``; contiguous, all within it.
+    rows : int
+        1 or more.
+    sign : float
+        1 or -1.
+    largest : (...,) float64
+        Contiguous.
+    """
+    kind: Any = pixels.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start, stride, rows, sign, largest = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        target = context.make_array(signature.args[5])(context, builder, largest).data
+        doubles = ir.VectorType(ir.DoubleType(), LANES)
+
+        def write(operator: str, factor: float) -> None:
+            best = cgutils.alloca_once_value(builder, lanes_from(context, builder, data, start))
+            with cgutils.for_range(builder, rows, start=ir.Constant(rows.type, 1)) as loop:
+                at = builder.add(start, builder.mul(loop.index, stride))
+                values, before = lanes_from(context, builder, data, at), builder.load(best)
+                better = compare(builder, kind, operator, values, before)
+                builder.store(builder.select(better, values, before), best)
+            found = builder.load(best)
+            if kind not in types.real_domain:
+                found = (builder.sitofp if kind.signed else builder.uitofp)(found, doubles)
+            elif kind != types.float64:
+                found = builder.fpext(found, doubles)
+            found = builder.fmul(found, ir.Constant(doubles, [factor] * LANES))
+            builder.store(found, builder.bitcast(target, doubles.as_pointer()), align=8)
+
+        positive = builder.fcmp_ordered(">", sign, ir.Constant(ir.DoubleType(), 0.0))
+        with builder.if_else(positive) as (largest_wanted, smallest_wanted):
+            with largest_wanted:
+                write(">", 1.0)
+            with smallest_wanted:
+                write("<", -1.0)
+        return context.get_dummy_value()
+
+    return types.none(pixels, types.intp, types.intp, types.intp, types.float64, largest), generate
 
 
 @intrinsic

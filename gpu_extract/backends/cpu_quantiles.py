@@ -1,12 +1,12 @@
 """Numpy's linear quantiles of a cell's pixels, without sorting them.
 
-The few smallest or largest values are found in one pass, which 64 pixels at a time looks for what is beyond the last
-of those found so far; ranks in the middle by selection.
+The few smallest or largest values are found in two passes, 64 pixels at a time: one for a value that hardly more
+pixels are beyond than are wanted, one that collects them. Ranks in the middle are found by selection.
 """
 
 import numpy as np
 
-from gpu_extract.backends.cpu_bits import above_word, below_word, first_bit, inner
+from gpu_extract.backends.cpu_bits import LANES, above_word, below_word, first_bit, inner, largest_of_columns
 
 __all__ = ["SCRATCH", "quantile_pair"]
 
@@ -78,13 +78,19 @@ def two_smallest(values):
 def extremes(pixels, start, stride, rows, n, zeros, keep, sign, kept):
     """Write the ``keep`` largest of ``sign`` times the pixels and ``zeros`` zeros into ``kept``, in any order.
 
-    What is beyond the threshold is collected; when twice as many are there as wanted, they are thinned out, and the
+    What is beyond the threshold is collected; should twice as many be there as wanted, they are thinned out, and the
     threshold is the least of what is left. It is a pixel or 0, so that pixels are compared in their own type.
     """
-    count = min(zeros, keep)
-    kept[:count] = 0.0
-    threshold = 0.0
-    has_threshold = count == keep
+    # Most pixels are positive: among enough zeros only the largest ones need a better threshold.
+    has_threshold = (sign > 0 or zeros < keep) and reached(pixels, start, stride, rows, n, keep, sign, kept)
+    threshold = kept[0] if has_threshold else 0.0
+    if zeros >= keep and not threshold > 0.0:
+        threshold, has_threshold = 0.0, True
+    count = keep if has_threshold else 0
+    kept[:count] = threshold
+    if not has_threshold or threshold < 0.0:
+        kept[count : count + zeros] = 0.0
+        count += zeros
     for y in range(rows):
         for x in range(0, n, 64):
             at, size = start + y * stride + x, min(64, n - x)
@@ -103,6 +109,32 @@ def extremes(pixels, start, stride, rows, n, zeros, keep, sign, kept):
                 count = keep
     if count > keep:
         keep_largest(kept[:count], keep)
+
+
+@inner
+def reached(pixels, start, stride, rows, n, keep, sign, lanes):
+    """Write into ``lanes[0]`` a value that ``keep`` of ``sign`` times the pixels reach, few more; whether it was found.
+
+    Pixels are dealt out to more than ``keep`` lanes, and of the largest of each lane the one of rank ``keep`` is it.
+    """
+    if rows == 1:
+        rows, n, stride = n // LANES, LANES, LANES
+    wide = n // LANES
+    deep = (3 * keep // 2 + LANES * wide - 1) // (LANES * max(wide, 1))
+    if wide == 0 or rows < 2 * deep:
+        return False
+    size = 0
+    for y in range(deep):
+        for x in range(0, wide * LANES, LANES):
+            largest_of_columns(pixels, start + y * stride + x, deep * stride, rows // deep, sign, lanes[size:])
+            size += LANES
+    while size % 2 == 0 and size >= 3 * keep:
+        size //= 2
+        for i in range(size):
+            lanes[i] = max(lanes[i], lanes[size + i])
+    partition(lanes[:size], size - keep)
+    lanes[0] = lanes[size - keep]
+    return True
 
 
 @inner
