@@ -1,5 +1,8 @@
 """Many pixels at a time: what numba cannot say in Python and LLVM does in a few instructions."""
 
+import hashlib
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llvmlite.ir as ir
@@ -13,10 +16,12 @@ __all__ = [
     "above_word",
     "below_word",
     "bits_of",
+    "digest",
     "equal_word",
     "first_bit",
     "inner",
     "largest_of_columns",
+    "unlike_word",
     "weigh_rows",
 ]
 
@@ -32,6 +37,16 @@ cgutils: Any = numba.core.cgutils
 # For functions that are called by compiled ones only; what Python would need to call them takes long to compile.
 # They count no references: what they work on, their caller holds, and they allocate nothing.
 inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def digest(*modules: ModuleType) -> str:
+    """What an entry that is kept compiled closes over, so that it is compiled again when its callees change.
+
+    Numba keeps compiled code by its own file and the values that the function closes over; it does not see the files
+    of what is called from there.
+    """
+    texts = (Path(str(module.__file__)).read_bytes() for module in modules)
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:
@@ -88,6 +103,35 @@ def below_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, "<")
 
     return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def unlike_word(typing: Any, words: Any, start: Any, before: Any, shift: Any) -> Any:
+    """Which of ``words[start : start + 64]`` are not copies of the last item of the word before; as `equal_word`.
+
+    Parameters
+    ----------
+    words : (...,) uint64
+        Each some items of 1, 2, 4 or 8 bytes, the first one lowest.
+    before : uint64
+        The word before the first one.
+    shift : uint64
+        64 less the bits of an item.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start, before, shift = arguments
+        values = lanes_from(context, builder, context.make_array(words)(context, builder, array).data, start)
+        last = builder.insert_element(ir.Constant(values.type, ir.Undefined), before, ir.Constant(ir.IntType(32), 63))
+        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES - 1, 2 * LANES - 1)))
+        shifts = spread(builder, shift, values.type)
+        one, most = (ir.Constant(values.type, [n] * LANES) for n in (1, LANES - 1))
+        # In two steps, as an item may be the whole word.
+        shifted = builder.shl(builder.shl(values, builder.sub(most, shifts)), one)
+        copies = builder.or_(shifted, builder.lshr(builder.shuffle_vector(last, values, order), shifts))
+        return builder.bitcast(builder.icmp_unsigned("!=", values, copies), ir.IntType(LANES))
+
+    return types.uint64(words, types.intp, types.uint64, types.uint64), generate
 
 
 @intrinsic

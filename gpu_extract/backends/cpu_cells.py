@@ -7,8 +7,6 @@ that a mask can reach all pixels have one value, ``outside``, nearly always 0, a
 Only `select`, `load` and `store` see the types of labels, pixels and output; the rest works on bits and float64.
 """
 
-import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables
-from gpu_extract.backends.cpu_bits import inner
+from gpu_extract.backends.cpu_bits import digest, inner
 from gpu_extract.backends.cpu_blur import blur, clear
 from gpu_extract.backends.cpu_masks import dilate, fill_holes, own_box, select
 from gpu_extract.backends.cpu_planes import gather, load, multiply, scale, scaled, store, stretch
@@ -223,8 +221,6 @@ def make_channel(window, y, x, c, box, options, numbers, scratch, used):
 
 
 def _entry(sources):
-    # Numba keeps compiled code by this file and the values that the function closes over; it does not see the files
-    # that are called from here. Closed over, their text makes it compile again when one of them changes.
     @njit(nogil=True, cache=True)
     def extract_cells(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used):
         """Fill ``out`` with the finished tiles of n cells and ``used`` with their levels.
@@ -277,10 +273,4 @@ def _entry(sources):
     return extract_cells
 
 
-def _digest() -> str:
-    modules = (cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables)
-    texts = (Path(str(module.__file__)).read_bytes() for module in modules)
-    return hashlib.sha256(b"".join(texts)).hexdigest()
-
-
-extract_cells = _entry(_digest())
+extract_cells = _entry(digest(cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables))
