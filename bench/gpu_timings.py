@@ -33,6 +33,7 @@ from gpu_extract.backends.cuda_registry import extract_kernel
 from gpu_extract.backends.device import Array
 from gpu_extract.backends.reference import Libraries, disk
 from gpu_extract.model import Batch, BatchLimits, CellImages
+from gpu_extract.parallel import default_threads
 from gpu_extract.recipe import Program
 
 Figures = dict[str, Any]
@@ -460,7 +461,7 @@ def host_to_host(bench: Bench) -> list[Figures]:
         assert n == len(plan.cells)
         return time.perf_counter() - start
 
-    entries, threads = [], pipeline.default_threads()
+    entries, threads = [], default_threads()
     for preset in PRESETS:
         plan = bench.plan_of(preset)
         backend = bench.gpu.open_backend()

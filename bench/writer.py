@@ -23,10 +23,10 @@ import numpy as np
 
 from bench.machine import machine
 from bench.synthetic import make_slide
-from gpu_extract import pipeline
 from gpu_extract.backends import choose
 from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.model import CellImages, CellTable, DroppedCells
+from gpu_extract.parallel import default_threads, in_order
 from gpu_extract.planning import Plan, batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slide
@@ -41,7 +41,7 @@ def main() -> None:
     """Run, print a line per compression, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=12000)
-    parser.add_argument("--threads", type=int, default=pipeline.default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--folder", type=Path, help="where to write; the folder for temporary files by default")
@@ -132,7 +132,7 @@ def write(path: Path, contents: Contents, some: CellImages, compression: str, th
     start, processor = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as workers:
         tasks = range(0, len(contents.cells), BATCH)
-        for chunks in pipeline.in_order(workers, encoded, tasks, ahead=4 * threads):
+        for chunks in in_order(workers, encoded, tasks, ahead=4 * threads):
             store.append(chunks)
     store.finish()
     return time.perf_counter() - start, time.process_time() - processor

@@ -12,6 +12,7 @@ from gpu_extract import backends, pipeline
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan, plan_many
 from gpu_extract.model import CellImages
+from gpu_extract.parallel import default_threads
 from gpu_extract.planning import Plan
 from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources.selectors import located
@@ -195,7 +196,7 @@ def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
 def as_threads(threads: int | None) -> int:
     """A positive number of threads; by default the cores that this process may use."""
     if threads is None:
-        return pipeline.default_threads()
+        return default_threads()
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be 1 or more")
     return threads

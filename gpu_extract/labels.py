@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpu_extract.errors import LabelError
 from gpu_extract.model import Raster, strips
 
-__all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "label_strips", "runs"]
+__all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "label_strips", "merge", "runs"]
 
 # Pixels of one strip of a label plane; its runs take about as much memory again.
 STRIP_PIXELS = 4 << 20
@@ -91,7 +91,7 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
         raise LabelError(
             f"{where} hold {negative} negative pixels (lowest {lowest}); ids of cells must be 0 (background) or more"
         )
-    return _merge(parts)
+    return merge(parts)
 
 
 def label_strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -118,7 +118,7 @@ def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
     ids, y, x, lengths = found
     H, W = size
     last_x = x + lengths - 1
-    return _merge(
+    return merge(
         [
             LabelStatistics(
                 ids=ids.astype(np.uint64),
@@ -132,7 +132,7 @@ def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
     )
 
 
-def _merge(parts: list[LabelStatistics]) -> LabelStatistics:
+def merge(parts: list[LabelStatistics]) -> LabelStatistics:
     """The statistics of labels of which each may occur several times in the parts."""
     ids = np.concatenate([part.ids for part in parts])
     order = np.argsort(ids, kind="stable")

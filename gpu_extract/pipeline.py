@@ -9,12 +9,10 @@ the caller's thread.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +24,14 @@ from numpy.typing import NDArray
 from gpu_extract.backends import Backend, Extract, ExtractInPieces
 from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.parallel import in_order
 from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, gather
 
-__all__ = ["Progress", "Report", "default_threads", "run", "tiles"]
+__all__ = ["Progress", "Report", "run", "tiles"]
 
 In = TypeVar("In")
-Out = TypeVar("Out")
 
 # Called with the number of cells written so far, and of all.
 Progress = Callable[[int, int], None]
@@ -109,11 +107,6 @@ class Stopwatch:
                 except StopIteration:
                     return
             yield item
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run(
@@ -260,24 +253,6 @@ def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.levels[part])
-
-
-def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:
-    """``function`` of each item, computed by ``workers`` up to ``ahead`` items ahead, yielded in order.
-
-    When the consumer stops, or an item fails, what has not begun is cancelled.
-    """
-    waiting: deque[Future[Out]] = deque()
-    try:
-        for item in items:
-            waiting.append(workers.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:

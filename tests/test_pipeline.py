@@ -10,7 +10,7 @@ from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends import reference as reference_backend
 from gpu_extract.model import BatchLimits
-from gpu_extract.pipeline import in_order
+from gpu_extract.parallel import in_order
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, read_journal
 

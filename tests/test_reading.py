@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from slides import small_slide
 
+from gpu_extract.parallel import side_by_side
 from gpu_extract.sources import maps, open_image
 from gpu_extract.sources.maps import MapCache
-from gpu_extract.sources.parallel import side_by_side
 from gpu_extract.sources.tiff_plane import TiffPlane
 
 

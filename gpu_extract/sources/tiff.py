@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
+from gpu_extract.parallel import side_by_side
 from gpu_extract.sources import tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
-from gpu_extract.sources.parallel import side_by_side
 from gpu_extract.sources.segments import SHARED, SegmentCache
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gpu_extract.cell_tables import H5SC_IMAGES, SparcspyTables
 from gpu_extract.codecs import compression_of
 from gpu_extract.errors import OutputError
+from gpu_extract.parallel import default_threads
 from gpu_extract.store.h5sc import LEVELS
 from gpu_extract.store.layout import layout_of
 from gpu_extract.store.target import unfinished
@@ -230,7 +231,7 @@ def _check_unique(obs: pd.DataFrame, columns: list[str]) -> None:
 
 def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
     tasks = [range(row, min(row + ROWS_PER_TASK, len(ids))) for row in range(0, len(ids), ROWS_PER_TASK)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+    with ThreadPoolExecutor(default_threads()) as workers:
         for problem in workers.map(lambda rows: _first_problem(images, rows), tasks):
             if problem is not None:
                 row, text = problem
