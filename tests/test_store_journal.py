@@ -19,7 +19,7 @@ from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.errors import OutputError, RunStoppedError
 from gpu_extract.store import CellStore, encode, read_journal
 from gpu_extract.store.codecs import checksum
-from gpu_extract.store.index import IndexedLog, check_index, write_index
+from gpu_extract.store.index import IndexedLog, check_index, make_index
 from gpu_extract.store.journal import join
 from gpu_extract.store.layout import LAYOUTS
 
@@ -169,7 +169,7 @@ def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
     assert (found.n_cells, found.n_written) == (40, 40)
     descriptor = os.open(partial, os.O_RDWR)
     for _ in range(2):  # a finish that was killed begins again
-        write_index(descriptor, found)
+        make_index(descriptor, found).save()
         assert partial.read_bytes() == undisturbed.read_bytes()
     os.close(descriptor)
     check_index(partial, found)
@@ -178,6 +178,7 @@ def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
 def test_the_fingerprint_tells_inputs_apart(tmp_path):
     def fingerprint(name, contents):
         store = CellStore.create(tmp_path / name, contents)
+        assert store._log.n_sealed == 0  # the journal is begun
         found = read_journal(tmp_path / f"{name}.journal").fingerprint
         store.abandon()
         return found

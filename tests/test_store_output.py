@@ -84,8 +84,10 @@ def test_a_folder_that_refuses_at_the_last_moment(path, monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", refusing)
+    store = CellStore.create(path, make_contents(1))
     with pytest.raises(OutputError, match="Read-only file system"):
-        CellStore.create(path, make_contents(1))
+        store.finish()
+    store.keep()
     assert list(path.parent.iterdir()) == []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_extract.codecs import PLUGINS
@@ -12,7 +14,7 @@ from gpu_extract.errors import RunStoppedError
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.codecs import ChunkFormat, EncodedCells
 from gpu_extract.store.contents import Contents
-from gpu_extract.store.index import check_index, write_index
+from gpu_extract.store.index import check_index, make_index
 from gpu_extract.store.journal import pack_header, read_journal
 from gpu_extract.store.layout import Layout, choose_layout, skeleton
 from gpu_extract.store.target import Target, check_output, sync_folder
@@ -24,7 +26,8 @@ class CellStore:
     """An output file that is being written; `create` makes one.
 
     Cells go to ``OUT.partial``, and ``OUT.journal`` tells which of them are on the disk. ``OUT`` appears when
-    `finish` has checked it. Of `finish`, `keep` and `abandon` the first one that is called ends the store; later
+    `finish` has checked it. The file's tables are made by a thread of their own, while the first cells are computed;
+    `append` waits for them. Of `finish`, `keep` and `abandon` the first one that is called ends the store; later
     calls of `keep` and `abandon` do nothing. All methods are called from one thread.
 
     Attributes
@@ -36,18 +39,14 @@ class CellStore:
     """
 
     def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, journal: int) -> None:
-        head = skeleton(contents, layout, format)
-        header = pack_header(head, len(contents.cells), len(contents.program.cut))
         self.path = target.path
         self.format = format
         self._target = target
         self._n_cells = len(contents.cells)
         self._journal = journal
-        row_nbytes = format.nbytes if format.is_contiguous else None
-        self._partial = _start(target, len(head), header, journal, (row_nbytes or 0) * len(contents.cells))
-        self._log = ChunkLog(
-            self._partial, journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes
-        )
+        beside = ThreadPoolExecutor(1, "gpu-extract-tables")
+        self._begun = beside.submit(self._begin, contents, layout)
+        beside.shutdown(wait=False)
         self._is_open = True
 
     @classmethod
@@ -86,12 +85,15 @@ class CellStore:
         format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
             journal = target.claim()
-            try:
-                return cls(target, contents, chosen, format, journal)
-            except BaseException:
-                target.discard()
-                os.close(journal)
-                raise
+        return cls(target, contents, chosen, format, journal)
+
+    def _begin(self, contents: Contents, layout: Layout) -> ChunkLog:
+        """Write everything that stands before the tiles."""
+        head = skeleton(contents, layout, self.format)
+        header = pack_header(head, self._n_cells, len(contents.program.cut))
+        row_nbytes = self.format.nbytes if self.format.is_contiguous else None
+        partial = _start(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
+        return ChunkLog(partial, self._journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -108,12 +110,15 @@ class CellStore:
 
         Raises
         ------
+        OutputError
+            If the file cannot be begun.
         RunStoppedError
             If the disk is full or fails; what was written before is kept, and the store is closed.
         """
         assert encoded.format == self.format
+        log = self._log
         try:
-            self._log.append(encoded)
+            log.append(encoded)
         except OSError as error:
             raise self._stopped(error) from error
 
@@ -132,10 +137,14 @@ class CellStore:
         OutputError
             If a cell is missing, or ``path`` has been taken meanwhile; the store is as before.
         """
+        log = self._log
         try:
-            self._log.seal()
-            journal = read_journal(self._target.journal)
-            write_index(self._partial, journal)
+            journal = replace(read_journal(self._target.journal), records=tuple(log.records))
+            with ThreadPoolExecutor(1, "gpu-extract-seal") as beside:
+                sealed = beside.submit(log.seal)
+                index = make_index(log.partial, journal)
+                sealed.result()
+            index.save()
             check_index(self._target.partial, journal)
             self._target.publish()
         except OSError as error:
@@ -147,24 +156,35 @@ class CellStore:
         """Make durable what was written, and leave it beside the output's name; nothing if there is no cell."""
         if not self._is_open:
             return
-        # What cannot be sealed is lost, and was never said to be kept.
-        with contextlib.suppress(OSError):
-            self._log.seal()
-        if self._log.n_sealed:
-            self._close()
-        else:
-            self.abandon()
+        if self._begun.exception() is None:
+            log = self._begun.result()
+            # What cannot be sealed is lost, and was never said to be kept.
+            with contextlib.suppress(OSError):
+                log.seal()
+            if log.n_sealed:
+                self._close()
+                return
+        self.abandon()
 
     def abandon(self) -> None:
         """Leave nothing behind."""
         if self._is_open:
+            self._begun.exception()  # nothing is written any more
             self._target.discard()
             self._close()
 
+    @property
+    def _log(self) -> ChunkLog:
+        """Where chunks go, once all that stands before them is written."""
+        with self._target.writing():
+            return self._begun.result()
+
     def _close(self) -> None:
         self._is_open = False
-        self._log.stop()
-        os.close(self._partial)
+        if self._begun.exception() is None:
+            log = self._begun.result()
+            log.stop()
+            os.close(log.partial)
         os.close(self._journal)  # and with it goes the lock
 
     def _stopped(self, error: OSError) -> RunStoppedError:

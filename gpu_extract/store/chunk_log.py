@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +36,9 @@ class ChunkLog:
 
     Attributes
     ----------
+    partial : int
+    records : list of Record
+        Of what was appended.
     n_sealed : int
         Cells that are durable.
     """
@@ -44,12 +46,14 @@ class ChunkLog:
     def __init__(
         self, partial: int, journal: int, *, chunks_end: int, journal_end: int, row_nbytes: int | None = None
     ) -> None:
+        self.partial = partial
+        self.records: list[Record] = []
         self.n_sealed = 0
-        self._partial, self._journal = partial, journal
+        self._journal = journal
         self._chunks_start = self._chunks_end = chunks_end
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
-        self._unsealed: deque[Record] = deque()
+        self._n_records_sealed = 0
         self._unsealed_nbytes = 0
         self._failure: OSError | None = None
         self._sealing = threading.Lock()
@@ -70,12 +74,12 @@ class ChunkLog:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.levels)
         if self._row_nbytes is None:
-            _write_chunks(self._partial, encoded.chunks, self._chunks_end)
+            _write_chunks(self.partial, encoded.chunks, self._chunks_end)
         else:
             for some in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
                 start = self._chunks_start + int(record.rows[some[0]]) * self._row_nbytes
-                _write_chunks(self._partial, encoded.chunks[some[0] : some[-1] + 1], start)
-        self._unsealed.append(record)
+                _write_chunks(self.partial, encoded.chunks[some[0] : some[-1] + 1], start)
+        self.records.append(record)
         self._chunks_end += record.nbytes
         self._unsealed_nbytes += record.nbytes
         if self._unsealed_nbytes >= SEAL_NBYTES:
@@ -93,7 +97,7 @@ class ChunkLog:
         with self._sealing:
             if self._failure is not None:
                 raise self._failure
-            records = [self._unsealed.popleft() for _ in range(len(self._unsealed))]
+            records = self.records[self._n_records_sealed :]
             if not records:
                 return
             try:
@@ -101,6 +105,7 @@ class ChunkLog:
             except OSError as error:
                 self._failure = error
                 raise
+            self._n_records_sealed += len(records)
 
     def stop(self) -> None:
         """End the thread; what is not sealed stays so."""
@@ -109,7 +114,7 @@ class ChunkLog:
         self._thread.join()
 
     def _write_record(self, record: Record) -> None:
-        os.fdatasync(self._partial)
+        os.fdatasync(self.partial)
         packed = pack_record(record)
         write_all(self._journal, packed, self._journal_end)
         os.fdatasync(self._journal)

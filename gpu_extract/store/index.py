@@ -22,7 +22,7 @@ from gpu_extract.store.codecs import ChunkFormat, checksum
 from gpu_extract.store.journal import Journal, Record, join
 from gpu_extract.store.layout import LIBVER, layout_of
 
-__all__ = ["IndexedLog", "check_index", "write_index"]
+__all__ = ["IndexedLog", "check_index", "make_index"]
 
 # The largest that HDF5 allows is 128 MiB; the default, 1 MiB, writes index pages out and reads them again.
 METADATA_CACHE_NBYTES = 127 << 20
@@ -115,21 +115,20 @@ class IndexedLog(io.RawIOBase):
         return self._expected != (-1, 0)
 
 
-def write_index(partial: int, journal: Journal) -> None:
-    """Turn a partial file whose chunks are all sealed into an HDF5 file, in place.
+def make_index(partial: int, journal: Journal) -> IndexedLog:
+    """What turns a partial file into an HDF5 file, in place, when it is saved; until then nothing is written.
 
     Parameters
     ----------
     partial : int
         Its descriptor.
     journal : Journal
+        Of all its chunks.
 
     Raises
     ------
     OutputError
         If a row is missing.
-    OSError
-        If the file cannot be written.
     """
     record = _complete(journal)
     log = IndexedLog(partial, journal.skeleton, len(journal.skeleton) + record.nbytes)
@@ -143,7 +142,7 @@ def write_index(partial: int, journal: Journal) -> None:
             file[name][...] = record.levels[order, :, i]
         put_in_place = _place_values if file[layout.images].chunks is None else _index_chunks
         put_in_place(file[layout.images], log, len(journal.skeleton), record)
-    log.save()
+    return log
 
 
 def check_index(path: Path, journal: Journal) -> None:
