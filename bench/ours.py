@@ -31,6 +31,7 @@ def main() -> None:
     output = folder / "ours.h5sc"
     seconds = []
     for _ in range(repeats + 1):
+        output.unlink(missing_ok=True)  # peers do not replace a file, either
         start = time.perf_counter()
         report = extract(
             **planes,
@@ -40,7 +41,6 @@ def main() -> None:
             tile_size=TILE_SIZE,
             device="cpu",
             threads=threads,
-            overwrite=True,
         )
         seconds.append(time.perf_counter() - start)
     figures = {
