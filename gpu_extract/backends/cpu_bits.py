@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "equal_word",
     "first_bit",
+    "float_of",
     "inner",
     "largest_of_columns",
     "unlike_word",
@@ -201,6 +202,16 @@ def bits_of(typing: Any, value: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
 
     return types.uint64(types.float64), generate
+
+
+@intrinsic
+def float_of(typing: Any, bits: Any) -> Any:
+    """The float64 whose bits are those of a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.uint64), generate
 
 
 @intrinsic

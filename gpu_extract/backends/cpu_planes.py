@@ -5,7 +5,7 @@ The values of a box are float64, row by row without gaps, so that most steps are
 
 import numpy as np
 
-from gpu_extract.backends.cpu_bits import above_word, below_word, bits_of, inner
+from gpu_extract.backends.cpu_bits import above_word, below_word, bits_of, float_of, inner
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = [
@@ -24,8 +24,11 @@ __all__ = [
 # How values are written: float16 as its bits, as they are, or times a unit and rounded.
 OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
 
-# 2^28, where float64 counts in steps of 2^-24: added to a number below 2^-14, it rounds it as float16 does.
-HALF_STEPS = float(1 << 28)
+# The bits of a float64: its exponent; that of 2^-14, the least that float16 has; and what makes an exponent larger by
+# 42, as float16 has 42 places less.
+EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
+# Where float16 is infinite.
+HALF_BEYOND = 65536.0
 
 
 @inner
@@ -175,11 +178,10 @@ def store_row(values, start, n, unit, output, row, x0):
 @inner
 def half_bits(value):
     """The bits of the float16 nearest to a finite float64, ties to even."""
-    bits = bits_of(value)
-    sign = (bits >> np.uint64(48)) & np.uint64(0x8000)
-    magnitude = bits & np.uint64(0x7FFFFFFFFFFFFFFF)
-    small = bits_of(min(abs(value), 1.0) + HALF_STEPS) - bits_of(HALF_STEPS)
-    odd = (magnitude >> np.uint64(42)) & np.uint64(1)
-    normal = ((magnitude + np.uint64((1 << 41) - 1) + odd) >> np.uint64(42)) - np.uint64((1023 - 15) << 10)
-    body = small if magnitude < np.uint64(0x3F10000000000000) else min(normal, np.uint64(0x7C00))
-    return np.uint16(sign | body)
+    size = min(abs(value), HALF_BEYOND)
+    exponent = max(bits_of(size) & EXPONENT, HALF_NORMAL)
+    # Added to a number of which the last place is float16's, the value is rounded to that.
+    large = exponent + HALF_PLACES
+    places = bits_of(size + float_of(large)) - large
+    body = ((exponent - HALF_NORMAL) >> np.uint64(42)) + places
+    return np.uint16((bits_of(value) >> np.uint64(48)) & np.uint64(0x8000) | body)
