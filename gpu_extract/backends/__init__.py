@@ -49,6 +49,8 @@ class Backend:
         The same with the result left on the device.
     extract_in_pieces : callable or None
         The same, a few cells at a time, each in memory that the next few overwrite.
+    is_compiled : bool
+        Whether batches are extracted by the kernels of `cpu_cells`.
     notices : list of str
         What happened that the user should know, one line each.
     """
@@ -60,6 +62,7 @@ class Backend:
     statistics: Statistics = label_statistics
     extract_on_device: Extract | None = None
     extract_in_pieces: ExtractInPieces | None = None
+    is_compiled: bool = False
     notices: list[str] = field(default_factory=list)
 
 
@@ -96,7 +99,11 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
         from gpu_extract.backends import cpu, cpu_labels
 
         return Backend(
-            device, cpu.extract, statistics=cpu_labels.label_statistics, extract_in_pieces=cpu.extract_in_pieces
+            device,
+            cpu.extract,
+            statistics=cpu_labels.label_statistics,
+            extract_in_pieces=cpu.extract_in_pieces,
+            is_compiled=True,
         )
     raise DeviceError(f"unknown device {device!r}; it must be one of {', '.join(DEVICES)}")
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_planes
 from gpu_extract.backends.cpu_blur import edge_tables
-from gpu_extract.backends.cpu_cells import Numbers, Options, Pixels, Steps, extract_cells, scratch_memory
+from gpu_extract.backends.cpu_cells import Numbers, Options, Pixels, Scratch, Steps, extract_cells, scratch_memory
 from gpu_extract.backends.program_tables import mask_tables, quantile_pixels
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["extract", "extract_in_pieces"]
+__all__ = ["Tiles", "Work", "extract", "extract_in_pieces", "kept_tiles", "work_of"]
 
 # The tiles of a piece stay in the second cache of a core until they are encoded; more cells gain nothing.
 PIECE_CELLS = 8
@@ -30,6 +30,20 @@ class Tiles(NamedTuple):
 
     images: NDArray[Any]  # (n, K, S, S), the output type
     boxes: NDArray[np.int64]  # (n, K, 4)
+
+
+class Work(NamedTuple):
+    """What the kernels are given of a batch; see `cpu_cells.extract_each`."""
+
+    window: Pixels
+    ids: NDArray[Any]
+    corners: NDArray[np.int64]
+    parts: NDArray[np.int64]
+    steps: Steps
+    options: Options
+    numbers: Numbers
+    levels: NDArray[np.float64]
+    scratch: Scratch
 
 
 def blank(n_cells: int, program: Program) -> Tiles:
@@ -48,8 +62,14 @@ def extract_in_pieces(
     window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None = None
 ) -> Iterator[CellImages]:
     """The finished tiles of a batch, a few cells at a time, in memory that the next few overwrite."""
-    n_cells = min(max(PIECE_NBYTES // program.tile_nbytes, 1), PIECE_CELLS)
-    return _extract(window, batch, program, levels, n_cells, _kept(blank, n_cells, program))
+    tiles = kept_tiles(program)
+    return _extract(window, batch, program, levels, len(tiles.images), tiles)
+
+
+def kept_tiles(program: Program) -> Tiles:
+    """Memory of this thread for the tiles of a piece, the same again and again."""
+    tiles: Tiles = _kept(blank, min(max(PIECE_NBYTES // program.tile_nbytes, 1), PIECE_CELLS), program)
+    return tiles
 
 
 def _extract(
@@ -60,24 +80,37 @@ def _extract(
     n_cells: int,
     tiles: Tiles,
 ) -> Iterator[CellImages]:
-    C = len(program.cut)
-    levels = program.fixed_levels if levels is None else levels
-    pixels, steps = pixels_of(window), steps_of(program)
-    ids, corners = batch.ids.astype(pixels.labels[0].dtype), batch.corners - (window.y0, window.x0)
-    parts = label_parts(batch, program.recipe.tile_size)
-    options, numbers = options_of(program, levels), Numbers(program.unit, *program.recipe.quantiles)
-    levels = np.empty((C, 2)) if levels is None else levels
-    scratch = _kept(scratch_memory, program.recipe.tile_size, steps.weights.shape[1])
+    work = work_of(window, batch, program, levels)
     for start in range(0, max(len(batch), 1), max(n_cells, 1)):
         part = slice(start, start + n_cells)
         rows = batch.rows[part]
         images, boxes = tiles.images[: len(rows)], tiles.boxes[: len(rows)]
-        out = images.view(np.uint16) if program.output_dtype == np.float16 else images
-        used = np.empty((len(rows), C, 2))
-        extract_cells(
-            pixels, ids[part], corners[part], parts[part], steps, options, numbers, levels, scratch, out, boxes, used
-        )
+        used = np.empty((len(rows), len(program.cut), 2))
+        some = work._replace(ids=work.ids[part], corners=work.corners[part], parts=work.parts[part])
+        extract_cells(*some, as_written(images), boxes, used)
         yield CellImages(rows, batch.ids[part], images, used, boxes)
+
+
+def work_of(window: Window, batch: Batch, program: Program, levels: NDArray[np.float64] | None) -> Work:
+    """What the kernels are given of a batch, in this thread; ``levels`` is None where each cell has its own."""
+    levels = program.fixed_levels if levels is None else levels
+    pixels, steps = pixels_of(window), _kept(steps_of, program)
+    return Work(
+        window=pixels,
+        ids=batch.ids.astype(pixels.labels[0].dtype),
+        corners=batch.corners - (window.y0, window.x0),
+        parts=label_parts(batch, program.recipe.tile_size),
+        steps=steps,
+        options=options_of(program, levels),
+        numbers=Numbers(program.unit, *program.recipe.quantiles),
+        levels=np.empty((len(program.cut), 2)) if levels is None else levels,
+        scratch=_kept(scratch_memory, program.recipe.tile_size, steps.weights.shape[1]),
+    )
+
+
+def as_written(images: NDArray[Any]) -> NDArray[Any]:
+    """Tiles in the type in which the kernels write them: float16 as its bits."""
+    return images.view(np.uint16) if images.dtype == np.float16 else images
 
 
 def _kept(make: Callable[..., Any], *arguments: Any) -> Any:

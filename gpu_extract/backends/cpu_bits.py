@@ -1,6 +1,7 @@
 """Many pixels at a time: what numba cannot say in Python and LLVM does in a few instructions."""
 
 import hashlib
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "float_of",
     "inner",
     "largest_of_columns",
+    "nanoseconds",
     "unlike_word",
     "weigh_rows",
 ]
@@ -202,6 +204,22 @@ def bits_of(typing: Any, value: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
 
     return types.uint64(types.float64), generate
+
+
+@intrinsic
+def nanoseconds(typing: Any) -> Any:
+    """The system's monotonic clock, as `time.monotonic_ns`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), number.as_pointer()])
+        read_clock = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        time_spec = cgutils.alloca_once(builder, number, size=2)
+        builder.call(read_clock, [ir.Constant(ir.IntType(32), time.CLOCK_MONOTONIC), time_spec])
+        seconds, rest = (builder.load(builder.gep(time_spec, [ir.Constant(ir.IntType(32), index)])) for index in (0, 1))
+        return builder.add(builder.mul(seconds, ir.Constant(number, 1_000_000_000)), rest)
+
+    return types.int64(), generate
 
 
 @intrinsic

@@ -1,6 +1,6 @@
 """One cell after the other, fused, compiled by numba, without the GIL.
 
-`extract_cells` makes a cell's masks, cuts and normalises its channels and writes the finished tile, in scratch
+`extract_each` makes a cell's masks, cuts and normalises its channels and writes the finished tile, in scratch
 memory that stays in the core's cache. It is `reference.extract_tile` with known results skipped: beyond the box
 that a mask can reach all pixels have one value, ``outside``, nearly always 0, and nothing is computed there.
 
@@ -21,7 +21,7 @@ from gpu_extract.backends.cpu_planes import gather, load, multiply, scale, scale
 from gpu_extract.backends.cpu_quantiles import quantile_pair
 from gpu_extract.backends.program_tables import PIXELS_GIVEN, PIXELS_MASK, PIXELS_TILE
 
-__all__ = ["Numbers", "Options", "Pixels", "Scratch", "Steps", "extract_cells", "scratch_memory"]
+__all__ = ["Numbers", "Options", "Pixels", "Scratch", "Steps", "extract_cells", "extract_each", "scratch_memory"]
 
 
 class Pixels(NamedTuple):
@@ -220,55 +220,61 @@ def make_channel(window, y, x, c, box, options, numbers, scratch, used):
     return stretch(values, outside, n_pixels) if options.stretch[c] else outside
 
 
+@inner
+def extract_each(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used):
+    """Fill ``out`` with the finished tiles of n cells and ``used`` with their levels.
+
+    Parameters
+    ----------
+    window : Pixels
+    ids : (n,), the labels' type
+    corners : (n, 2) int64
+        (y, x) of each tile's first pixel in the window; may lie outside it.
+    parts : (n, 4) int64
+        The part of each tile in which its cell's labels lie.
+    steps : Steps
+    options : Options
+    numbers : Numbers
+    levels : (C, 2) float64
+        Read where ``options.pixels`` is `PIXELS_GIVEN`.
+    scratch : Scratch
+    out : (n, K, S, S)
+        The output type; float16 as its bits in uint16. 0 outside of ``boxes``, on entry too.
+    boxes : (n, K, 4) int64
+        What of each plane may be anything but 0.
+    used : (n, C, 2) float64
+    """
+    M = steps.stored.shape[0]
+    soft_box, whole = scratch.boxes[1], scratch.boxes[2]
+    for n in range(ids.shape[0]):
+        y, x = corners[n, 0], corners[n, 1]
+        for p in range(2):
+            stride = window.label_strides[p]
+            select(window.labels[p], stride, window.height, window.width, y, x, ids[n], parts[n], scratch.own[p])
+            own_box(scratch.own[p], parts[n], scratch.own_boxes[p])
+        for m in range(steps.masks.shape[0]):
+            make_mask(window, y, x, m, steps, scratch)
+            for k in range(M):
+                if steps.stored[k] == m:
+                    store(scratch.soft, soft_box, 0.0, numbers.unit, options.output, out[n, k], boxes[n, k])
+            if options.exclude:
+                exclude(window, y, x, steps.masks[m, 0], scratch)
+            for c in range(steps.cut.shape[0]):
+                if steps.cut[c] != m:
+                    continue
+                if options.pixels == PIXELS_GIVEN:
+                    used[n, c, 0], used[n, c, 1] = levels[c, 0], levels[c, 1]
+                box = soft_box if options.apply_masks else whole
+                outside = make_channel(window, y, x, c, box, options, numbers, scratch, used[n, c])
+                store(scratch.values, box, outside, numbers.unit, options.output, out[n, M + c], boxes[n, M + c])
+
+
 def _entry(sources):
     @njit(nogil=True, cache=True)
     def extract_cells(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used):
-        """Fill ``out`` with the finished tiles of n cells and ``used`` with their levels.
-
-        Parameters
-        ----------
-        window : Pixels
-        ids : (n,), the labels' type
-        corners : (n, 2) int64
-            (y, x) of each tile's first pixel in the window; may lie outside it.
-        parts : (n, 4) int64
-            The part of each tile in which its cell's labels lie.
-        steps : Steps
-        options : Options
-        numbers : Numbers
-        levels : (C, 2) float64
-            Read where ``options.pixels`` is `PIXELS_GIVEN`.
-        scratch : Scratch
-        out : (n, K, S, S)
-            The output type; float16 as its bits in uint16. 0 outside of ``boxes``, on entry too.
-        boxes : (n, K, 4) int64
-            What of each plane may be anything but 0.
-        used : (n, C, 2) float64
-        """
+        """`extract_each`, for Python."""
         _ = sources
-        M = steps.stored.shape[0]
-        soft_box, whole = scratch.boxes[1], scratch.boxes[2]
-        for n in range(ids.shape[0]):
-            y, x = corners[n, 0], corners[n, 1]
-            for p in range(2):
-                stride = window.label_strides[p]
-                select(window.labels[p], stride, window.height, window.width, y, x, ids[n], parts[n], scratch.own[p])
-                own_box(scratch.own[p], parts[n], scratch.own_boxes[p])
-            for m in range(steps.masks.shape[0]):
-                make_mask(window, y, x, m, steps, scratch)
-                for k in range(M):
-                    if steps.stored[k] == m:
-                        store(scratch.soft, soft_box, 0.0, numbers.unit, options.output, out[n, k], boxes[n, k])
-                if options.exclude:
-                    exclude(window, y, x, steps.masks[m, 0], scratch)
-                for c in range(steps.cut.shape[0]):
-                    if steps.cut[c] != m:
-                        continue
-                    if options.pixels == PIXELS_GIVEN:
-                        used[n, c, 0], used[n, c, 1] = levels[c, 0], levels[c, 1]
-                    box = soft_box if options.apply_masks else whole
-                    outside = make_channel(window, y, x, c, box, options, numbers, scratch, used[n, c])
-                    store(scratch.values, box, outside, numbers.unit, options.output, out[n, M + c], boxes[n, M + c])
+        extract_each(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used)
 
     return extract_cells
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -93,6 +93,11 @@ class ChunkFormat:
             name, shape, self.dtype, chunks=self.shape, track_times=False, **FILTER_OPTIONS[self.compression]
         )
 
+    def is_deflated_as_made(self, made: np.dtype[Any]) -> bool:
+        """Whether a chunk is the zlib stream of a tile of this type, or of some of its planes, as it lies in memory."""
+        whole_words = self.nbytes % 8 == 0
+        return self.compression == "gzip" and self.shape[0] == 1 and self.dtype == made and whole_words
+
     @property
     def is_contiguous(self) -> bool:
         """Whether values stand at their row's place instead of in chunks."""
@@ -140,6 +145,14 @@ class EncodedCells:
         return len(self.rows)
 
     @classmethod
+    def of(
+        cls, rows: NDArray[np.int64], chunks: Iterable[bytes], levels: NDArray[np.float64], format: ChunkFormat
+    ) -> EncodedCells:
+        """Cells with the checksums of their chunks."""
+        chunks = tuple(chunks)
+        return cls(rows, chunks, np.fromiter(map(checksum, chunks), np.uint32, len(chunks)), levels, format)
+
+    @classmethod
     def join(cls, parts: Sequence[EncodedCells]) -> EncodedCells:
         """The cells of all parts, of one format, as one batch."""
         return cls(
@@ -162,14 +175,8 @@ def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
     Rows are those of whole chunks, in ascending order (`gather`). Nothing of ``images.images`` is referred to
     afterwards.
     """
-    chunks = tuple(chunk for blocks in _cut(images, format) for chunk in _compressed(blocks, format.compression))
-    return EncodedCells(
-        rows=images.rows,
-        chunks=chunks,
-        checksums=np.fromiter(map(checksum, chunks), np.uint32, len(chunks)),
-        levels=images.levels,
-        format=format,
-    )
+    chunks = (chunk for blocks in _cut(images, format) for chunk in _compressed(blocks, format.compression))
+    return EncodedCells.of(images.rows, chunks, images.levels, format)
 
 
 def _compressed(blocks: NDArray[Any], compression: str) -> list[bytes]:

@@ -21,7 +21,7 @@ from gpu_extract.backends import cpu_bits, cpu_masks
 from gpu_extract.backends.cpu_bits import digest, unlike_word
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
-__all__ = ["deflate"]
+__all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
 
 U = np.uint64  # numba makes float64 of int64 and uint64, so every number of the bit buffer is one of these
 ONE, LOW_32, LOW_6 = U(1), U(0xFFFFFFFF), U(63)
@@ -63,12 +63,21 @@ def deflate(blocks: NDArray[Any]) -> list[bytes]:
     data = blocks.view(np.uint8).reshape(n, nbytes) if nbytes else np.empty((n, 0), np.uint8)
     if nbytes % 8 or not blocks.flags.aligned:  # so that the words of each block are aligned
         data = np.pad(data, ((0, 0), (0, -nbytes % 8)))
+    pairs, out = room_for(n, nbytes)
+    return streams_in(out, deflate_blocks(data, nbytes, itemsize, pairs, out))
+
+
+def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Memory of this thread for a table of pairs and for the streams of ``n`` blocks of ``nbytes``."""
     # A byte takes 15 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    out, pairs = _kept("out", n * (nbytes // 4 + 64)), _kept("pairs", 1 << 16)
-    ends = _deflate(data, nbytes, itemsize, pairs, out).tolist()
-    streams = out.view(np.uint8)
-    starts = [0, *(end + -end % 8 for end in ends)]
-    return [streams[start:end].tobytes() for start, end in zip(starts, ends, strict=False)]
+    return _kept("pairs", 1 << 16), _kept("out", n * (nbytes // 4 + 64))
+
+
+def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[bytes]:
+    """The streams that stand in ``out``, each from a whole word on, up to these bytes."""
+    data, last = out.view(np.uint8), ends.tolist()
+    starts = [0, *(end + -end % 8 for end in last)]
+    return [data[start:end].tobytes() for start, end in zip(starts, last, strict=False)]
 
 
 def _kept(name: str, n: int) -> NDArray[np.uint64]:
@@ -329,37 +338,43 @@ def _write_rest(out, pos, buffer, n_bits, table, rest, a, b):
     return np.int64(U(8) * pos + (n_bits >> U(3)))
 
 
+@njit(nogil=True)
+def deflate_each(data, nbytes, itemsize, pairs, out):
+    """Write the streams of the first ``nbytes`` of each block, each from a word on; returns their ends."""
+    n, n_words, shift = len(data), nbytes // 8, U(64 - 8 * itemsize)
+    words = data.view(np.uint64)
+    literals = np.empty((n, (n_words + STRIP - 1) // STRIP), np.uint64)
+    sums = np.empty((n, 2), np.uint64)
+    seen = U(0)
+    for k in range(n):
+        bits, sums[k, 0], sums[k, 1] = _survey(words[k][:n_words], data[k][:nbytes], shift, literals[k])
+        seen |= bits
+    counts, lengths = np.zeros(N_SYMBOLS, np.int64), np.empty(N_SYMBOLS, np.int64)
+    table, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(n, np.int64)
+    _count_sample(words, n_words // STRIP, literals, counts)
+    _code_lengths(counts, lengths)
+    _code_words(lengths, table)
+    _code_pairs(table, _largest_second(seen), pairs)
+    start = 0
+    for k in range(n):
+        stream, rest = out[start:], data[k][8 * n_words : nbytes]
+        pos, buffer, n_bits, distance, n_distance = _write_header(stream, lengths, itemsize)
+        pos, buffer, n_bits = _write_words(
+            stream, pos, buffer, n_bits, table, pairs, words[k][:n_words], literals, k, distance, n_distance
+        )
+        ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
+        start = (ends[k] + 7) // 8
+    return ends
+
+
 def _entry(sources):
-    @njit("int64[::1](uint8[:, ::1], int64, int64, uint64[::1], uint64[::1])", nogil=True, cache=True)
-    def _deflate(data, nbytes, itemsize, pairs, out):
-        """Write the streams of the first ``nbytes`` of each block, each from a word on; returns their ends."""
+    @njit(nogil=True, cache=True)
+    def deflate_blocks(data, nbytes, itemsize, pairs, out):
+        """`deflate_each`, for Python."""
         _ = sources
-        n, n_words, shift = len(data), nbytes // 8, U(64 - 8 * itemsize)
-        words = data.view(np.uint64)
-        literals = np.empty((n, (n_words + STRIP - 1) // STRIP), np.uint64)
-        sums = np.empty((n, 2), np.uint64)
-        seen = U(0)
-        for k in range(n):
-            bits, sums[k, 0], sums[k, 1] = _survey(words[k][:n_words], data[k][:nbytes], shift, literals[k])
-            seen |= bits
-        counts, lengths = np.zeros(N_SYMBOLS, np.int64), np.empty(N_SYMBOLS, np.int64)
-        table, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(n, np.int64)
-        _count_sample(words, n_words // STRIP, literals, counts)
-        _code_lengths(counts, lengths)
-        _code_words(lengths, table)
-        _code_pairs(table, _largest_second(seen), pairs)
-        start = 0
-        for k in range(n):
-            stream, rest = out[start:], data[k][8 * n_words : nbytes]
-            pos, buffer, n_bits, distance, n_distance = _write_header(stream, lengths, itemsize)
-            pos, buffer, n_bits = _write_words(
-                stream, pos, buffer, n_bits, table, pairs, words[k][:n_words], literals, k, distance, n_distance
-            )
-            ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
-            start = (ends[k] + 7) // 8
-        return ends
+        return deflate_each(data, nbytes, itemsize, pairs, out)
 
-    return _deflate
+    return deflate_blocks
 
 
-_deflate = _entry(digest(cpu_bits, cpu_masks))
+deflate_blocks = _entry(digest(cpu_bits, cpu_masks))
