@@ -75,8 +75,7 @@ class SourceFile:
         SourceError
         """
         with translated(f"{self} cannot be opened"):
-            if _stamp(self._status()) != self._stamp:
-                raise SourceError(f"{self} has changed since it was opened; run again once it is written")
+            self._check_unchanged()
             stream = open(self.path, "rb")  # noqa: SIM115 - closed by the with below; only opening is translated
         with stream:
             yield stream
@@ -96,11 +95,16 @@ class SourceFile:
         ------
         SourceError
         """
-        with self.open() as stream, translated(f"{self} cannot be read"):
+        with translated(f"{self} cannot be read"):
+            self._check_unchanged()
             pixels: NDArray[Any] = np.ndarray(
-                shape, dtype, SHARED.map(stream, hash(self._stamp), nbytes), offset, order=order
+                shape, dtype, SHARED.map(self.path, hash(self._stamp), nbytes), offset, order=order
             )
             return pixels
+
+    def _check_unchanged(self) -> None:
+        if _stamp(self._status()) != self._stamp:
+            raise SourceError(f"{self} has changed since it was opened; run again once it is written")
 
     def _status(self) -> os.stat_result:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,20 +39,20 @@ class MapCache:
         """Bytes that were read through the maps that are kept."""
         return sum(read for _, read in self._maps.values())
 
-    def map(self, stream: BinaryIO, stamp: int, nbytes: int) -> NDArray[np.uint8]:
-        """The whole of an open file, (n,), read-only.
+    def map(self, path: str, stamp: int, nbytes: int) -> NDArray[np.uint8]:
+        """The whole of a file, (n,), read-only.
 
         Parameters
         ----------
-        stream : file
+        path : str
         stamp : int
             Different for a file that has changed.
         nbytes : int, bytes
             How much of it is about to be read.
         """
-        key = (stream.name, stamp)
+        key = (path, stamp)
         with self._lock:
-            mapped, before = self._maps.get(key) or (np.memmap(stream, np.uint8, "r"), 0)
+            mapped, before = self._maps.get(key) or (np.memmap(path, np.uint8, "r"), 0)
             self._maps[key] = (mapped, before + nbytes)
             while len(self._maps) > self._max_files or self.nbytes > self._max_nbytes:
                 del self._maps[next(iter(self._maps))]
