@@ -38,6 +38,9 @@ Progress = Callable[[int, int], None]
 
 # Windows that are read ahead of the computation.
 WINDOWS_AHEAD = 2
+# Tiles, in bytes, that may be computed and encoded ahead of the writer: it waits for the file's tables at first, and
+# for the disk now and then.
+ENCODED_AHEAD_NBYTES = 128 << 20
 # Cells that a thread encodes at a time.
 ENCODE_CELLS = 128
 
@@ -187,8 +190,10 @@ def encoded(
             [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
         )
 
+    batch_nbytes = min(backend.limits.nbytes, backend.limits.n_cells * plan.program.tile_nbytes)
+    ahead = threads + ENCODED_AHEAD_NBYTES // batch_nbytes
     with windows(plan, backend, watch) as read:
-        yield from in_order(workers, compute_and_encode, read, ahead=threads + 1)
+        yield from in_order(workers, compute_and_encode, read, ahead)
 
 
 def in_one_piece(extract: Extract) -> ExtractInPieces:
