@@ -23,10 +23,11 @@ import numpy as np
 from bench.machine import machine
 from bench.synthetic import make_slide
 from gpu_extract.backends import choose
+from gpu_extract.deflated import extract_deflated
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slide
-from gpu_extract.store import ChunkFormat, encode
+from gpu_extract.store import ChunkFormat
 
 REPEATS = 25
 
@@ -54,11 +55,7 @@ def main() -> None:
         work = [(opened.read(batch.box), batch) for batch in batches(plan, backend.limits)]
         chunks = ChunkFormat((1, *plan.program.tile_shape), plan.program.output_dtype, "gzip")
 
-        def extract(task, plan=plan, chunks=chunks):
-            for cells in backend.extract_in_pieces(*task, plan.program, None):
-                encode(cells, chunks)
-
-        tasks[recipe] = [partial(extract, each) for each in work]
+        tasks[recipe] = [partial(extract_deflated, *each, plan.program, None, chunks) for each in work]
     results = {}
     for name, task in tasks.items():
         one, two = seconds(task)
