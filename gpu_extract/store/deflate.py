@@ -35,6 +35,8 @@ FULL = 1 << 15
 STRIP = 64
 # Strips that are counted for the code.
 N_SAMPLED = 128
+# What stays in a core's cache.
+CACHED_NBYTES = 1 << 20
 
 _of_thread = threading.local()
 
@@ -370,9 +372,16 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
 def _entry(sources):
     @njit(nogil=True, cache=True)
     def deflate_blocks(data, nbytes, itemsize, pairs, out):
-        """`deflate_each`, for Python."""
+        """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
         _ = sources
-        return deflate_each(data, nbytes, itemsize, pairs, out)
+        n = max(CACHED_NBYTES // max(nbytes, 1), 1)
+        ends, word = np.empty(len(data), np.int64), 0
+        for first in range(0, len(data), n):
+            ends[first : first + n] = 8 * word + deflate_each(
+                data[first : first + n], nbytes, itemsize, pairs, out[word:]
+            )
+            word = (ends[min(first + n, len(data)) - 1] + 7) // 8
+        return ends
 
     return deflate_blocks
 
