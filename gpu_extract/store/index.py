@@ -94,9 +94,9 @@ class IndexedLog(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Accept the chunk that is expected, keep what lies outside the chunks, refuse everything else."""
-        view = memoryview(data).cast("B")
-        first, last = self._position, self._position + len(view)
-        if (first, len(view)) == self._expected:
+        view = memoryview(data)
+        first, last = self._position, self._position + view.nbytes
+        if (first, view.nbytes) == self._expected:
             self._expected = (-1, 0)
         elif last <= self._start:
             self._head[first:last] = view
@@ -105,9 +105,9 @@ class IndexedLog(io.RawIOBase):
             self._tail.extend(bytes(max(last - len(self._tail), 0)))
             self._tail[first:last] = view
         else:
-            raise RuntimeError(f"HDF5 writes {len(view)} bytes at {first}, among chunks; expected {self._expected}")
-        self._position += len(view)
-        return len(view)
+            raise RuntimeError(f"HDF5 writes {view.nbytes} bytes at {first}, among chunks; expected {self._expected}")
+        self._position += view.nbytes
+        return view.nbytes
 
     @property
     def is_expecting(self) -> bool:
