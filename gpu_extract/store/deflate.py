@@ -4,8 +4,8 @@ Nine tenths of a tile are zeros, and what is left are numbers of a camera, in wh
 little. So the only matches are runs of one repeated value, found eight bytes at a time, and everything else is
 literals. Two to three times as fast as isal's level 1 and a tenth to a fifth larger, which is still smaller than lzf.
 
-A stream is a zlib stream (RFC 1950) of one dynamic block (RFC 1951), so every zlib reads it. What is encoded in one
-call shares one code, made from a sample of it, and the code words of each two bytes are looked up at once.
+A stream is a zlib stream (RFC 1950) of one dynamic block (RFC 1951), so every zlib reads it. Blocks that are
+encoded together share one code, made from a sample of them, and the code words of each two bytes are looked up at once.
 """
 
 from __future__ import annotations
