@@ -4,7 +4,7 @@
 
 ``OUT.partial`` starts with a hole for the HDF5 skeleton (`layout`, which is `h5sc` or `sparcspy`); encoded tiles
 (`codecs`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) tells which of them are on the disk.
-At the end HDF5 builds its index over them in place (`index`), and the file gets its name (`target`).
+At the end HDF5's index over them is filled in (`index`), and the file gets its name (`target`).
 """
 
 from __future__ import annotations

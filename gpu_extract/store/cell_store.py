@@ -14,7 +14,7 @@ from gpu_extract.errors import RunStoppedError
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.codecs import ChunkFormat, EncodedCells
 from gpu_extract.store.contents import Contents
-from gpu_extract.store.index import check_index, make_index
+from gpu_extract.store.index import check_index, finished_head
 from gpu_extract.store.journal import pack_header, read_journal
 from gpu_extract.store.layout import Layout, choose_layout, skeleton
 from gpu_extract.store.target import Target, check_output, sync_folder
@@ -140,12 +140,13 @@ class CellStore:
         log = self._log
         try:
             journal = replace(read_journal(self._target.journal), records=tuple(log.records))
-            with ThreadPoolExecutor(1, "gpu-extract-seal") as beside:
+            with ThreadPoolExecutor(1, "gpu-extract-sync") as beside:
                 sealed = beside.submit(log.seal)
-                index = make_index(log.partial, journal)
+                log.put_before(finished_head(journal))
+                synced = beside.submit(log.sync)
+                check_index(self._target.partial, journal)
                 sealed.result()
-            index.save()
-            check_index(self._target.partial, journal)
+                synced.result()
             self._target.publish()
         except OSError as error:
             raise self._stopped(error) from error
@@ -194,12 +195,11 @@ class CellStore:
 
 
 def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
-    """A descriptor of a new partial file, which the journal knows of: a hole, and room for values."""
+    """A descriptor of a new partial file, which the journal knows of: room for the head, and for values."""
     partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(partial, n_head)
-        if n_values:
-            _allocate(partial, n_head, n_values)
+        _allocate(partial, n_head + n_values)
         os.fsync(partial)
         write_all(journal, header, 0)
         os.fsync(journal)
@@ -210,10 +210,10 @@ def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: i
     return partial
 
 
-def _allocate(partial: int, start: int, nbytes: int) -> None:
+def _allocate(partial: int, nbytes: int) -> None:
     """Take the room on the disk at once: twice as fast to write to, and a full disk is known before the first cell."""
     try:
-        os.posix_fallocate(partial, start, nbytes)
+        os.posix_fallocate(partial, 0, nbytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise

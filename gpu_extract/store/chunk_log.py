@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -94,24 +95,50 @@ class ChunkLog:
         OSError
             If that fails. No later call succeeds: after a failed sync nobody knows what is on the disk.
         """
-        with self._sealing:
-            if self._failure is not None:
-                raise self._failure
+        with self._syncing():
             records = self.records[self._n_records_sealed :]
-            if not records:
-                return
-            try:
+            if records:
                 self._write_record(join(records))
-            except OSError as error:
-                self._failure = error
-                raise
-            self._n_records_sealed += len(records)
+                self._n_records_sealed += len(records)
+
+    def put_before(self, head: bytes) -> None:
+        """Write the head, which makes the partial file an HDF5 file, over the hole before the chunks.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; the chunks are as before.
+        """
+        write_all(self.partial, head, 0)
+        os.ftruncate(self.partial, self._chunks_end)
+
+    def sync(self) -> None:
+        """Make durable the head and all chunks; no record is written any more.
+
+        Raises
+        ------
+        OSError
+            As of `seal`.
+        """
+        with self._syncing():
+            os.fsync(self.partial)
 
     def stop(self) -> None:
         """End the thread; what is not sealed stays so."""
         self._stopped = True
         self._due.set()
         self._thread.join()
+
+    @contextmanager
+    def _syncing(self) -> Iterator[None]:
+        with self._sealing:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                yield
+            except OSError as error:
+                self._failure = error
+                raise
 
     def _write_record(self, record: Record) -> None:
         os.fdatasync(self.partial)

@@ -89,8 +89,11 @@ class ChunkFormat:
         if self.is_contiguous:
             # What is never written by HDF5 is not to be filled by it either.
             return file.create_dataset(name, shape, self.dtype, track_times=False, fill_time="never")
+        filters = FILTER_OPTIONS[self.compression]
+        # A dataset that can never have more than one chunk would have no index.
+        most = (max(n_cells, self.shape[0] + 1), *shape[1:])
         return file.create_dataset(
-            name, shape, self.dtype, chunks=self.shape, track_times=False, **FILTER_OPTIONS[self.compression]
+            name, shape, self.dtype, chunks=self.shape, maxshape=most, track_times=False, **filters
         )
 
     def is_deflated_as_made(self, made: np.dtype[Any]) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
-from math import ceil, prod
+from math import prod
 from typing import Protocol
 
 import h5py
@@ -13,14 +12,13 @@ from gpu_extract.errors import OutputError
 from gpu_extract.store.codecs import ChunkFormat
 from gpu_extract.store.contents import Contents
 from gpu_extract.store.h5sc import H5sc
+from gpu_extract.store.hdf5_fields import end_of_file
 from gpu_extract.store.sparcspy import Sparcspy
 
 __all__ = ["LAYOUTS", "LIBVER", "Layout", "choose_layout", "layout_of", "skeleton"]
 
 # HDF5 1.10's format, which every h5py of today reads; "latest" would be HDF5 2.0's, which h5py 3.14 does not.
 LIBVER = ("v110", "v110")
-# Where that format's superblock says how long the file is (HDF5 File Format Specification, II.A, version 3).
-END_OF_FILE, END_OF_FILE_OFFSET = struct.Struct("<Q"), 28
 
 
 class Layout(Protocol):
@@ -77,24 +75,19 @@ def layout_of(file: h5py.File) -> Layout:
 
 
 def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
-    """The whole HDF5 file but for its tiles, which HDF5 will put after its end; levels are 0."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=LIBVER) as file:
+    """The whole HDF5 file but for its tiles, which HDF5 will put behind its end; levels are 0."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver=LIBVER) as file:
         layout.write(file, contents, format)
-        _allocate_index(file[layout.images])
-    written = buffer.getvalue()
+        if not format.is_contiguous:
+            _allocate_index(file[layout.images])
+    written = memory.getvalue()
     # HDF5 counts space that it has not written; BytesIO does not.
-    (size,) = END_OF_FILE.unpack_from(written, END_OF_FILE_OFFSET)
-    return written[:size].ljust(size, b"\0")
+    return written[: end_of_file(written)].ljust(end_of_file(written), b"\0")
 
 
 def _allocate_index(images: h5py.Dataset) -> None:
     """Make HDF5 allocate the whole index of the tiles, which it does at the first one; then remove that one."""
-    if images.chunks is None:
-        return
-    n_chunks = prod(ceil(n / c) for n, c in zip(images.shape, images.chunks, strict=True))
-    if n_chunks == 1:
-        return  # a dataset of one chunk has no index
     n_cells = len(images)
     images.id.write_direct_chunk((0, 0, 0, 0), bytes(images.dtype.itemsize * prod(images.chunks)))
     images.resize(0, axis=0)
