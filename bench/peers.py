@@ -6,7 +6,8 @@ The peers are scPortrait 1.8.0 in a virtual environment of its own (`bench/compa
 SPARCSpy's recipe as its documentation states it, and a plain loop with scikit-image (`bench/peer_loops.py`). Theirs
 is `Project.extract` by its own clock, and the loop; ours a call of `gpu_extract.extract`, files on disk to finished
 gzip .h5sc, in a process where it was called once before, as scPortrait's process has loaded all it needs. The first
-call is told beside it. Ours runs before and after each peer, so that a noisy machine shows; ratios are of medians.
+call is told beside it. Ours and the peer take turns, each in a new process, so that a machine whose speed changes from
+minute to minute is as fast for the one as for the other; ratios are of medians.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def main() -> None:
     """Run everything, print a line per peer, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=4096, help="side of the slide in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of ours for each of a peer")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of ours and of each peer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scportrait", type=Path, help="the python of a virtual environment that has scPortrait")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -64,24 +67,26 @@ class Bench:
     def __init__(self, folder: Path, threads: int, repeats: int) -> None:
         self.folder, self.threads, self.repeats = folder, threads, repeats
 
-    def compare(self, peer: str, recipe: str, run: Any) -> dict[str, Any]:
-        """Ours, the peer, ours; figures, ratio, and how far the values agree."""
-        before = self.ours(recipe)
-        theirs = run()
-        after = self.ours(recipe)
-        seconds = statistics.median(before["call_seconds"] + after["call_seconds"])
+    def compare(self, peer: str, recipe: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Ours and the peer in turns; figures, ratio of medians, and how far the values agree."""
+        ours, theirs = zip(*((self.ours(recipe), run()) for _ in range(self.repeats)), strict=True)
+        seconds = statistics.median(call for turn in ours for call in turn["call_seconds"])
+        first_call = statistics.median(turn["first_call_seconds"] for turn in ours)
+        total, loop = (statistics.median(turn[name] for turn in theirs) for name in ("seconds", "loop_seconds"))
         result = {
             "peer": peer,
             "recipe": recipe,
-            "ours": [before, after],
-            **theirs,
-            "ratio": theirs["seconds"] / seconds,
-            "ratio_without_set_up": theirs["loop_seconds"] / seconds,
-            "ratio_of_first_call": theirs["seconds"] / after["first_call_seconds"],
-            **self.agreement(Path(theirs["file"])),
+            "n_cells": theirs[0]["n_cells"],
+            "seconds": total,
+            "our_seconds": seconds,
+            "ratio": total / seconds,
+            "ratio_without_set_up": loop / seconds,
+            "ratio_of_first_call": total / first_call,
+            **self.agreement(Path(theirs[-1]["file"])),
+            "ours": ours,
+            "theirs": theirs,
         }
-        n_cells = theirs["n_cells"]
-        speeds = [n_cells / each for each in (theirs["seconds"], theirs["loop_seconds"], seconds)]
+        speeds = [result["n_cells"] / each for each in (total, loop, seconds)]
         print(
             f"{peer}: {speeds[0]:,.0f} cells/s ({speeds[1]:,.0f} without set-up), ours {speeds[2]:,.0f}: "
             f"{result['ratio']:.0f} x ({result['ratio_without_set_up']:.0f} x; first call "
@@ -92,13 +97,14 @@ class Bench:
         return result
 
     def ours(self, recipe: str) -> dict[str, Any]:
-        """Figures of several calls in a new process."""
-        return ours.run(self.folder, "npy", recipe, "window", self.threads, self.repeats)
+        """Figures of two calls in a new process, and of one before them."""
+        return ours.run(self.folder, "npy", recipe, "window", self.threads, repeats=2)
 
     def scportrait(self, python: Path) -> dict[str, Any]:
         """Figures of scPortrait's `Project.extract`, by its own clock."""
         script = Path(__file__).with_name("peer_scportrait.py")
         output = self.folder / "scportrait"
+        shutil.rmtree(output, ignore_errors=True)
         told = subprocess.run(
             [str(python), str(script), str(self.folder), str(output), str(self.threads), str(ours.TILE_SIZE)],
             check=True,
@@ -118,6 +124,7 @@ class Bench:
     def loop(self, recipe: str) -> dict[str, Any]:
         """A loop over cells in a pool of processes."""
         file = self.folder / f"{recipe}.h5"
+        file.unlink(missing_ok=True)
         return {"file": str(file), **extract(recipe, self.folder, file, self.threads, ours.TILE_SIZE)}
 
     def agreement(self, theirs: Path) -> dict[str, Any]:

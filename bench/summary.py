@@ -6,7 +6,6 @@ python -m bench.summary          writes both; needs matplotlib
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ def table(results: Path) -> list[str]:
             f"{one['file_bytes_per_cell'] / 1024:.1f} | {one['peak_memory_mb']:,.0f} MB |"
         )
     for one in loaded(results, "peers").get("results", []):
-        size = f"{one['file_bytes_per_cell'] / 1024:.1f}" if "file_bytes_per_cell" in one else ""
+        file_nbytes = one["theirs"][-1].get("file_bytes_per_cell")
+        size = f"{file_nbytes / 1024:.1f}" if file_nbytes else ""
         ratios = f"ours is {one['ratio']:.0f} x ({one['ratio_without_set_up']:.0f} x without its set-up)"
         speed = one["n_cells"] / one["seconds"]
         lines.append(f"| {NAMES.get(one['peer'], one['peer'])}: {ratios} | {speed:,.0f} | {size} | |")
@@ -62,8 +62,7 @@ def plot(results: Path) -> None:
     peers = loaded(results, "peers")["results"]
     figure, axes = plt.subplots(figsize=(8, 0.7 + 0.75 * len(peers)), layout="constrained")
     for n, one in enumerate(peers):
-        ours = one["n_cells"] / statistics.median(one["ours"][0]["call_seconds"] + one["ours"][1]["call_seconds"])
-        theirs = one["n_cells"] / one["seconds"]
+        ours, theirs = (one["n_cells"] / one[name] for name in ("our_seconds", "seconds"))
         for offset, speed, colour, label in (
             (-0.19, theirs, "#b0b7c3", NAMES.get(one["peer"], one["peer"])),
             (0.19, ours, "#2563a8", f"gpu-extract, {one['recipe']}"),
