@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
+from numba import njit
 from slides import ht29
 
 import gpu_extract.store.deflate as module
@@ -16,6 +17,12 @@ from gpu_extract.model import BatchLimits
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.store.deflate import deflate
+
+
+@njit
+def code_lengths(counts, lengths):
+    module._code_lengths(counts, lengths)
+
 
 DTYPES = ["u1", "i1", "f2", "u2", "f4", "u4", "f8", "u8"]
 
@@ -91,7 +98,7 @@ def test_code_lengths_fill_the_code(kind):
         "random": np.random.default_rng(0).integers(0, 10000, 286),
     }[kind]
     lengths = np.empty(286, np.int64)
-    module._code_lengths(counts.astype(np.int64), lengths)
+    code_lengths(counts.astype(np.int64), lengths)
     assert_fills(lengths)
 
 
@@ -99,7 +106,7 @@ def test_code_lengths_fill_the_code(kind):
 @settings(max_examples=100, deadline=None)
 def test_code_lengths_of_any_counts(counts):
     lengths = np.empty(286, np.int64)
-    module._code_lengths(np.array(counts), lengths)
+    code_lengths(np.array(counts), lengths)
     assert_fills(lengths)
 
 

@@ -97,6 +97,38 @@ def grown(keys, fields):
     return more_keys, more_fields
 
 
+@inner
+def add_runs(row, x, most, y, n, keys, fields):
+    """Add the runs of row ``y`` from ``x`` on to a table of ``n`` labels; gives how many it has, and where it is full.
+
+    A label above ``most`` makes it -1.
+    """
+    W = row.shape[0]
+    while x < W:
+        label, first = row[x], x
+        x = run_end(row, first, label)
+        if label == 0:
+            continue
+        if label > most:
+            return -1, x
+        at = entry(np.uint64(label), keys)
+        if keys[at] == 0:
+            if 2 * n >= keys.shape[0]:
+                return n, first
+            n += 1
+            keys[at] = label
+            fields[at, TOP], fields[at, LEFT] = y, first
+        length = x - first
+        fields[at, COUNT] += length
+        fields[at, SUM_Y] += y * length
+        # n pixels from x have the x sum n x + n (n - 1) / 2.
+        fields[at, SUM_X] += first * length + length * (length - 1) // 2
+        fields[at, LEFT] = min(fields[at, LEFT], first)
+        fields[at, BOTTOM] = y + 1
+        fields[at, RIGHT] = max(fields[at, RIGHT], x)
+    return n, x
+
+
 def _entry(sources):
     @njit(nogil=True, cache=True)
     def table_of(strip, most, y0):
@@ -113,32 +145,13 @@ def _entry(sources):
         keys, fields = np.zeros(SMALLEST_TABLE, np.uint64), np.zeros((SMALLEST_TABLE, N_FIELDS), np.int64)
         n = 0
         for y in range(strip.shape[0]):
-            row = strip[y]
-            x, W = 0, row.shape[0]
-            while x < W:
-                label = row[x]
-                first = x
-                x = run_end(row, x, label)
-                if label == 0:
-                    continue
-                if label > most:
-                    return -1, keys, fields
-                at = entry(np.uint64(label), keys)
-                if keys[at] == 0:
-                    if 2 * n >= keys.shape[0]:
-                        keys, fields = grown(keys, fields)
-                        at = entry(np.uint64(label), keys)
-                    n += 1
-                    keys[at] = label
-                    fields[at, TOP], fields[at, LEFT] = y0 + y, first
-                found, length = fields[at], x - first
-                found[COUNT] += length
-                found[SUM_Y] += (y0 + y) * length
-                # n pixels from x have the x sum n x + n (n - 1) / 2.
-                found[SUM_X] += first * length + length * (length - 1) // 2
-                found[LEFT] = min(found[LEFT], first)
-                found[BOTTOM] = y0 + y + 1
-                found[RIGHT] = max(found[RIGHT], x)
+            x = 0
+            while x < strip.shape[1]:
+                n, x = add_runs(strip[y], x, most, y0 + y, n, keys, fields)
+                if n < 0:
+                    return n, keys, fields
+                if x < strip.shape[1]:
+                    keys, fields = grown(keys, fields)
         return n, keys, fields
 
     return table_of

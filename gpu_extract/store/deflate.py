@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_masks
-from gpu_extract.backends.cpu_bits import digest, unlike_word
+from gpu_extract.backends.cpu_bits import digest, inner, unlike_word
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
@@ -91,7 +91,7 @@ def _kept(name: str, n: int) -> NDArray[np.uint64]:
     return kept
 
 
-@njit(nogil=True)
+@inner
 def _adler32(data, a, b):
     """The sums of adler32 after up to 512 more bytes: of the bytes, and of the sums."""
     total, weighted, n = np.uint32(0), np.uint32(0), len(data)
@@ -102,7 +102,7 @@ def _adler32(data, a, b):
     return (a + U(total)) % ADLER_BASE, (b + U(n) * a + U(weighted)) % ADLER_BASE
 
 
-@njit(nogil=True)
+@inner
 def _survey(words, data, shift, literals):
     """Write which words are no repetition, as bits; give all bits that occur in any word, and adler32's two sums.
 
@@ -136,7 +136,7 @@ def _survey(words, data, shift, literals):
     return seen, a, b
 
 
-@njit(nogil=True)
+@inner
 def _count_sample(words, n_strips, literals, counts):
     """Count the symbols in a sample of the first strips of all blocks (n, n_words), each strip seen by itself."""
     # An odd step meets all rows of a tile.
@@ -153,7 +153,7 @@ def _count_sample(words, n_strips, literals, counts):
                 counts[MATCH_SYMBOL[min(8 * (i - end), LONGEST)]] += 1
 
 
-@njit(nogil=True)
+@inner
 def _code_lengths(counts, lengths):
     """Bits of each symbol's code word, 1 to 15, that fill the code exactly; a percent off Huffman's.
 
@@ -188,7 +188,7 @@ def _code_lengths(counts, lengths):
                 left -= cost
 
 
-@njit(nogil=True)
+@inner
 def _reversed(word, n):
     """The ``n`` bits of a word, 16 at most, in the order of the stream."""
     word = (word & 0x5555) << 1 | word >> 1 & 0x5555
@@ -211,7 +211,7 @@ def _code_words(lengths, table):
         following[n] += 1
 
 
-@njit(nogil=True)
+@inner
 def _put(out, pos, buffer, n_bits, code, n):
     """Append ``n`` bits, 64 at most, to the ``n_bits`` (fewer than 64) that wait in ``buffer``; no branch."""
     low = buffer | (code << n_bits)
@@ -221,7 +221,7 @@ def _put(out, pos, buffer, n_bits, code, n):
     return pos + full, high if full else low, (n_bits + n) & LOW_6
 
 
-@njit(nogil=True)
+@inner
 def _write_header(out, lengths, itemsize):
     """The header of zlib and the code; also the bits that stand for the one distance there is, ``itemsize``."""
     pos, buffer, n_bits = _put(out, U(0), U(0), U(0), U(0x0178), U(16))
@@ -246,7 +246,7 @@ def _write_header(out, lengths, itemsize):
     return pos, buffer, n_bits, distance, ONE
 
 
-@njit(nogil=True)
+@inner
 def _largest_second(bits):
     """No second byte of two in the words whose bits are in ``bits`` is larger."""
     most = U(0)
@@ -255,7 +255,7 @@ def _largest_second(bits):
     return np.int64(most)
 
 
-@njit(nogil=True)
+@inner
 def _code_pairs(table, most, pairs):
     """The code word of each two bytes, the second one ``most`` or less, and in the upper half its length."""
     for second in range(most + 1):
@@ -265,7 +265,7 @@ def _code_pairs(table, most, pairs):
             pairs[256 * second + first] = ((before & LOW_32) | word << (before >> U(32))) + (before & ~LOW_32) + n
 
 
-@njit(nogil=True)
+@inner
 def _write_literals(out, pos, buffer, n_bits, pairs, words):
     for word in words:
         a, b = pairs[word & U(0xFFFF)], pairs[word >> U(16) & U(0xFFFF)]
@@ -282,7 +282,7 @@ def _write_literals(out, pos, buffer, n_bits, pairs, words):
     return pos, buffer, n_bits
 
 
-@njit(nogil=True)
+@inner
 def _match(table, length, distance, n_distance):
     """The bits of a match, and how many."""
     entry = table[MATCH_SYMBOL[length]]
@@ -292,7 +292,7 @@ def _match(table, length, distance, n_distance):
     return code | distance << n, n + n_distance
 
 
-@njit(nogil=True)
+@inner
 def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
     """Matches for a run of an even number of bytes, 8 at least."""
     code, n = _match(table, LONGEST, distance, n_distance)
@@ -312,7 +312,7 @@ def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
     return _put(out, pos, buffer, n_bits, code, n)
 
 
-@njit(nogil=True)
+@inner
 def _write_words(out, pos, buffer, n_bits, table, pairs, words, literals, block, distance, n_distance):
     """All whole words of a block: literals up to a run, the run, and so on."""
     i, n = 0, len(words)
@@ -325,7 +325,7 @@ def _write_words(out, pos, buffer, n_bits, table, pairs, words, literals, block,
     return pos, buffer, n_bits
 
 
-@njit(nogil=True)
+@inner
 def _write_rest(out, pos, buffer, n_bits, table, rest, a, b):
     """The bytes after the last whole word, the end of the block, and the two sums; gives the length in bytes."""
     for byte in rest:
