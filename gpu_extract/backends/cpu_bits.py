@@ -15,6 +15,8 @@ __all__ = [
     "BLOCK",
     "LANES",
     "above_word",
+    "adler_sums",
+    "any_bits",
     "below_word",
     "bits_of",
     "digest",
@@ -135,6 +137,53 @@ def unlike_word(typing: Any, words: Any, start: Any, before: Any, shift: Any) ->
         return builder.bitcast(builder.icmp_unsigned("!=", values, copies), ir.IntType(LANES))
 
     return types.uint64(words, types.intp, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def any_bits(typing: Any, words: Any, start: Any) -> Any:
+    """The bits that are set in any of ``words[start : start + 64]``; as `equal_word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start = arguments
+        values = lanes_from(context, builder, context.make_array(words)(context, builder, array).data, start)
+        return reduced(builder, "or", values)
+
+    return types.uint64(words, types.intp), generate
+
+
+@intrinsic
+def adler_sums(typing: Any, words: Any, start: Any) -> Any:
+    """Of the 512 bytes of ``words[start : start + 64]``, their sum, and the sum of each times 512 to 1.
+
+    Bytes are summed by columns of 64, once and each time again, in 16 bits.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start = arguments
+        data = context.make_array(words)(context, builder, array).data
+        column, row = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES)
+        first = builder.bitcast(builder.gep(data, [start]), column.as_pointer())
+        sums = above = ir.Constant(row, [0] * LANES)
+        for k in range(8):
+            pointer = builder.gep(first, [ir.Constant(ir.IntType(32), k)])
+            above = builder.add(above, sums)
+            sums = builder.add(sums, builder.zext(builder.load(pointer, align=8), row))
+        wide = ir.VectorType(ir.IntType(32), LANES)
+        sums, above = builder.zext(sums, wide), builder.zext(above, wide)
+        weighted = builder.mul(sums, ir.Constant(wide, list(range(LANES, 0, -1))))
+        weighted = builder.add(weighted, builder.shl(above, ir.Constant(wide, [6] * LANES)))
+        found = [builder.zext(reduced(builder, "add", values), ir.IntType(64)) for values in (sums, weighted)]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(types.uint64, 2)(words, types.intp), generate
+
+
+def reduced(builder: Any, operator: str, values: Any) -> Any:
+    """All lanes of a vector of integers as one: their "add" or their "or"."""
+    kind = values.type
+    name = f"llvm.vector.reduce.{operator}.v{kind.count}i{kind.element.width}"
+    reduce = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind.element, [kind]), name)
+    return builder.call(reduce, [values])
 
 
 @intrinsic

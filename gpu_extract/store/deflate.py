@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_masks
-from gpu_extract.backends.cpu_bits import digest, inner, unlike_word
+from gpu_extract.backends.cpu_bits import adler_sums, any_bits, digest, inner, unlike_word
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
@@ -92,14 +92,9 @@ def _kept(name: str, n: int) -> NDArray[np.uint64]:
 
 
 @inner
-def _adler32(data, a, b):
-    """The sums of adler32 after up to 512 more bytes: of the bytes, and of the sums."""
-    total, weighted, n = np.uint32(0), np.uint32(0), len(data)
-    for i in range(n):
-        byte = np.uint32(data[i])
-        total += byte
-        weighted += byte * np.uint32(n - i)
-    return (a + U(total)) % ADLER_BASE, (b + U(n) * a + U(weighted)) % ADLER_BASE
+def _adler32(a, b, n, total, weighted):
+    """The sums of adler32 after up to 512 more bytes, of which the first counts ``n`` times, the last once."""
+    return (a + total) % ADLER_BASE, (b + n * a + weighted) % ADLER_BASE
 
 
 @inner
@@ -112,15 +107,14 @@ def _survey(words, data, shift, literals):
     n_strips = len(words) // STRIP
     for k in range(n_strips):
         start = k * STRIP
-        bits = U(0)
-        for i in range(start, start + STRIP):
-            bits |= words[i]
+        bits = any_bits(words, start)
         if bits == 0:
             b += U(8 * STRIP) * a  # 2^25 at most, so that b may wait for the next strip that is not zero
             literals[k] = U(before >> shift != 0)
             before = U(0)
             continue
-        a, b = _adler32(data[8 * start : 8 * (start + STRIP)], a, b)
+        total, weighted = adler_sums(words, start)
+        a, b = _adler32(a, b, U(8 * STRIP), total, weighted)
         literals[k] = unlike_word(words, start, before, shift)
         before = words[start + STRIP - 1]
         seen |= bits
@@ -132,8 +126,11 @@ def _survey(words, data, shift, literals):
         seen |= before
     if len(words):
         literals[0] |= ONE
-    a, b = _adler32(data[8 * STRIP * n_strips :], a, b)
-    return seen, a, b
+    total, weighted = U(0), U(0)
+    for byte in data[8 * STRIP * n_strips :]:
+        total += U(byte)
+        weighted += total
+    return seen, *_adler32(a, b, U(len(data) - 8 * STRIP * n_strips), total, weighted)
 
 
 @inner
