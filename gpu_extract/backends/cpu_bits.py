@@ -39,6 +39,7 @@ BLOCK = 16
 intrinsic: Any = numba.extending.intrinsic
 njit: Any = numba.njit
 cgutils: Any = numba.core.cgutils
+tuple_of: Any = types.UniTuple
 # For functions that are called by compiled ones only; what Python would need to call them takes long to compile.
 # They count no references: what they work on, their caller holds, and they allocate nothing.
 inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -175,7 +176,7 @@ def adler_sums(typing: Any, words: Any, start: Any) -> Any:
         found = [builder.zext(reduced(builder, "add", values), ir.IntType(64)) for values in (sums, weighted)]
         return context.make_tuple(builder, signature.return_type, found)
 
-    return types.UniTuple(types.uint64, 2)(words, types.intp), generate
+    return tuple_of(types.uint64, 2)(words, types.intp), generate
 
 
 def reduced(builder: Any, operator: str, values: Any) -> Any:

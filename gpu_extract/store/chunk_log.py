@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from gpu_extract.store.codecs import EncodedCells
+from gpu_extract.store.codecs import Chunk, EncodedCells
 from gpu_extract.store.journal import Record, join, pack_record
 
 __all__ = ["ChunkLog", "write_all"]
@@ -167,7 +167,7 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
         rest, offset = rest[n:], offset + n
 
 
-def _write_chunks(descriptor: int, chunks: Sequence[bytes], offset: int) -> None:
+def _write_chunks(descriptor: int, chunks: Sequence[Chunk], offset: int) -> None:
     for start in range(0, len(chunks), IOV_MAX):
         some = chunks[start : start + IOV_MAX]
         nbytes = sum(map(len, some))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from gpu_extract.errors import InputError
@@ -123,6 +124,7 @@ class Contents:
         }
 
 
+@cache
 def _own_version() -> str:
     try:
         return version("gpu-extract")

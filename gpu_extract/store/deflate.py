@@ -58,7 +58,7 @@ def _match_lengths() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.
 MATCH_SYMBOL, MATCH_N_EXTRA, MATCH_EXTRA = _match_lengths()
 
 
-def deflate(blocks: NDArray[Any]) -> list[bytes]:
+def deflate(blocks: NDArray[Any]) -> list[memoryview]:
     """The zlib stream of each of some blocks (n, ...), C-contiguous, of items of 1, 2, 4 or 8 bytes; needs no GIL."""
     n, itemsize = len(blocks), blocks.itemsize
     nbytes = blocks.nbytes // max(n, 1)
@@ -75,11 +75,12 @@ def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64
     return _kept("pairs", 1 << 16), _kept("out", n * (nbytes // 4 + 64))
 
 
-def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[bytes]:
-    """The streams that stand in ``out``, each from a whole word on, up to these bytes."""
-    data, last = out.view(np.uint8), ends.tolist()
+def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[memoryview]:
+    """Copies of the streams that stand in ``out``, each from a whole word on, up to these bytes."""
+    last = ends.tolist()
     starts = [0, *(end + -end % 8 for end in last)]
-    return [data[start:end].tobytes() for start, end in zip(starts, last, strict=False)]
+    data = out[: starts[-1] // 8].copy().data.cast("B")  # numpy copies without the GIL
+    return [data[start:end] for start, end in zip(starts, last, strict=False)]
 
 
 def _kept(name: str, n: int) -> NDArray[np.uint64]:
