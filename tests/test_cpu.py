@@ -27,8 +27,14 @@ def call_store(values, box, outside, unit, output, plane, filled):
 
 
 @njit
-def call_quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch):
-    return quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch)
+def call_quantile_pair(pixels, zeros, lower, upper, scratch):
+    return quantile_pair(pixels, zeros, lower, upper, scratch)
+
+
+@njit
+def call_copied(image, start, stride, part):
+    pool = np.empty(image.shape, image.dtype)
+    return pool[: cpu_planes.copied(image, start, stride, part, pool)]
 
 
 @njit
@@ -220,25 +226,31 @@ def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
     everything = np.concatenate([values, np.zeros(zeros)])
     scratch = np.empty(len(everything) + cpu_quantiles.SCRATCH)
     for pair in ((lower, upper), (0.001, 0.999)):
-        found = call_quantile_pair(values, 0, 0, 1, len(values), zeros, *pair, scratch)
+        found = call_quantile_pair(values, zeros, *pair, scratch)
         assert found == (tuple(np.quantile(everything, pair)) if len(everything) else (0.0, 0.0))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
-def test_quantiles_of_a_part_of_an_image_are_numpys(dtype):
+def test_quantiles_of_pixels_are_numpys(dtype):
     rng = np.random.default_rng(3)
     info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    for height, width in ((1, 1), (5, 63), (70, 64), (40, 130), (81, 137)):
+    for n in (1, 300, 4480, 5200, 11097):
         low, high = max(info.min, -40000), min(info.max, 70000) + 1
-        image = rng.integers(low, high, (90, 140)).astype(dtype)
-        image[rng.random(image.shape) < 0.3] = low
-        part = image[7 : 7 + height, 3 : 3 + width].astype(np.float64).ravel()
+        pixels = rng.integers(low, high, n).astype(dtype)
+        pixels[rng.random(n) < 0.3] = low
         for zeros in (0, 1, 50):
-            everything = np.concatenate([part, np.zeros(zeros)])
+            everything = np.concatenate([pixels.astype(np.float64), np.zeros(zeros)])
             scratch = np.empty(len(everything) + cpu_quantiles.SCRATCH)
             for pair in ((0.001, 0.999), (0.0, 1.0), (0.3, 0.5)):
-                found = call_quantile_pair(image.ravel(), 7 * 140 + 3, 140, height, width, zeros, *pair, scratch)
+                found = call_quantile_pair(pixels, zeros, *pair, scratch)
                 assert found == tuple(np.quantile(everything, pair))
+
+
+def test_a_part_of_an_image_is_copied():
+    image = np.arange(90 * 140, dtype=np.uint16).reshape(90, 140)
+    for top, left, bottom, right in ((0, 0, 90, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
+        found = call_copied(image.ravel(), 0, 140, (top, left, bottom, right))
+        assert (found == image[top:bottom, left:right].ravel()).all()
 
 
 @given(st.lists(st.integers(-50, 50), max_size=300))

@@ -17,7 +17,7 @@ from gpu_extract.backends import cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_
 from gpu_extract.backends.cpu_bits import digest, inner
 from gpu_extract.backends.cpu_blur import blur, clear
 from gpu_extract.backends.cpu_masks import dilate, fill_holes, own_box, select
-from gpu_extract.backends.cpu_planes import gather, load, multiply, scale, scaled, store, stretch
+from gpu_extract.backends.cpu_planes import copied, gather, load, multiply, scale, scaled, store, stretch
 from gpu_extract.backends.cpu_quantiles import quantile_pair
 from gpu_extract.backends.program_tables import PIXELS_GIVEN, PIXELS_MASK, PIXELS_TILE
 
@@ -198,18 +198,18 @@ def make_channel(window, y, x, c, box, options, numbers, scratch, used):
         multiply(values, soft)
     lower, upper = numbers.lower, numbers.upper
     if options.pixels == PIXELS_TILE and not options.cut_before:
-        top, left, bottom, right = slide_box(window, y, x, scratch.boxes[2])
-        rows, n = max(bottom - top, 0), max(right - left, 0)
-        first, stride = start + (y + top) * window.row_stride + x + left, window.row_stride
-        zeros = n_pixels - rows * n
-        used[0], used[1] = quantile_pair(window.image, first, stride, rows, n, zeros, lower, upper, scratch.room)
+        part = slide_box(window, y, x, scratch.boxes[2])
+        # Rows of a slide lie a whole number of pages apart, and drive each other out of the cache.
+        pool = scratch.pool.view(window.image.dtype)
+        n = copied(window.image, start + y * window.row_stride + x, window.row_stride, part, pool)
+        used[0], used[1] = quantile_pair(pool[:n], n_pixels - n, lower, upper, scratch.room)
     elif options.pixels != PIXELS_GIVEN:
         pool, n, zeros = values, size, n_pixels - size
         if options.pixels == PIXELS_MASK:
             part = slide_box(window, y, x, scratch.boxes[0])
             n = gather(values, box, scratch.region, part, scratch.pool)
             pool, zeros = scratch.pool, 0
-        used[0], used[1] = quantile_pair(pool, 0, n, 1, n, zeros, lower, upper, scratch.room)
+        used[0], used[1] = quantile_pair(pool[:n], zeros, lower, upper, scratch.room)
     outside = 0.0
     if options.scale:
         scale(values, used[0], used[1], options.flat_zero)

@@ -12,6 +12,7 @@ __all__ = [
     "OUTPUT_FLOAT",
     "OUTPUT_HALF",
     "OUTPUT_INTEGER",
+    "copied",
     "gather",
     "load",
     "multiply",
@@ -55,6 +56,18 @@ def load(channel, start, stride, height, width, y0, x0, box, values):
         target = np.uintp(left - box[1])
         for x in range(np.uintp(right - left)):
             row[target + x] = channel[source + x]
+
+
+@inner
+def copied(channel, start, stride, part, pool):
+    """Copy the pixels of a part of the tile at ``start`` into ``pool``, row by row without gaps; gives how many."""
+    top, left, bottom, right = part
+    n = max(right - left, 0)
+    for y in range(top, bottom):
+        source, target = np.uintp(start + y * stride + left), np.uintp((y - top) * n)
+        for x in range(np.uintp(n)):
+            pool[target + x] = channel[source + x]
+    return max(bottom - top, 0) * n
 
 
 @inner

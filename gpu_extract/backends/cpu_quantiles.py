@@ -16,18 +16,18 @@ EVERY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @inner
-def quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch):
+def quantile_pair(pixels, zeros, lower, upper, scratch):
     """Two of numpy's linear quantiles of some pixels and ``zeros`` zeros besides; (0, 0) of nothing.
 
     Parameters
     ----------
-    pixels : (...,), any pixel type
-        Of which row y are the ``n`` from ``start + y * stride``.
+    pixels : (n,), any pixel type
+        Contiguous.
     scratch : (m,) float64
         With room for all of them and the zeros and `SCRATCH` more.
     """
     lo, hi = 0.0, 0.0
-    total = rows * n + zeros
+    total = pixels.shape[0] + zeros
     if total == 0:
         return lo, hi
     for q in (lower, upper):
@@ -35,28 +35,28 @@ def quantile_pair(pixels, start, stride, rows, n, zeros, lower, upper, scratch):
         before = min(int(np.floor(position)), total - 1)
         after = min(before + 1, total - 1)
         fraction = position - np.floor(position)
-        a, b = ranked(pixels, start, stride, rows, n, zeros, before, after, scratch)
+        a, b = ranked(pixels, zeros, before, after, scratch)
         # numpy interpolates from the nearer end, which makes the last bit depend on the fraction.
         lo, hi = hi, b - (b - a) * (1 - fraction) if fraction >= 0.5 else a + (b - a) * fraction
     return lo, hi
 
 
 @inner
-def ranked(pixels, start, stride, rows, n, zeros, before, after, scratch):
+def ranked(pixels, zeros, before, after, scratch):
     """The values of rank ``before`` and ``after``, its successor or itself; the rest as for `quantile_pair`."""
-    total = rows * n + zeros
+    n = pixels.shape[0]
+    total = n + zeros
     if 2 * (after + 1) < total:
-        extremes(pixels, start, stride, rows, n, zeros, after + 1, -1.0, scratch)
+        extremes(pixels, zeros, after + 1, -1.0, scratch)
         b, a = two_smallest(scratch[: after + 1])
         return 0.0 - (a if after > before else b), 0.0 - b
     if 2 * (total - before) < total:
-        extremes(pixels, start, stride, rows, n, zeros, total - before, 1.0, scratch)
+        extremes(pixels, zeros, total - before, 1.0, scratch)
         a, b = two_smallest(scratch[: total - before])
         return a, b if after > before else a
-    for y in range(rows):
-        for x in range(n):
-            scratch[y * n + x] = pixels[start + y * stride + x]
-    scratch[rows * n : total] = 0.0
+    for i in range(n):
+        scratch[i] = pixels[i]
+    scratch[n:total] = 0.0
     partition(scratch[:total], before)
     a = scratch[before]
     return a, two_smallest(scratch[after:total])[0]
@@ -75,14 +75,14 @@ def two_smallest(values):
 
 
 @inner
-def extremes(pixels, start, stride, rows, n, zeros, keep, sign, kept):
+def extremes(pixels, zeros, keep, sign, kept):
     """Write the ``keep`` largest of ``sign`` times the pixels and ``zeros`` zeros into ``kept``, in any order.
 
     What is beyond the threshold is collected; should twice as many be there as wanted, they are thinned out, and the
     threshold is the least of what is left. It is a pixel or 0, so that pixels are compared in their own type.
     """
     # Most pixels are positive: among enough zeros only the largest ones need a better threshold.
-    has_threshold = (sign > 0 or zeros < keep) and reached(pixels, start, stride, rows, n, keep, sign, kept)
+    has_threshold = (sign > 0 or zeros < keep) and reached(pixels, keep, sign, kept)
     threshold = kept[0] if has_threshold else 0.0
     if zeros >= keep and not threshold > 0.0:
         threshold, has_threshold = 0.0, True
@@ -91,43 +91,38 @@ def extremes(pixels, start, stride, rows, n, zeros, keep, sign, kept):
     if not has_threshold or threshold < 0.0:
         kept[count : count + zeros] = 0.0
         count += zeros
-    for y in range(rows):
-        for x in range(0, n, 64):
-            at, size = start + y * stride + x, min(64, n - x)
-            word = EVERY >> np.uint64(64 - size)
-            if has_threshold and size == 64:
-                beyond = pixels.dtype.type(sign * threshold)
-                word = above_word(pixels, at, beyond) if sign > 0 else below_word(pixels, at, beyond)
-            while word != np.uint64(0):
-                value = sign * pixels[at + first_bit(word)]
-                if not has_threshold or value > threshold:
-                    kept[count] = value
-                    count += 1
-                word &= word - np.uint64(1)
-            if count > 2 * keep + SCRATCH - 128:
-                threshold, has_threshold = keep_largest(kept[:count], keep), True
-                count = keep
+    n = pixels.shape[0]
+    for at in range(0, n, 64):
+        size = min(64, n - at)
+        word = EVERY >> np.uint64(64 - size)
+        if has_threshold and size == 64:
+            beyond = pixels.dtype.type(sign * threshold)
+            word = above_word(pixels, at, beyond) if sign > 0 else below_word(pixels, at, beyond)
+        while word != np.uint64(0):
+            value = sign * pixels[at + first_bit(word)]
+            if not has_threshold or value > threshold:
+                kept[count] = value
+                count += 1
+            word &= word - np.uint64(1)
+        if count > 2 * keep + SCRATCH - 128:
+            threshold, has_threshold = keep_largest(kept[:count], keep), True
+            count = keep
     if count > keep:
         keep_largest(kept[:count], keep)
 
 
 @inner
-def reached(pixels, start, stride, rows, n, keep, sign, lanes):
+def reached(pixels, keep, sign, lanes):
     """Write into ``lanes[0]`` a value that ``keep`` of ``sign`` times the pixels reach, few more; whether it was found.
 
     Pixels are dealt out to more than ``keep`` lanes, and of the largest of each lane the one of rank ``keep`` is it.
     """
-    if rows == 1:
-        rows, n, stride = n // LANES, LANES, LANES
-    wide = n // LANES
-    deep = (3 * keep // 2 + LANES * wide - 1) // (LANES * max(wide, 1))
-    if wide == 0 or rows < 2 * deep:
+    rows, deep = pixels.shape[0] // LANES, (3 * keep // 2 + LANES - 1) // LANES
+    if rows < 2 * deep:
         return False
-    size = 0
+    size = deep * LANES
     for y in range(deep):
-        for x in range(0, wide * LANES, LANES):
-            largest_of_columns(pixels, start + y * stride + x, deep * stride, rows // deep, sign, lanes[size:])
-            size += LANES
+        largest_of_columns(pixels, y * LANES, size, rows // deep, sign, lanes[y * LANES :])
     while size % 2 == 0 and size >= 3 * keep:
         size //= 2
         for i in range(size):
