@@ -39,7 +39,7 @@ class ChunkLog:
     ----------
     partial : int
     records : list of Record
-        Of what was appended.
+        Of what was appended; what was sealed at once is one record.
     n_sealed : int
         Cells that are durable.
     """
@@ -96,12 +96,15 @@ class ChunkLog:
             If that fails. No later call succeeds: after a failed sync nobody knows what is on the disk.
         """
         with self._syncing():
-            records = self.records[self._n_records_sealed :]
-            if records:
-                self._write_record(join(records))
-                self._n_records_sealed += len(records)
+            first, last = self._n_records_sealed, len(self.records)
+            if first < last:
+                record = join(self.records[first:last])
+                self._write_record(record)
+                # Small arrays of each batch, left among the larger ones that come and go, would tear memory apart.
+                self.records[first:last] = [record]
+                self._n_records_sealed += 1
 
-    def put_before(self, head: bytes) -> None:
+    def put_before(self, head: bytearray) -> None:
         """Write the head, which makes the partial file an HDF5 file, over the hole before the chunks.
 
         Raises

@@ -28,7 +28,7 @@ SIEVE_NBYTES = 64 << 10
 N_CHECKED = 64
 
 
-def finished_head(journal: Journal) -> bytes:
+def finished_head(journal: Journal) -> bytearray:
     """What turns a partial file into an HDF5 file, once it stands in the place of the skeleton.
 
     Parameters
@@ -51,13 +51,14 @@ def finished_head(journal: Journal) -> bytes:
         format, n_planes = ChunkFormat.of(images), images.shape[1]
         if format.is_contiguous:
             _place_values(images, n_head)
-    head = bytearray(memory.getvalue()[:n_head])
+    head = bytearray(memory.getbuffer()[:n_head])
+    memory.close()
     if not format.is_contiguous:
         order = np.lexsort(format.places(record.rows, n_planes).T[::-1])
         ends = n_head + np.cumsum(record.sizes, dtype=np.uint64)
         fill_index(head, (ends - record.sizes)[order], record.sizes[order])
     set_end_of_file(head, n_head + record.nbytes)
-    return bytes(head)
+    return head
 
 
 def check_index(path: Path, journal: Journal) -> None:
