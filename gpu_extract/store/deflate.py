@@ -220,10 +220,18 @@ def _put(out, pos, buffer, n_bits, code, n):
 
 
 @inner
+def _distance(itemsize):
+    """The bits that stand for the one distance there is, 1, 2, 4 or 8, and how many; see `_write_header`."""
+    # At 8 it is the second of the distances 7 and 8.
+    return U((0, 0, 1, 0, 1, 0, 0, 0, 3)[itemsize]), U(2 if itemsize == 8 else 1)
+
+
+@inner
 def _write_header(out, lengths, itemsize):
-    """The header of zlib and the code; also the bits that stand for the one distance there is, ``itemsize``."""
+    """The header of zlib and the code."""
     pos, buffer, n_bits = _put(out, U(0), U(0), U(0), U(0x0178), U(16))
-    # Distances 1, 2, 4 and 8. Two code words of one bit, since a code of a single word is not read by all.
+    # The symbol of the distance, and another: two code words of one bit, since a code of a single word is not read by
+    # all. The smaller symbol is the bit 0.
     symbol = (0, 0, 1, 0, 3, 0, 0, 0, 5)[itemsize]
     other = 1 if symbol == 0 else 0
     n_distances = max(symbol, other) + 1
@@ -238,10 +246,7 @@ def _write_header(out, lengths, itemsize):
     for s in range(n_distances):
         n = 1 if s in (symbol, other) else 0
         pos, buffer, n_bits = _put(out, pos, buffer, n_bits, U(_reversed(n, 4)), U(4))
-    distance = U(0) if symbol == 0 else ONE
-    if itemsize == 8:
-        return pos, buffer, n_bits, distance | U(2), U(2)  # the second of the distances 7 and 8
-    return pos, buffer, n_bits, distance, ONE
+    return pos, buffer, n_bits
 
 
 @inner
@@ -291,6 +296,14 @@ def _match(table, length, distance, n_distance):
 
 
 @inner
+def _code_runs(table, distance, n_distance, runs):
+    """The match of a run of each number of words, as long as one match will do, and in the upper half its length."""
+    for n in range(1, len(runs)):
+        code, n_bits = _match(table, 8 * n, distance, n_distance)
+        runs[n] = code | n_bits << U(32)
+
+
+@inner
 def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
     """Matches for a run of an even number of bytes, 8 at least."""
     code, n = _match(table, LONGEST, distance, n_distance)
@@ -311,15 +324,18 @@ def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
 
 
 @inner
-def _write_words(out, pos, buffer, n_bits, table, pairs, words, literals, block, distance, n_distance):
+def _write_words(out, pos, buffer, n_bits, table, pairs, runs, words, literals, block, distance, n_distance):
     """All whole words of a block: literals up to a run, the run, and so on."""
     i, n = 0, len(words)
     while i < n:
         end = next_clear(literals, block, i, n)
         pos, buffer, n_bits = _write_literals(out, pos, buffer, n_bits, pairs, words[i:end])
         i = next_set(literals, block, end, n)
-        if i > end:
-            pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * (i - end), distance, n_distance)
+        run = i - end
+        if run >= len(runs):
+            pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * run, distance, n_distance)
+        elif run > 0:
+            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, runs[run] & LOW_32, runs[run] >> U(32))
     return pos, buffer, n_bits
 
 
@@ -350,17 +366,19 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
         bits, sums[k, 0], sums[k, 1] = _survey(words[k][:n_words], data[k][:nbytes], shift, literals[k])
         seen |= bits
     counts, lengths = np.zeros(N_SYMBOLS, np.int64), np.empty(N_SYMBOLS, np.int64)
-    table, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(n, np.int64)
+    table, runs, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(LONGEST // 8 + 1, np.uint64), np.empty(n, np.int64)
     _count_sample(words, n_words // STRIP, literals, counts)
     _code_lengths(counts, lengths)
     _code_words(lengths, table)
     _code_pairs(table, _largest_second(seen), pairs)
+    distance, n_distance = _distance(itemsize)
+    _code_runs(table, distance, n_distance, runs)
     start = 0
     for k in range(n):
         stream, rest = out[start:], data[k][8 * n_words : nbytes]
-        pos, buffer, n_bits, distance, n_distance = _write_header(stream, lengths, itemsize)
+        pos, buffer, n_bits = _write_header(stream, lengths, itemsize)
         pos, buffer, n_bits = _write_words(
-            stream, pos, buffer, n_bits, table, pairs, words[k][:n_words], literals, k, distance, n_distance
+            stream, pos, buffer, n_bits, table, pairs, runs, words[k][:n_words], literals, k, distance, n_distance
         )
         ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
         start = (ends[k] + 7) // 8
