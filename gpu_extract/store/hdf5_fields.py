@@ -18,7 +18,6 @@ import struct
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 __all__ = ["end_of_file", "fill_index", "set_end_of_file"]
@@ -95,44 +94,9 @@ def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _checksum(head: bytearray, start: int, end: int) -> int:
     """HDF5's checksum of some bytes, one at least."""
+    from gpu_extract.store.lookup3 import lookup3  # numba takes its time
+
     n = end - start
     words = np.zeros((-(-n // 12), 3), "<u4")
     words.view(np.uint8).reshape(-1)[:n] = np.frombuffer(head, np.uint8, n, start)
     return int(lookup3(words, n))
-
-
-@njit(nogil=True, cache=True)
-def lookup3(words, n):
-    """Bob Jenkins' hash (lookup3.c, May 2006, `hashlittle`) of ``n`` bytes in words (m, 3), zeros behind them."""
-    a = b = c = np.uint32(0xDEADBEEF + n)
-    for k in range(len(words)):
-        a, b, c = np.uint32(a + words[k, 0]), np.uint32(b + words[k, 1]), np.uint32(c + words[k, 2])
-        if k < len(words) - 1:
-            a, c = _mixed(a, c, b, 4)
-            b, a = _mixed(b, a, c, 6)
-            c, b = _mixed(c, b, a, 8)
-            a, c = _mixed(a, c, b, 16)
-            b, a = _mixed(b, a, c, 19)
-            c, b = _mixed(c, b, a, 4)
-    c = _folded(c, b, 14)
-    a = _folded(a, c, 11)
-    b = _folded(b, a, 25)
-    c = _folded(c, b, 16)
-    a = _folded(a, c, 4)
-    b = _folded(b, a, 14)
-    return _folded(c, b, 24)
-
-
-@njit(nogil=True)
-def _mixed(x, y, z, n):
-    return np.uint32(np.uint32(x - y) ^ _turned(y, n)), np.uint32(y + z)
-
-
-@njit(nogil=True)
-def _folded(x, y, n):
-    return np.uint32((x ^ y) - _turned(y, n))
-
-
-@njit(nogil=True)
-def _turned(word, n):
-    return np.uint32(word << np.uint32(n) | word >> np.uint32(32 - n))
