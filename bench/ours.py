@@ -9,6 +9,7 @@ compiled kernels), the stages of the last one, and the process' peak memory.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def main() -> None:
     seconds = []
     for _ in range(repeats + 1):
         output.unlink(missing_ok=True)  # peers do not replace a file, either
+        os.sync()  # or what others have left to be written would be waited for
         start = time.perf_counter()
         report = extract(
             **planes,

@@ -10,6 +10,7 @@ lzf). The last line of stdout is JSON: its own figures of time, ours of the whol
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> None:
     store = output / "slide.zarr"
     as_spatialdata(slide).write(store)
     project.load_input_from_sdata(store, "image", "nucleus", "cytosol")
+    os.sync()  # the project's own files
     start = time.perf_counter()
     project.extract()
     seconds = time.perf_counter() - start

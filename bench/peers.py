@@ -97,8 +97,8 @@ class Bench:
         return result
 
     def ours(self, recipe: str) -> dict[str, Any]:
-        """Figures of two calls in a new process, and of one before them."""
-        return ours.run(self.folder, "npy", recipe, "window", self.threads, repeats=2)
+        """Figures of three calls in a new process, and of one before them."""
+        return ours.run(self.folder, "npy", recipe, "window", self.threads, repeats=3)
 
     def scportrait(self, python: Path) -> dict[str, Any]:
         """Figures of scPortrait's `Project.extract`, by its own clock."""
