@@ -59,8 +59,8 @@ def call_dilate(mask, box, radius, row, dilated, dilated_box):
 
 
 @njit
-def call_blur(mask, box, weights, radius, edges, rows, taps, shares, soft, soft_box):
-    blur(mask, box, weights, radius, edges, rows, taps, shares, soft, soft_box)
+def call_blur(mask, box, weights, radius, edges, rows, soft, soft_box):
+    blur(mask, box, weights, radius, edges, rows, soft, soft_box)
 
 
 def as_bits(mask):
@@ -150,8 +150,6 @@ def test_a_blurred_mask_is_scipys(mask, sigma):
         len(weights) - 1,
         cpu_blur.edge_tables(weights[None], S)[0],
         np.full((S + 1) * (S + BLOCK), np.nan),
-        np.empty((len(weights), 2), np.int64),
-        np.empty(len(weights)),
         soft,
         soft_box,
     )

@@ -104,7 +104,7 @@ def work_of(window: Window, batch: Batch, program: Program, levels: NDArray[np.f
         options=options_of(program, levels),
         numbers=Numbers(program.unit, *program.recipe.quantiles),
         levels=np.empty((len(program.cut), 2)) if levels is None else levels,
-        scratch=_kept(scratch_memory, program.recipe.tile_size, steps.weights.shape[1]),
+        scratch=_kept(scratch_memory, program.recipe.tile_size),
     )
 
 

@@ -33,7 +33,7 @@ __all__ = [
 # Pixels that are compared at a time.
 LANES = 64
 # Pixels of the rows that are summed at a time, in registers.
-BLOCK = 16
+BLOCK = 32
 
 # What numba says of their types is nothing, or too little.
 intrinsic: Any = numba.extending.intrinsic
@@ -283,47 +283,63 @@ def float_of(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def weigh_rows(typing: Any, rows: Any, x: Any, taps: Any, shares: Any, n: Any, total: Any, target: Any) -> Any:
-    """Write into ``total[target : target + BLOCK]`` the sum of n >= 1 pairs of rows, each times its share.
+def weigh_rows(
+    typing: Any,
+    rows: Any,
+    x: Any,
+    stride: Any,
+    y: Any,
+    last: Any,
+    weights: Any,
+    near: Any,
+    far: Any,
+    total: Any,
+    at: Any,
+) -> Any:
+    """Write into ``total[at : at + BLOCK]`` row ``y`` times its weight, and pairs of rows around it times theirs.
 
-    That is ``(rows[a + x :] + rows[b + x :]) * share`` for the rows' starts (a, b) in ``taps``, in this order.
+    The pairs are those from ``far`` to ``near`` rows away, in this order; a row beyond the first or the last one is
+    that one.
 
     Parameters
     ----------
     rows, total : (...,) float64
-        Contiguous; the blocks are within them.
-    taps, shares : (m, 2) int64, (m,) float64
-        Contiguous.
+        Contiguous; of rows, row y begins at ``y * stride`` and the block at ``x`` of it.
+    last : int
+        The last row; the first is 0.
+    weights : (R + 1,) float64
+        Contiguous, from the centre outwards.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = [
-            None if kind is types.intp else context.make_array(kind)(context, builder, argument).data
-            for kind, argument in zip(signature.args, arguments, strict=True)
-        ]
-        _, x, _, _, n, _, target = arguments
-        vector, aligned = ir.VectorType(ir.DoubleType(), BLOCK), 8
+        rows, weights, total = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 5, 8)
+        )
+        _, x, stride, y, last, _, near, far, _, at = arguments
+        vector, zero = ir.VectorType(ir.DoubleType(), BLOCK), ir.Constant(x.type, 0)
 
         def place(array: Any, index: Any) -> Any:
             return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
 
-        def pair(index: Any) -> Any:
-            values = []
-            for side in (0, 1):
-                at = builder.add(builder.mul(index, ir.Constant(index.type, 2)), ir.Constant(index.type, side))
-                row = builder.add(builder.load(builder.gep(arrays[2], [at])), x)
-                values.append(builder.load(place(arrays[0], row), align=aligned))
-            share = builder.load(builder.gep(arrays[3], [index]))
-            return builder.fmul(builder.fadd(*values), spread(builder, share, vector))
+        def row(index: Any) -> Any:
+            index = builder.select(builder.icmp_signed("<", index, zero), zero, index)
+            index = builder.select(builder.icmp_signed(">", index, last), last, index)
+            return builder.load(place(rows, builder.add(builder.mul(index, stride), x)), align=8)
 
-        first = pair(ir.Constant(n.type, 0))
-        total = cgutils.alloca_once_value(builder, first)
-        with cgutils.for_range(builder, n, start=ir.Constant(n.type, 1)) as loop:
-            builder.store(builder.fadd(builder.load(total), pair(loop.index)), total)
-        builder.store(builder.load(total), place(arrays[5], target), align=aligned)
+        def weighed(values: Any, tap: Any) -> Any:
+            return builder.fmul(values, spread(builder, builder.load(builder.gep(weights, [tap])), vector))
+
+        sums = cgutils.alloca_once_value(builder, weighed(row(y), zero))
+        n = builder.add(builder.sub(far, near), ir.Constant(x.type, 1))
+        with cgutils.for_range(builder, n) as loop:
+            tap = builder.sub(far, loop.index)
+            pair = builder.fadd(row(builder.sub(y, tap)), row(builder.add(y, tap)))
+            builder.store(builder.fadd(builder.load(sums), weighed(pair, tap)), sums)
+        builder.store(builder.load(sums), place(total, at), align=8)
         return context.get_dummy_value()
 
-    return types.none(rows, types.intp, taps, shares, types.intp, total, types.intp), generate
+    index = types.intp
+    return types.none(rows, index, index, index, index, weights, index, index, total, index), generate
 
 
 def spread(builder: Any, scalar: Any, vector: Any) -> Any:

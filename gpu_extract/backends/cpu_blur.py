@@ -35,7 +35,7 @@ def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 @inner
-def blur(mask, box, weights, radius, edges, rows, taps, shares, soft, soft_box):
+def blur(mask, box, weights, radius, edges, rows, soft, soft_box):
     """Blur a mask separably; the tile's border is replicated.
 
     Each sum over rows starts at the centre and goes from the outermost pair of taps inwards, as SciPy's does.
@@ -51,8 +51,8 @@ def blur(mask, box, weights, radius, edges, rows, taps, shares, soft, soft_box):
         The weights beyond it are 0.
     edges : (2 n,) float64
         `edge_tables` of the weights.
-    rows, taps, shares : ((S + 1) * (S + BLOCK),) float64, (R + 1, 2) int64, (R + 1,) float64
-        Scratch; rows are read fastest where they begin a cache line.
+    rows : ((S + 1) * (S + BLOCK),) float64
+        Scratch; read fastest where it begins a cache line.
     soft, soft_box : (S * S + BLOCK,) float64, (4,) int64
         Written: the blurred mask within its box, row by row, and that box.
     """
@@ -60,30 +60,19 @@ def blur(mask, box, weights, radius, edges, rows, taps, shares, soft, soft_box):
     grow(box, radius, S, soft_box)
     width = soft_box[3] - soft_box[1]
     stride = (width + BLOCK - 1) // BLOCK * BLOCK
-    for y in range(box[0], box[2]):
-        blur_row(mask, y, box, soft_box[1], edges, rows, (y - box[0]) * stride, width)
-    empty = (box[2] - box[0]) * stride
-    for x in range(np.uintp(empty), np.uintp(empty + stride)):
-        rows[x] = 0.0
-    shares[0] = weights[0]
+    # The rows of the box and, unless it reaches the tile's border, an empty one above and below.
+    first, last = max(box[0] - 1, 0), min(box[2], S - 1)
+    for y in range(first, last + 1):
+        blur_row(mask, y, box, soft_box[1], edges, rows, (y - first) * stride, width)
     for y in range(soft_box[0], soft_box[2]):
-        taps[0, 0], taps[0, 1] = row_start(y, box, stride), empty
-        n = 1
-        for tap in range(radius, 0, -1):
-            above, below = row_start(max(y - tap, 0), box, stride), row_start(min(y + tap, S - 1), box, stride)
-            if above != empty or below != empty:
-                taps[n, 0], taps[n, 1], shares[n] = above, below, weights[tap]
-                n += 1
+        # Farther or nearer rows are all empty; beyond the tile's border they are as that is.
+        near = max(box[0] - y, y - box[2] + 1, 1)
+        above, below = radius if box[0] == 0 else y - box[0], radius if box[2] == S else box[2] - 1 - y
+        far = min(max(above, below), radius)
         # A block may reach beyond the row: what it writes there, the next row overwrites.
         start = (y - soft_box[0]) * width
         for x in range(0, width, BLOCK):
-            weigh_rows(rows, x, taps, shares, n, soft, start + x)
-
-
-@inner
-def row_start(y, box, stride):
-    """Where row y of ``box`` begins; behind its last one, where an empty one lies, if it is not there."""
-    return (y - box[0] if box[0] <= y < box[2] else box[2] - box[0]) * stride
+            weigh_rows(rows, x, stride, y - first, last - first, weights, near, far, soft, start + x)
 
 
 @inner
@@ -92,7 +81,7 @@ def blur_row(mask, y, box, left, edges, rows, target, width):
     S, n = mask.shape[0], edges.shape[0] // 2
     t = np.uintp(target)
     begun = False
-    start = next_set(mask, y, box[1], box[3])
+    start = next_set(mask, y, box[1], box[3]) if box[0] <= y < box[2] else box[3]
     while start < box[3]:
         end = next_clear(mask, y, start, box[3])
         # A run that reaches the tile's border goes on beyond it, farther than any weight.

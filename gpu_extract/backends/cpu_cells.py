@@ -105,12 +105,10 @@ class Scratch(NamedTuple):
     values: NDArray[np.float64]  # (S * S,)
     pool: NDArray[np.float64]  # (S * S,)
     room: NDArray[np.float64]  # (n,): of blurs, and of quantiles
-    taps: NDArray[np.int64]  # (R + 1, 2)
-    shares: NDArray[np.float64]  # (R + 1,)
 
 
-def scratch_memory(size: int, n_weights: int) -> Scratch:
-    """Scratch memory for tiles of ``size`` pixels and blurs of so many weights."""
+def scratch_memory(size: int) -> Scratch:
+    """Scratch memory for tiles of ``size`` pixels."""
     words = (size + 63) // 64
     return Scratch(
         own=np.empty((2, size, words), np.uint64),
@@ -124,8 +122,6 @@ def scratch_memory(size: int, n_weights: int) -> Scratch:
         values=np.empty(size * size),
         pool=np.empty(size * size),
         room=cache_lines((size + 1) * (size + cpu_blur.BLOCK) + cpu_quantiles.SCRATCH),
-        taps=np.empty((n_weights, 2), np.int64),
-        shares=np.empty(n_weights),
     )
 
 
@@ -154,8 +150,6 @@ def make_mask(window, y, x, m, steps, scratch):
         radius,
         steps.edges[m],
         scratch.room,
-        scratch.taps,
-        scratch.shares,
         scratch.soft,
         scratch.boxes[1],
     )
