@@ -8,8 +8,8 @@
                  | a bit of each page | checksum | entries of a page | checksum | ...
     entry        place and size of a chunk, filters that were left out
 
-Each part ends with its checksum (HDF5 File Format Specification 3.0, III.G and VII.D). HDF5 itself is told of one
-chunk at a time, in microseconds that add up to minutes for the cells of a study.
+Each part ends with its checksum (HDF5 File Format Specification 3.0, appendix C, "The Fixed Array Index"). HDF5 itself
+is told of one chunk at a time, in microseconds that add up to minutes for the cells of a study.
 """
 
 from __future__ import annotations
