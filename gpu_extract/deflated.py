@@ -39,9 +39,9 @@ def extract_deflated(
     per_cell = len(blocks) // len(tiles.images)
     used = np.empty((len(batch), len(program.cut), 2))
     ends, spent = np.empty(len(batch) * per_cell, np.int64), np.zeros(2, np.int64)
-    code, out = deflate.room_for(len(ends), format.nbytes)
+    pairs, out = deflate.room_for(len(ends), format.nbytes)
     work = work_of(window, batch, program, levels)
-    memory = as_written(tiles.images), tiles.boxes, used, blocks, format.dtype.itemsize, code, out, ends, spent
+    memory = as_written(tiles.images), tiles.boxes, used, blocks, format.dtype.itemsize, pairs, out, ends, spent
     extract_and_deflate(work, *memory)
     compute, encode = (spent / 1e9).tolist()
     return EncodedCells.of(batch.rows, deflate.streams_in(out, ends), used, format), compute, encode
@@ -49,7 +49,7 @@ def extract_deflated(
 
 def _entry(sources):
     @njit(nogil=True, cache=True)
-    def extract_and_deflate(work, tiles, boxes, used, blocks, itemsize, code, out, ends, spent):
+    def extract_and_deflate(work, tiles, boxes, used, blocks, itemsize, pairs, out, ends, spent):
         """Write the streams of all cells into ``out``, and their levels into ``used``.
 
         Parameters
@@ -59,7 +59,7 @@ def _entry(sources):
             As for `extract_each`; tiles and boxes of a piece, levels of all cells.
         blocks : (m, nbytes) uint8
             The memory of ``tiles``, cut into what becomes a stream each.
-        itemsize, code, out
+        itemsize, pairs, out
             As for `deflate_each`.
         ends : (n,) int64, bytes
             Written: where each stream ends; it begins at the next whole word after the one before.
@@ -87,7 +87,7 @@ def _entry(sources):
                 used[first:last],
             )
             extracted = nanoseconds()
-            found = deflate_each(blocks[: n * per_cell], blocks.shape[1], itemsize, code, first > 0, out[word:])
+            found = deflate_each(blocks[: n * per_cell], blocks.shape[1], itemsize, pairs, out[word:])
             ends[first * per_cell : last * per_cell] = 8 * word + found
             word += (found[-1] + 7) // 8
             spent[0] += extracted - begun

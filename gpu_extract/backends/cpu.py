@@ -19,7 +19,7 @@ from gpu_extract.recipe import Program
 __all__ = ["Tiles", "Work", "extract", "extract_in_pieces", "kept_tiles", "work_of"]
 
 # The tiles of a piece stay in the second cache of a core until they are encoded; more cells gain nothing.
-PIECE_CELLS = 4
+PIECE_CELLS = 8
 PIECE_NBYTES = 2 << 20
 
 _of_thread = threading.local()

@@ -11,7 +11,7 @@ encoded together share one code, made from a sample of them, and the code words 
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -58,16 +58,6 @@ def _match_lengths() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.
 MATCH_SYMBOL, MATCH_N_EXTRA, MATCH_EXTRA = _match_lengths()
 
 
-class Code(NamedTuple):
-    """A code, and what is looked up of it; written by `deflate_each`."""
-
-    lengths: NDArray[np.int64]  # (N_SYMBOLS,) bits of each code word
-    table: NDArray[np.uint64]  # (N_SYMBOLS,) `_code_words`
-    runs: NDArray[np.uint64]  # (n,) `_code_runs`
-    pairs: NDArray[np.uint64]  # (1 << 16,) `_code_pairs`
-    most: NDArray[np.int64]  # (1,) up to which second byte there are pairs
-
-
 def deflate(blocks: NDArray[Any]) -> list[memoryview]:
     """The zlib stream of each of some blocks (n, ...), C-contiguous, of items of 1, 2, 4 or 8 bytes; needs no GIL."""
     n, itemsize = len(blocks), blocks.itemsize
@@ -75,24 +65,14 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
     data = blocks.view(np.uint8).reshape(n, nbytes) if nbytes else np.empty((n, 0), np.uint8)
     if nbytes % 8 or not blocks.flags.aligned:  # so that the words of each block are aligned
         data = np.pad(data, ((0, 0), (0, -nbytes % 8)))
-    code, out = room_for(n, nbytes)
-    return streams_in(out, deflate_blocks(data, nbytes, itemsize, code, out))
+    pairs, out = room_for(n, nbytes)
+    return streams_in(out, deflate_blocks(data, nbytes, itemsize, pairs, out))
 
 
-def room_for(n: int, nbytes: int) -> tuple[Code, NDArray[np.uint64]]:
-    """Memory for a code and for the streams of ``n`` blocks of ``nbytes``.
-
-    The same for each call in a thread: the system is slow to give new one.
-    """
-    if not hasattr(_of_thread, "code"):
-        lengths, most = np.empty(N_SYMBOLS, np.int64), np.empty(1, np.int64)
-        table, runs, pairs = (np.empty(size, np.uint64) for size in (N_SYMBOLS, LONGEST // 8 + 1, 1 << 16))
-        _of_thread.code, _of_thread.out = Code(lengths, table, runs, pairs, most), np.empty(0, np.uint64)
+def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Memory of this thread for a table of pairs and for the streams of ``n`` blocks of ``nbytes``."""
     # A byte takes 15 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    n_words = n * (nbytes // 4 + 64)
-    if len(_of_thread.out) < n_words:
-        _of_thread.out = np.empty(n_words, np.uint64)
-    return _of_thread.code, _of_thread.out
+    return _kept("pairs", 1 << 16), _kept("out", n * (nbytes // 4 + 64))
 
 
 def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[memoryview]:
@@ -101,6 +81,15 @@ def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[memoryv
     starts = [0, *(end + -end % 8 for end in last)]
     data = out[: starts[-1] // 8].copy().data.cast("B")  # numpy copies without the GIL
     return [data[start:end] for start, end in zip(starts, last, strict=False)]
+
+
+def _kept(name: str, n: int) -> NDArray[np.uint64]:
+    """Memory of this thread for so many words, the same again and again: the system is slow to give new one."""
+    kept: NDArray[np.uint64] | None = getattr(_of_thread, name, None)
+    if kept is None or len(kept) < n:
+        kept = np.empty(n, np.uint64)
+        setattr(_of_thread, name, kept)
+    return kept
 
 
 @inner
@@ -270,9 +259,9 @@ def _largest_second(bits):
 
 
 @inner
-def _code_pairs(table, first, last, pairs):
-    """The code word of each two bytes, the second one from ``first`` to ``last``, and in the upper half its length."""
-    for second in range(first, last + 1):
+def _code_pairs(table, most, pairs):
+    """The code word of each two bytes, the second one ``most`` or less, and in the upper half its length."""
+    for second in range(most + 1):
         word, n = table[second] & LOW_32, table[second] & ~LOW_32
         for first in range(256):
             before = table[first]
@@ -335,18 +324,18 @@ def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
 
 
 @inner
-def _write_words(out, pos, buffer, n_bits, code, words, literals, block, distance, n_distance):
+def _write_words(out, pos, buffer, n_bits, table, pairs, runs, words, literals, block, distance, n_distance):
     """All whole words of a block: literals up to a run, the run, and so on."""
     i, n = 0, len(words)
     while i < n:
         end = next_clear(literals, block, i, n)
-        pos, buffer, n_bits = _write_literals(out, pos, buffer, n_bits, code.pairs, words[i:end])
+        pos, buffer, n_bits = _write_literals(out, pos, buffer, n_bits, pairs, words[i:end])
         i = next_set(literals, block, end, n)
         run = i - end
-        if run >= len(code.runs):
-            pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, code.table, 8 * run, distance, n_distance)
+        if run >= len(runs):
+            pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * run, distance, n_distance)
         elif run > 0:
-            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, code.runs[run] & LOW_32, code.runs[run] >> U(32))
+            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, runs[run] & LOW_32, runs[run] >> U(32))
     return pos, buffer, n_bits
 
 
@@ -366,59 +355,47 @@ def _write_rest(out, pos, buffer, n_bits, table, rest, a, b):
 
 
 @njit(nogil=True)
-def _make_code(words, n_strips, literals, itemsize, code):
-    """Make a code of a sample of some blocks' words; see `_count_sample`."""
-    counts = np.zeros(N_SYMBOLS, np.int64)
-    _count_sample(words, n_strips, literals, counts)
-    _code_lengths(counts, code.lengths)
-    _code_words(code.lengths, code.table)
-    distance, n_distance = _distance(itemsize)
-    _code_runs(code.table, distance, n_distance, code.runs)
-    code.most[0] = -1
-
-
-@njit(nogil=True)
-def deflate_each(data, nbytes, itemsize, code, is_made, out):
-    """Write the streams of the first ``nbytes`` of each block, each from a word on; returns their ends.
-
-    ``is_made`` says that the code is that of other blocks, written here before.
-    """
+def deflate_each(data, nbytes, itemsize, pairs, out):
+    """Write the streams of the first ``nbytes`` of each block, each from a word on; returns their ends."""
     n, n_words, shift = len(data), nbytes // 8, U(64 - 8 * itemsize)
     words = data.view(np.uint64)
     literals = np.empty((n, (n_words + STRIP - 1) // STRIP), np.uint64)
-    sums, ends = np.empty((n, 2), np.uint64), np.empty(n, np.int64)
+    sums = np.empty((n, 2), np.uint64)
     seen = U(0)
     for k in range(n):
         bits, sums[k, 0], sums[k, 1] = _survey(words[k][:n_words], data[k][:nbytes], shift, literals[k])
         seen |= bits
-    if not is_made:
-        _make_code(words, n_words // STRIP, literals, itemsize, code)
-    most = max(code.most[0], _largest_second(seen))
-    _code_pairs(code.table, code.most[0] + 1, most, code.pairs)
-    code.most[0] = most
+    counts, lengths = np.zeros(N_SYMBOLS, np.int64), np.empty(N_SYMBOLS, np.int64)
+    table, runs, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(LONGEST // 8 + 1, np.uint64), np.empty(n, np.int64)
+    _count_sample(words, n_words // STRIP, literals, counts)
+    _code_lengths(counts, lengths)
+    _code_words(lengths, table)
+    _code_pairs(table, _largest_second(seen), pairs)
     distance, n_distance = _distance(itemsize)
+    _code_runs(table, distance, n_distance, runs)
     start = 0
     for k in range(n):
         stream, rest = out[start:], data[k][8 * n_words : nbytes]
-        pos, buffer, n_bits = _write_header(stream, code.lengths, itemsize)
+        pos, buffer, n_bits = _write_header(stream, lengths, itemsize)
         pos, buffer, n_bits = _write_words(
-            stream, pos, buffer, n_bits, code, words[k][:n_words], literals, k, distance, n_distance
+            stream, pos, buffer, n_bits, table, pairs, runs, words[k][:n_words], literals, k, distance, n_distance
         )
-        ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, code.table, rest, sums[k, 0], sums[k, 1])
+        ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
         start = (ends[k] + 7) // 8
     return ends
 
 
 def _entry(sources):
     @njit(nogil=True, cache=True)
-    def deflate_blocks(data, nbytes, itemsize, code, out):
+    def deflate_blocks(data, nbytes, itemsize, pairs, out):
         """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
         _ = sources
         n = max(CACHED_NBYTES // max(nbytes, 1), 1)
         ends, word = np.empty(len(data), np.int64), 0
         for first in range(0, len(data), n):
-            some = data[first : first + n]
-            ends[first : first + n] = 8 * word + deflate_each(some, nbytes, itemsize, code, first > 0, out[word:])
+            ends[first : first + n] = 8 * word + deflate_each(
+                data[first : first + n], nbytes, itemsize, pairs, out[word:]
+            )
             word = (ends[min(first + n, len(data)) - 1] + 7) // 8
         return ends
 
