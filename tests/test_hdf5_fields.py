@@ -95,6 +95,12 @@ def test_letters_of_an_index_in_a_text_are_none():
         assert file["images"].id.get_chunk_info(1).byte_offset == 5000
 
 
+def test_an_index_of_fewer_chunks_is_refused():
+    expected, _ = file_of(2, (1, 4, 8, 8), np.array([5, 6], np.uint32))
+    with pytest.raises(RuntimeError, match="2 chunks for 3"):
+        fill_index(bytearray(expected), np.zeros(3, np.uint64), np.ones(3, np.uint32))
+
+
 def test_a_file_without_an_index_is_refused():
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=LIBVER) as file:

@@ -35,11 +35,13 @@ def fill_index(head: bytearray, places: NDArray[np.uint64], sizes: NDArray[np.ui
     Raises
     ------
     RuntimeError
-        If there is none, or not one of so many chunks.
+        If there is none, or more than one, or one of fewer chunks.
     """
     header = _header_at(head)
     _, _, _, entry_nbytes, page_bits, n, block, _ = HEADER.unpack_from(head, header)
-    entries = np.zeros((max(n, len(places)), entry_nbytes), np.uint8)
+    if n < len(places):
+        raise RuntimeError(f"HDF5 has made an index of {n} chunks for {len(places)}")
+    entries = np.zeros((n, entry_nbytes), np.uint8)
     entries[:, :8] = 255  # no chunk
     entries[: len(places), :8] = _bytes_of(places)
     entries[: len(places), 8:-4] = _bytes_of(sizes)[:, : entry_nbytes - 12]
