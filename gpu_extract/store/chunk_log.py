@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -131,8 +130,9 @@ class ChunkLog:
         self._due.set()
         self._thread.join()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:
+        """One at a time, and none after one that failed."""
         with self._sealing:
             if self._failure is not None:
                 raise self._failure

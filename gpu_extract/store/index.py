@@ -1,6 +1,6 @@
 """The end of a run: the skeleton becomes the head of an HDF5 file, whose index tells of the chunks where they are.
 
-The partial file is a hole as long as the skeleton, then the chunks. Nothing of them is copied, and a kill leaves the
+The partial file has room for the skeleton, then the chunks. Nothing of them is copied, and a kill leaves the
 partial file as usable as it was.
 """
 

@@ -75,7 +75,7 @@ def layout_of(file: h5py.File) -> Layout:
 
 
 def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
-    """The whole HDF5 file but for its tiles, which HDF5 will put behind its end; levels are 0."""
+    """The whole HDF5 file but for its tiles, which are to follow its end, and their index; levels are 0."""
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=LIBVER) as file:
         layout.write(file, contents, format)
