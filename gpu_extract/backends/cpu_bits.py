@@ -26,6 +26,7 @@ __all__ = [
     "inner",
     "largest_of_columns",
     "nanoseconds",
+    "store_word",
     "unlike_word",
     "weigh_rows",
 ]
@@ -141,6 +142,25 @@ def unlike_word(typing: Any, words: Any, start: Any, before: Any, shift: Any) ->
 
 
 @intrinsic
+def store_word(typing: Any, memory: Any, at: Any, word: Any) -> Any:
+    """Store a uint64 in ``memory[at : at + 8]``.
+
+    Parameters
+    ----------
+    memory : (...,) uint8
+        Contiguous.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), arguments[2].type.as_pointer())
+        builder.store(arguments[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.none(memory, types.uint64, types.uint64), generate
+
+
+@intrinsic
 def any_bits(typing: Any, words: Any, start: Any) -> Any:
     """The bits that are set in any of ``words[start : start + 64]``; as `equal_word`."""
 
@@ -238,10 +258,10 @@ def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: 
 
 @intrinsic
 def first_bit(typing: Any, word: Any) -> Any:
-    """The position of the lowest set bit of a uint64 that is not 0."""
+    """The position of the lowest set bit of a uint64; 64 for 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], cgutils.true_bit)
+        return builder.cttz(arguments[0], cgutils.false_bit)
 
     return types.intp(types.uint64), generate
 

@@ -18,19 +18,20 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_masks
-from gpu_extract.backends.cpu_bits import adler_sums, any_bits, digest, inner, unlike_word
+from gpu_extract.backends.cpu_bits import adler_sums, any_bits, digest, first_bit, inner, store_word, unlike_word
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
 
 U = np.uint64  # numba makes float64 of int64 and uint64, so every number of the bit buffer is one of these
-ONE, LOW_32, LOW_6 = U(1), U(0xFFFFFFFF), U(63)
+ONE, LOW_32, LOW_6, LOW_3 = U(1), U(0xFFFFFFFF), U(63), U(7)
 ADLER_BASE = U(65521)
 
 # Symbols of the literal and length code: 256 bytes, the end, 29 lengths of matches.
 N_SYMBOLS, END, LONGEST = 286, 256, 258
-# What limits the code words to 15 bits: the counts they are made of sum to 2^15.
-FULL = 1 << 15
+# What limits the code words to 14 bits, so that four of them are written at once: the counts they are made of sum to
+# 2^14.
+FULL = 1 << 14
 # Words of 8 bytes that are looked at together.
 STRIP = 64
 # Strips that are counted for the code.
@@ -71,7 +72,7 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
 
 def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Memory of this thread for a table of pairs and for the streams of ``n`` blocks of ``nbytes``."""
-    # A byte takes 15 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
+    # A byte takes 14 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
     return _kept("pairs", 1 << 16), _kept("out", n * (nbytes // 4 + 64))
 
 
@@ -153,7 +154,7 @@ def _count_sample(words, n_strips, literals, counts):
 
 @inner
 def _code_lengths(counts, lengths):
-    """Bits of each symbol's code word, 1 to 15, that fill the code exactly; a percent off Huffman's.
+    """Bits of each symbol's code word, 1 to 14, that fill the code exactly; a percent off Huffman's.
 
     Each word is first the shortest of at least ``log2(total / count)`` bits. What that leaves of the code is given
     to the symbols that gain most by a bit less.
@@ -211,12 +212,11 @@ def _code_words(lengths, table):
 
 @inner
 def _put(out, pos, buffer, n_bits, code, n):
-    """Append ``n`` bits, 64 at most, to the ``n_bits`` (fewer than 64) that wait in ``buffer``; no branch."""
-    low = buffer | (code << n_bits)
-    out[pos] = low
-    high = (code >> ONE) >> (LOW_6 - n_bits)
-    full = (n_bits + n) >> U(6)
-    return pos + full, high if full else low, (n_bits + n) & LOW_6
+    """Append ``n`` bits, 56 at most, to the ``n_bits`` (fewer than 8) that begin byte ``pos``; no branch."""
+    buffer |= code << n_bits
+    store_word(out, pos, buffer)
+    n_bits += n
+    return pos + (n_bits >> U(3)), buffer >> (n_bits & ~LOW_3), n_bits & LOW_3
 
 
 @inner
@@ -269,19 +269,20 @@ def _code_pairs(table, most, pairs):
 
 
 @inner
-def _write_literals(out, pos, buffer, n_bits, pairs, words):
-    for word in words:
-        a, b = pairs[word & U(0xFFFF)], pairs[word >> U(16) & U(0xFFFF)]
-        c, d = pairs[word >> U(32) & U(0xFFFF)], pairs[word >> U(48)]
-        n_a, n_c = a >> U(32), c >> U(32)
-        # Four code words have 60 bits at most, and eight hardly ever more than 64.
-        low, high = (a & LOW_32) | (b & LOW_32) << n_a, (c & LOW_32) | (d & LOW_32) << n_c
-        n_low, n_high = n_a + (b >> U(32)), n_c + (d >> U(32))
-        if n_low + n_high <= U(64):
-            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, low | high << n_low, n_low + n_high)
-        else:
-            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, low, n_low)
-            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, high, n_high)
+def _literals(halves, first, second):
+    """The code words of two bytes and two more, 56 bits at most, and how many."""
+    n = U(halves[2 * first + 1])
+    return U(halves[2 * first]) | U(halves[2 * second]) << n, n + U(halves[2 * second + 1])
+
+
+@inner
+def _write_literals(out, pos, buffer, n_bits, halves, twos, start, end):
+    """Whole words as literals, given two bytes each; ``halves`` are those of `_code_pairs`."""
+    for i in range(start, end):
+        code, n = _literals(halves, twos[4 * i], twos[4 * i + 1])
+        pos, buffer, n_bits = _put(out, pos, buffer, n_bits, code, n)
+        code, n = _literals(halves, twos[4 * i + 2], twos[4 * i + 3])
+        pos, buffer, n_bits = _put(out, pos, buffer, n_bits, code, n)
     return pos, buffer, n_bits
 
 
@@ -298,6 +299,7 @@ def _match(table, length, distance, n_distance):
 @inner
 def _code_runs(table, distance, n_distance, runs):
     """The match of a run of each number of words, as long as one match will do, and in the upper half its length."""
+    runs[0] = U(0)
     for n in range(1, len(runs)):
         code, n_bits = _match(table, 8 * n, distance, n_distance)
         runs[n] = code | n_bits << U(32)
@@ -307,7 +309,7 @@ def _code_runs(table, distance, n_distance, runs):
 def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
     """Matches for a run of an even number of bytes, 8 at least."""
     code, n = _match(table, LONGEST, distance, n_distance)
-    # Three have 51 bits at most.
+    # Three have 48 bits at most.
     several = code | code << n | code << (n + n)
     while nbytes > 3 * LONGEST + 2:
         pos, buffer, n_bits = _put(out, pos, buffer, n_bits, several, U(3) * n)
@@ -324,18 +326,25 @@ def _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance):
 
 
 @inner
-def _write_words(out, pos, buffer, n_bits, table, pairs, runs, words, literals, block, distance, n_distance):
-    """All whole words of a block: literals up to a run, the run, and so on."""
-    i, n = 0, len(words)
-    while i < n:
-        end = next_clear(literals, block, i, n)
-        pos, buffer, n_bits = _write_literals(out, pos, buffer, n_bits, pairs, words[i:end])
-        i = next_set(literals, block, end, n)
-        run = i - end
-        if run >= len(runs):
-            pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * run, distance, n_distance)
-        elif run > 0:
-            pos, buffer, n_bits = _put(out, pos, buffer, n_bits, runs[run] & LOW_32, runs[run] >> U(32))
+def _write_words(out, pos, buffer, n_bits, table, pairs, runs, words, literals, distance, n_distance):
+    """All whole words of a block: a run, literals, and so on."""
+    twos, halves, end = words.view(np.uint16), pairs.view(np.uint32), 0
+    for k in range(len(literals)):
+        left = literals[k]
+        while left != 0:
+            first = first_bit(left)
+            start, n = STRIP * k + first, first_bit(~(left >> U(first)))
+            left &= ~ONE << U(first + n - 1)
+            run = start - end
+            if run >= len(runs):
+                pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * run, distance, n_distance)
+            else:
+                pos, buffer, n_bits = _put(out, pos, buffer, n_bits, runs[run] & LOW_32, runs[run] >> U(32))
+            end = start + n
+            pos, buffer, n_bits = _write_literals(out, pos, buffer, n_bits, halves, twos, start, end)
+    if end < len(words):
+        nbytes = 8 * (len(words) - end)
+        pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, nbytes, distance, n_distance)
     return pos, buffer, n_bits
 
 
@@ -346,12 +355,10 @@ def _write_rest(out, pos, buffer, n_bits, table, rest, a, b):
         pos, buffer, n_bits = _put(out, pos, buffer, n_bits, table[byte] & LOW_32, table[byte] >> U(32))
     pos, buffer, n_bits = _put(out, pos, buffer, n_bits, table[END] & LOW_32, table[END] >> U(32))
     # The checksum is big-endian and begins at a whole byte.
-    n_bits = (n_bits + U(7)) & ~U(7)
-    pos, buffer, n_bits = _put(out, pos, buffer, n_bits, U(0), U(0))
+    pos, buffer, n_bits = _put(out, pos, buffer, n_bits, U(0), -n_bits & LOW_3)
     for byte in (b >> U(8), b, a >> U(8), a):
         pos, buffer, n_bits = _put(out, pos, buffer, n_bits, byte & U(255), U(8))
-    out[pos] = buffer
-    return np.int64(U(8) * pos + (n_bits >> U(3)))
+    return np.int64(pos)
 
 
 @njit(nogil=True)
@@ -375,10 +382,10 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
     _code_runs(table, distance, n_distance, runs)
     start = 0
     for k in range(n):
-        stream, rest = out[start:], data[k][8 * n_words : nbytes]
+        stream, rest = out[start:].view(np.uint8), data[k][8 * n_words : nbytes]
         pos, buffer, n_bits = _write_header(stream, lengths, itemsize)
         pos, buffer, n_bits = _write_words(
-            stream, pos, buffer, n_bits, table, pairs, runs, words[k][:n_words], literals, k, distance, n_distance
+            stream, pos, buffer, n_bits, table, pairs, runs, words[k][:n_words], literals[k], distance, n_distance
         )
         ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
         start = (ends[k] + 7) // 8
