@@ -11,6 +11,7 @@ from slides import as_slide, first_cells, one_batch, small_slide
 
 from gpu_extract import Recipe
 from gpu_extract.backends import cpu, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles
+from gpu_extract.backends.cpu_bits import LANES
 from gpu_extract.model import BatchLimits, Window
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import gaussian_weights
@@ -22,8 +23,8 @@ blur, BLOCK = cpu_blur.blur, cpu_blur.BLOCK
 
 
 @njit
-def call_store(values, box, outside, unit, output, plane, filled):
-    store(values, box, outside, unit, output, plane, filled)
+def call_store(values, box, outside, unit, output, pool, plane, filled):
+    store(values, box, outside, unit, output, pool, plane, filled)
 
 
 @njit
@@ -200,11 +201,12 @@ def test_half_bits_is_numpys_float16():
     near = np.nextafter(ties, np.inf)
     values = np.concatenate([every, ties, near, -near, rng.random(1 << 16), [65519.9, 65520.0, 1e300, 1e-300, -0.0]])
     S = int(np.sqrt(len(values))) + 1
-    values = np.append(values, np.zeros(S * S - len(values)))
+    values = np.append(values, np.zeros(S * S + 1 - len(values)))
+    pool = np.empty(S * S + LANES, np.uint16)
     out, box = np.empty((S, S), np.uint16), np.array([0, 0, S, S])
-    call_store(values, box, 0.0, 1.0, cpu_planes.OUTPUT_HALF, out, np.zeros(4, np.int64))
+    call_store(values, box, 0.0, 1.0, cpu_planes.OUTPUT_HALF, pool, out, np.zeros(4, np.int64))
     with np.errstate(over="ignore"):
-        expected = values.astype(np.float16)
+        expected = values[:-1].astype(np.float16)
     assert (out.ravel() == expected.view(np.uint16)).all()
 
 

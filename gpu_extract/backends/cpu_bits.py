@@ -25,6 +25,7 @@ __all__ = [
     "float_of",
     "inner",
     "largest_of_columns",
+    "lay",
     "nanoseconds",
     "store_word",
     "unlike_word",
@@ -237,11 +238,7 @@ def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: 
                 values, before = lanes_from(context, builder, data, at), builder.load(best)
                 better = compare(builder, kind, operator, values, before)
                 builder.store(builder.select(better, values, before), best)
-            found = builder.load(best)
-            if kind not in types.real_domain:
-                found = (builder.sitofp if kind.signed else builder.uitofp)(found, doubles)
-            elif kind != types.float64:
-                found = builder.fpext(found, doubles)
+            found = as_doubles(builder, kind, builder.load(best))
             found = builder.fmul(found, ir.Constant(doubles, [factor] * LANES))
             builder.store(found, builder.bitcast(target, doubles.as_pointer()), align=8)
 
@@ -254,6 +251,49 @@ def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: 
         return context.get_dummy_value()
 
     return types.none(pixels, types.intp, types.intp, types.intp, types.float64, largest), generate
+
+
+@intrinsic
+def lay(typing: Any, source: Any, at: Any, n: Any, beyond: Any, target: Any, to: Any) -> Any:
+    """Write ``source[at : at + n]`` into 64 values of ``target`` from ``to`` on, and ``beyond`` into the rest of them.
+
+    Rows of any length are copied so without a loop for what is left over: what stands behind a row, the next one
+    overwrites. Both arrays are contiguous, and the 64 values within them.
+
+    Parameters
+    ----------
+    source : (...,), any pixel type
+    n : int
+        64 or more is 64.
+    beyond : the target's type
+    target : (...,)
+        Of the source's type, or float64.
+    """
+    kind: Any = source.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 4))
+        _, at, n, beyond, _, to = arguments
+        values = lanes_from(context, builder, source, at)
+        wanted = ir.VectorType(target.type.pointee, LANES)
+        if kind != signature.args[4].dtype:
+            values = as_doubles(builder, kind, values)
+        lane = ir.Constant(ir.VectorType(n.type, LANES), list(range(LANES)))
+        inside = builder.icmp_signed("<", lane, spread(builder, n, lane.type))
+        values = builder.select(inside, values, spread(builder, beyond, wanted))
+        place = builder.bitcast(builder.gep(target, [to]), wanted.as_pointer())
+        builder.store(values, place, align=context.get_abi_sizeof(wanted.element))
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, types.intp, target.dtype, target, types.intp), generate
+
+
+def as_doubles(builder: Any, kind: Any, values: Any) -> Any:
+    """Lanes of numba's type ``kind`` as float64."""
+    doubles = ir.VectorType(ir.DoubleType(), LANES)
+    if kind not in types.real_domain:
+        return (builder.sitofp if kind.signed else builder.uitofp)(values, doubles)
+    return values if kind == types.float64 else builder.fpext(values, doubles)
 
 
 @intrinsic

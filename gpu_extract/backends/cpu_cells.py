@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables
-from gpu_extract.backends.cpu_bits import digest, inner
+from gpu_extract.backends.cpu_bits import LANES, digest, inner
 from gpu_extract.backends.cpu_blur import blur, clear
 from gpu_extract.backends.cpu_masks import dilate, fill_holes, own_box, select
 from gpu_extract.backends.cpu_planes import copied, gather, load, multiply, scale, scaled, store, stretch
@@ -102,8 +102,8 @@ class Scratch(NamedTuple):
     bit_row: NDArray[np.uint64]  # (W,)
     boxes: NDArray[np.int64]  # (3, 4): of the region, of the blurred mask, of the whole tile
     soft: NDArray[np.float64]  # (S * S + cpu_blur.BLOCK,)
-    values: NDArray[np.float64]  # (S * S,)
-    pool: NDArray[np.float64]  # (S * S,)
+    values: NDArray[np.float64]  # (S * S + LANES,)
+    pool: NDArray[np.float64]  # (S * S + LANES,)
     room: NDArray[np.float64]  # (n,): of blurs, and of quantiles
 
 
@@ -119,8 +119,8 @@ def scratch_memory(size: int) -> Scratch:
         bit_row=np.empty(words, np.uint64),
         boxes=np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, size, size]], np.int64),
         soft=np.empty(size * size + cpu_blur.BLOCK),
-        values=np.empty(size * size),
-        pool=np.empty(size * size),
+        values=np.empty(size * size + LANES),
+        pool=np.empty(size * size + LANES),
         room=cache_lines((size + 1) * (size + cpu_blur.BLOCK) + cpu_quantiles.SCRATCH),
     )
 
@@ -239,7 +239,7 @@ def extract_each(window, ids, corners, parts, steps, options, numbers, levels, s
     used : (n, C, 2) float64
     """
     M = steps.stored.shape[0]
-    soft_box, whole = scratch.boxes[1], scratch.boxes[2]
+    soft_box, whole, pool = scratch.boxes[1], scratch.boxes[2], scratch.pool.view(out.dtype)
     for n in range(ids.shape[0]):
         y, x = corners[n, 0], corners[n, 1]
         for p in range(2):
@@ -250,7 +250,7 @@ def extract_each(window, ids, corners, parts, steps, options, numbers, levels, s
             make_mask(window, y, x, m, steps, scratch)
             for k in range(M):
                 if steps.stored[k] == m:
-                    store(scratch.soft, soft_box, 0.0, numbers.unit, options.output, out[n, k], boxes[n, k])
+                    store(scratch.soft, soft_box, 0.0, numbers.unit, options.output, pool, out[n, k], boxes[n, k])
             if options.exclude:
                 exclude(window, y, x, steps.masks[m, 0], scratch)
             for c in range(steps.cut.shape[0]):
@@ -260,7 +260,8 @@ def extract_each(window, ids, corners, parts, steps, options, numbers, levels, s
                     used[n, c, 0], used[n, c, 1] = levels[c, 0], levels[c, 1]
                 box = soft_box if options.apply_masks else whole
                 outside = make_channel(window, y, x, c, box, options, numbers, scratch, used[n, c])
-                store(scratch.values, box, outside, numbers.unit, options.output, out[n, M + c], boxes[n, M + c])
+                plane, filled = out[n, M + c], boxes[n, M + c]
+                store(scratch.values, box, outside, numbers.unit, options.output, pool, plane, filled)
 
 
 def _entry(sources):

@@ -5,7 +5,7 @@ The values of a box are float64, row by row without gaps, so that most steps are
 
 import numpy as np
 
-from gpu_extract.backends.cpu_bits import above_word, below_word, bits_of, float_of, inner
+from gpu_extract.backends.cpu_bits import LANES, above_word, below_word, bits_of, float_of, inner, lay
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = [
@@ -42,20 +42,22 @@ def load(channel, start, stride, height, width, y0, x0, box, values):
         The image in memory, row y of the channel at ``start + y * stride``.
     height, width : int
         Of the channel.
+    values : (m,) float64
+        What follows the pixels of the box, `LANES` values at most, is overwritten too.
     """
     n = box[3] - box[1]
     left, right = max(box[1], -x0), min(box[3], width - x0)
     for y in range(box[0], box[2]):
-        row = values[(y - box[0]) * n : (y - box[0] + 1) * n]
+        source, target = start + (y + y0) * stride + x0 + box[1], (y - box[0]) * n
         if y + y0 < 0 or y + y0 >= height or left >= right:
-            row[:] = 0.0
-            continue
-        row[: left - box[1]] = 0.0
-        row[right - box[1] :] = 0.0
-        source = np.uintp(start + (y + y0) * stride + x0 + left)
-        target = np.uintp(left - box[1])
-        for x in range(np.uintp(right - left)):
-            row[target + x] = channel[source + x]
+            values[target : target + n] = 0.0
+        elif right - left == n and source + n + LANES <= channel.shape[0]:
+            for x in range(0, n, LANES):
+                lay(channel, source + x, n - x, 0.0, values, target + x)
+        else:
+            values[target : target + n] = 0.0
+            for x in range(left - box[1], right - box[1]):
+                values[target + x] = channel[source + x]
 
 
 @inner
@@ -140,13 +142,17 @@ def stretch(values, outside, n_pixels):
 
 
 @inner
-def store(values, box, outside, unit, output, plane, filled):
+def store(values, box, outside, unit, output, pool, plane, filled):
     """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even.
 
     Parameters
     ----------
+    values : (m,) float64
+        The one that follows those of the box is overwritten.
+    pool : (m + LANES,), the plane's type
+        Scratch.
     plane : (S, S)
-        float16 as its bits in uint16.
+        Contiguous; float16 as its bits in uint16.
     filled : (4,) int64
         Outside of it ``plane`` is 0, before and after.
     """
@@ -154,38 +160,36 @@ def store(values, box, outside, unit, output, plane, filled):
     for y in range(filled[0], filled[2]):
         plane[y, filled[1] : filled[3]] = 0
     filled[0], filled[1], filled[2], filled[3] = box
+    n = box[3] - box[1]
+    size = (box[2] - box[0]) * n
+    values[size] = outside
+    convert(values[: size + 1], unit, output, pool)
+    beyond = pool[size]
     if outside != 0.0:
         filled[0], filled[1], filled[2], filled[3] = 0, 0, S, S
-        fill(outside, unit, output, plane)
-    n = box[3] - box[1]
+        plane[:] = beyond
     for y in range(box[0], box[2]):
-        store_row(values, (y - box[0]) * n, n, unit, output, plane[y], box[1])
+        source, target = (y - box[0]) * n, y * S + box[1]
+        if target + n + LANES <= S * S:
+            for x in range(0, n, LANES):
+                lay(pool, source + x, n - x, beyond, plane, target + x)
+        else:
+            for x in range(n):
+                plane[y, box[1] + x] = pool[source + x]
 
 
 @inner
-def fill(value, unit, output, plane):
-    """Write one value everywhere."""
+def convert(values, unit, output, converted):
+    """Write values in the output's type."""
     if output == OUTPUT_HALF:
-        plane[:] = half_bits(value)
+        for i in range(values.shape[0]):
+            converted[i] = half_bits(values[i])
     elif output == OUTPUT_INTEGER:
-        plane[:] = np.rint(value * unit)
+        for i in range(values.shape[0]):
+            converted[i] = np.rint(values[i] * unit)
     else:
-        plane[:] = value
-
-
-@inner
-def store_row(values, start, n, unit, output, row, x0):
-    """Write ``values[start : start + n]`` into a row from ``x0``."""
-    source, target = np.uintp(start), np.uintp(x0)
-    if output == OUTPUT_HALF:
-        for x in range(np.uintp(n)):
-            row[target + x] = half_bits(values[source + x])
-    elif output == OUTPUT_INTEGER:
-        for x in range(np.uintp(n)):
-            row[target + x] = np.rint(values[source + x] * unit)
-    else:
-        for x in range(np.uintp(n)):
-            row[target + x] = values[source + x]
+        for i in range(values.shape[0]):
+            converted[i] = values[i]
 
 
 @inner
