@@ -168,7 +168,7 @@ def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
     found = read_journal(journal)
     assert (found.n_cells, found.n_written) == (40, 40)
     head = finished_head(found)
-    assert head + partial.read_bytes()[len(head) :] == undisturbed.read_bytes()
+    assert bytes(head) + partial.read_bytes()[len(head) :] == undisturbed.read_bytes()
     partial.write_bytes(undisturbed.read_bytes())
     check_index(partial, found)
 

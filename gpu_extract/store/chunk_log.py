@@ -103,7 +103,7 @@ class ChunkLog:
                 self.records[first:last] = [record]
                 self._n_records_sealed += 1
 
-    def put_before(self, head: bytearray) -> None:
+    def put_before(self, head: memoryview) -> None:
         """Write the head, which makes the partial file an HDF5 file, over the hole before the chunks.
 
         Raises
@@ -161,7 +161,7 @@ class ChunkLog:
                 self.seal()
 
 
-def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``; one call may write less, at a signal or beyond 2 GiB."""
     rest = memoryview(data)
     while rest:

@@ -14,6 +14,7 @@ is told of one chunk at a time, in microseconds that add up to minutes for the c
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
@@ -29,7 +30,7 @@ CHECKSUM = struct.Struct("<I")
 END_OF_FILE, END_OF_FILE_OFFSET, SUPERBLOCK_NBYTES = struct.Struct("<Q"), 28, 44
 
 
-def fill_index(head: bytearray, places: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
+def fill_index(head: memoryview, places: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
     """Write place and size of each chunk, (m,) in the order of the dataset, into the one index there is in ``head``.
 
     Raises
@@ -62,26 +63,25 @@ def end_of_file(head: bytes) -> int:
     return int(end)
 
 
-def set_end_of_file(head: bytearray, end: int) -> None:
+def set_end_of_file(head: memoryview, end: int) -> None:
     """Make the superblock say that the file has so many bytes."""
     END_OF_FILE.pack_into(head, END_OF_FILE_OFFSET, end)
     CHECKSUM.pack_into(head, SUPERBLOCK_NBYTES, _checksum(head, 0, SUPERBLOCK_NBYTES))
 
 
-def _header_at(head: bytearray) -> int:
+def _header_at(head: memoryview) -> int:
     """Where the one header stands; the same letters in somebody's text are none."""
-    found, start = [], head.find(b"FAHD")
-    while start >= 0:
-        end = start + HEADER.size - CHECKSUM.size
+    found = []
+    for match in re.finditer(b"FAHD", head):
+        start, end = match.start(), match.start() + HEADER.size - CHECKSUM.size
         if end + CHECKSUM.size <= len(head) and CHECKSUM.unpack_from(head, end)[0] == _checksum(head, start, end):
             found.append(start)
-        start = head.find(b"FAHD", start + 1)
     if len(found) != 1:
         raise RuntimeError(f"{len(found)} indices of chunks in what HDF5 wrote, instead of 1")
     return found[0]
 
 
-def _write_sealed(head: bytearray, first: int, start: int, values: NDArray[np.uint8]) -> int:
+def _write_sealed(head: memoryview, first: int, start: int, values: NDArray[np.uint8]) -> int:
     """Write values at ``start``, and behind them the checksum from ``first`` on; gives where that ends."""
     end = start + values.nbytes
     head[start:end] = values.tobytes()
@@ -94,7 +94,7 @@ def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.astype("<u8").view(np.uint8).reshape(len(values), 8)
 
 
-def _checksum(head: bytearray, start: int, end: int) -> int:
+def _checksum(head: memoryview, start: int, end: int) -> int:
     """HDF5's checksum of some bytes, one at least."""
     from gpu_extract.store.lookup3 import lookup3  # numba takes its time
 

@@ -28,7 +28,7 @@ SIEVE_NBYTES = 64 << 10
 N_CHECKED = 64
 
 
-def finished_head(journal: Journal) -> bytearray:
+def finished_head(journal: Journal) -> memoryview:
     """What turns a partial file into an HDF5 file, once it stands in the place of the skeleton.
 
     Parameters
@@ -51,8 +51,7 @@ def finished_head(journal: Journal) -> bytearray:
         format, n_planes = ChunkFormat.of(images), images.shape[1]
         if format.is_contiguous:
             _place_values(images, n_head)
-    head = bytearray(memory.getbuffer()[:n_head])
-    memory.close()
+    head = memory.getbuffer()[:n_head]
     if not format.is_contiguous:
         order = np.lexsort(format.places(record.rows, n_planes).T[::-1])
         ends = n_head + np.cumsum(record.sizes, dtype=np.uint64)
