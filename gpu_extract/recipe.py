@@ -11,6 +11,7 @@ import dataclasses
 import math
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -134,7 +135,7 @@ class Recipe:
     nonfinite: Literal["error", "zero"] = "error"
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Recipe).items():
+        for name, kind in _kinds().items():
             object.__setattr__(self, name, _checked(name, kind, getattr(self, name)))
         _check_range("tile_size", self.tile_size, 1, MAX_TILE_SIZE, "pixels")
         for plane in ("nucleus", "cytosol"):
@@ -409,6 +410,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flat_channel": "undivided",
     },
 }
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of each field of a recipe."""
+    return get_type_hints(Recipe)
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
