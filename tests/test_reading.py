@@ -79,7 +79,7 @@ def test_a_file_that_is_replaced_is_not_read_through_its_old_map(tmp_path):
         (tmp_path / "a.npy").unlink(missing_ok=True)
         np.save(tmp_path / "a.npy", image)
         assert (open_image(str(tmp_path / "a.npy")).read(0, 0, 90, 110) == image).all()
-    assert maps.SHARED.nbytes <= 64 << 20
+    assert maps.SHARED.nbytes <= 128 << 20
 
 
 def test_side_by_side_keeps_the_order_and_overlaps(monkeypatch):

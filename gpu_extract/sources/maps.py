@@ -59,6 +59,5 @@ class MapCache:
         return mapped
 
 
-# A band of windows across a slide of 16,384 pixels, with five planes of 16 and 32 bits, reads about 90 MB. Maps that
-# hold it all are no faster.
-SHARED = MapCache(max_nbytes=64 << 20, max_files=32)
+# A band of windows across a slide of 16,384 pixels, with five planes of 16 and 32 bits, reads about 90 MB.
+SHARED = MapCache(max_nbytes=128 << 20, max_files=32)

@@ -23,6 +23,11 @@ from gpu_extract.store.target import Target, check_output, sync_folder
 __all__ = ["CellStore"]
 
 
+# Whose planning and tables took tens of megabytes, which are worth more than the milliseconds that it takes to give
+# them back.
+MANY_CELLS = 30_000
+
+
 class CellStore:
     """An output file that is being written; `create` makes one.
 
@@ -47,7 +52,8 @@ class CellStore:
         self._journal = journal
         beside = ThreadPoolExecutor(1, "gpu-extract-tables")
         self._begun = beside.submit(self._begin, contents, layout)
-        self._begun.add_done_callback(_give_back_memory)
+        if self._n_cells > MANY_CELLS:
+            self._begun.add_done_callback(_give_back_memory)
         beside.shutdown(wait=False)
         self._is_open = True
 
@@ -197,7 +203,7 @@ class CellStore:
 
 
 def _give_back_memory(_: object) -> None:
-    """Give freed memory back to the system: planning and tables take hundreds of bytes a cell, which glibc keeps."""
+    """Give freed memory back to the system; glibc keeps it."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library has no such call
         ctypes.CDLL(None).malloc_trim(0)
 
