@@ -8,16 +8,16 @@ its turn among the threads. Here Python comes once a batch. The kernels are thos
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_blur, cpu_cells, cpu_masks, cpu_planes, cpu_quantiles, program_tables
 from gpu_extract.backends.cpu import as_written, kept_tiles, work_of
-from gpu_extract.backends.cpu_bits import digest, nanoseconds
+from gpu_extract.backends.cpu_bits import compiled, nanoseconds
 from gpu_extract.backends.cpu_cells import extract_each
 from gpu_extract.model import Batch, Window
 from gpu_extract.recipe import Program
 from gpu_extract.store import ChunkFormat, EncodedCells, deflate
+from gpu_extract.store.deflate import deflate_each
 
 __all__ = ["extract_deflated"]
 
@@ -47,56 +47,46 @@ def extract_deflated(
     return EncodedCells.of(batch.rows, deflate.streams_in(out, ends), used, format), compute, encode
 
 
-def _entry(sources):
-    @njit(nogil=True, cache=True)
-    def extract_and_deflate(work, tiles, boxes, used, blocks, itemsize, pairs, out, ends, spent):
-        """Write the streams of all cells into ``out``, and their levels into ``used``.
+@compiled(cpu_bits, cpu_blur, cpu_cells, cpu_masks, cpu_planes, cpu_quantiles, program_tables, deflate)
+def extract_and_deflate(work, tiles, boxes, used, blocks, itemsize, pairs, out, ends, spent):
+    """Write the streams of all cells into ``out``, and their levels into ``used``.
 
-        Parameters
-        ----------
-        work : Work
-        tiles, boxes, used
-            As for `extract_each`; tiles and boxes of a piece, levels of all cells.
-        blocks : (m, nbytes) uint8
-            The memory of ``tiles``, cut into what becomes a stream each.
-        itemsize, pairs, out
-            As for `deflate_each`.
-        ends : (n,) int64, bytes
-            Written: where each stream ends; it begins at the next whole word after the one before.
-        spent : (2,) int64, nanoseconds
-            The time that extraction and encoding take is added.
-        """
-        _ = sources
-        per_cell, word = blocks.shape[0] // tiles.shape[0], 0
-        for first in range(0, work.ids.shape[0], tiles.shape[0]):
-            n = min(tiles.shape[0], work.ids.shape[0] - first)
-            last = first + n
-            begun = nanoseconds()
-            extract_each(
-                work.window,
-                work.ids[first:last],
-                work.corners[first:last],
-                work.parts[first:last],
-                work.steps,
-                work.options,
-                work.numbers,
-                work.levels,
-                work.scratch,
-                tiles[:n],
-                boxes[:n],
-                used[first:last],
-            )
-            extracted = nanoseconds()
-            found = deflate_each(blocks[: n * per_cell], blocks.shape[1], itemsize, pairs, out[word:])
-            ends[first * per_cell : last * per_cell] = 8 * word + found
-            word += (found[-1] + 7) // 8
-            spent[0] += extracted - begun
-            spent[1] += nanoseconds() - extracted
-
-    return extract_and_deflate
-
-
-deflate_each = deflate.deflate_each
-extract_and_deflate = _entry(
-    digest(cpu_bits, cpu_blur, cpu_cells, cpu_masks, cpu_planes, cpu_quantiles, program_tables, deflate)
-)
+    Parameters
+    ----------
+    work : Work
+    tiles, boxes, used
+        As for `extract_each`; tiles and boxes of a piece, levels of all cells.
+    blocks : (m, nbytes) uint8
+        The memory of ``tiles``, cut into what becomes a stream each.
+    itemsize, pairs, out
+        As for `deflate_each`.
+    ends : (n,) int64, bytes
+        Written: where each stream ends; it begins where the one before ends.
+    spent : (2,) int64, nanoseconds
+        The time that extraction and encoding take is added.
+    """
+    per_cell, end = blocks.shape[0] // tiles.shape[0], 0
+    for first in range(0, work.ids.shape[0], tiles.shape[0]):
+        n = min(tiles.shape[0], work.ids.shape[0] - first)
+        last = first + n
+        begun = nanoseconds()
+        extract_each(
+            work.window,
+            work.ids[first:last],
+            work.corners[first:last],
+            work.parts[first:last],
+            work.steps,
+            work.options,
+            work.numbers,
+            work.levels,
+            work.scratch,
+            tiles[:n],
+            boxes[:n],
+            used[first:last],
+        )
+        extracted = nanoseconds()
+        found = end + deflate_each(blocks[: n * per_cell], blocks.shape[1], itemsize, pairs, out[end:])
+        ends[first * per_cell : last * per_cell] = found
+        end = found[-1]
+        spent[0] += extracted - begun
+        spent[1] += nanoseconds() - extracted

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = [
     "any_bits",
     "below_word",
     "bits_of",
-    "digest",
+    "compiled",
     "equal_word",
     "first_bit",
     "float_of",
@@ -47,14 +48,20 @@ tuple_of: Any = types.UniTuple
 inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def digest(*modules: ModuleType) -> str:
-    """What an entry that is kept compiled closes over, so that it is compiled again when its callees change.
+def compiled(*modules: ModuleType) -> Callable[[Any], Any]:
+    """Compile a function that Python calls, and keep it compiled while its own file and these modules stay as they are.
 
-    Numba keeps compiled code by its own file and the values that the function closes over; it does not see the files
-    of what is called from there.
+    Numba keeps compiled code in files that bear the function's name, beside the types it was compiled for. It does not
+    see the files of what is called from there, and fails where such a type is gone: the name tells versions apart.
     """
-    texts = (Path(str(module.__file__)).read_bytes() for module in modules)
-    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+    def decorate(function: Any) -> Any:
+        files = [function.__code__.co_filename, *(str(module.__file__) for module in modules)]
+        digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+        function.__qualname__ = f"{function.__name__}_{digest[:16]}"
+        return njit(nogil=True, cache=True)(function)
+
+    return decorate
 
 
 def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:

@@ -10,11 +10,10 @@ Only `select`, `load` and `store` see the types of labels, pixels and output; th
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables
-from gpu_extract.backends.cpu_bits import LANES, digest, inner
+from gpu_extract.backends.cpu_bits import LANES, compiled, inner
 from gpu_extract.backends.cpu_blur import blur, clear
 from gpu_extract.backends.cpu_masks import dilate, fill_holes, own_box, select
 from gpu_extract.backends.cpu_planes import copied, gather, load, multiply, scale, scaled, store, stretch
@@ -264,14 +263,7 @@ def extract_each(window, ids, corners, parts, steps, options, numbers, levels, s
                 store(scratch.values, box, outside, numbers.unit, options.output, pool, plane, filled)
 
 
-def _entry(sources):
-    @njit(nogil=True, cache=True)
-    def extract_cells(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used):
-        """`extract_each`, for Python."""
-        _ = sources
-        extract_each(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used)
-
-    return extract_cells
-
-
-extract_cells = _entry(digest(cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables))
+@compiled(cpu_bits, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles, program_tables)
+def extract_cells(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used):
+    """`extract_each`, for Python."""
+    extract_each(window, ids, corners, parts, steps, options, numbers, levels, scratch, out, boxes, used)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gpu_extract import labels
 from gpu_extract.backends import cpu_bits
-from gpu_extract.backends.cpu_bits import LANES, digest, equal_word, first_bit, inner
+from gpu_extract.backends.cpu_bits import LANES, compiled, equal_word, first_bit, inner
 from gpu_extract.labels import LabelStatistics, label_strips, merge
 from gpu_extract.model import Raster
 from gpu_extract.parallel import default_threads, in_order
@@ -129,32 +129,25 @@ def add_runs(row, x, most, y, n, keys, fields):
     return n, x
 
 
-def _entry(sources):
-    @njit(nogil=True, cache=True)
-    def table_of(strip, most, y0):
-        """A table of the labels of a strip (h, W) of unsigned ids, which begins at row ``y0``.
+@compiled(cpu_bits)
+def table_of(strip, most, y0):
+    """A table of the labels of a strip (h, W) of unsigned ids, which begins at row ``y0``.
 
-        Returns
-        -------
-        n : int
-            How many labels there are; -1 if one is above ``most``.
-        keys, fields : (m,) uint64, (m, N_FIELDS) int64
-            Each label and what is known of it; 0 where there is none.
-        """
-        _ = sources
-        keys, fields = np.zeros(SMALLEST_TABLE, np.uint64), np.zeros((SMALLEST_TABLE, N_FIELDS), np.int64)
-        n = 0
-        for y in range(strip.shape[0]):
-            x = 0
-            while x < strip.shape[1]:
-                n, x = add_runs(strip[y], x, most, y0 + y, n, keys, fields)
-                if n < 0:
-                    return n, keys, fields
-                if x < strip.shape[1]:
-                    keys, fields = grown(keys, fields)
-        return n, keys, fields
-
-    return table_of
-
-
-table_of = _entry(digest(cpu_bits))
+    Returns
+    -------
+    n : int
+        How many labels there are; -1 if one is above ``most``.
+    keys, fields : (m,) uint64, (m, N_FIELDS) int64
+        Each label and what is known of it; 0 where there is none.
+    """
+    keys, fields = np.zeros(SMALLEST_TABLE, np.uint64), np.zeros((SMALLEST_TABLE, N_FIELDS), np.int64)
+    n = 0
+    for y in range(strip.shape[0]):
+        x = 0
+        while x < strip.shape[1]:
+            n, x = add_runs(strip[y], x, most, y0 + y, n, keys, fields)
+            if n < 0:
+                return n, keys, fields
+            if x < strip.shape[1]:
+                keys, fields = grown(keys, fields)
+    return n, keys, fields

@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends import cpu_bits, cpu_masks
-from gpu_extract.backends.cpu_bits import adler_sums, any_bits, digest, first_bit, inner, store_word, unlike_word
+from gpu_extract.backends.cpu_bits import adler_sums, any_bits, compiled, first_bit, inner, store_word, unlike_word
 from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
@@ -70,25 +70,24 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
     return streams_in(out, deflate_blocks(data, nbytes, itemsize, pairs, out))
 
 
-def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def room_for(n: int, nbytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Memory of this thread for a table of pairs and for the streams of ``n`` blocks of ``nbytes``."""
     # A byte takes 14 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    return _kept("pairs", 1 << 16), _kept("out", n * (nbytes // 4 + 64))
+    return _kept("pairs", 8 << 16).view(np.uint64), _kept("out", n * (2 * nbytes + 512))
 
 
-def streams_in(out: NDArray[np.uint64], ends: NDArray[np.int64]) -> list[memoryview]:
-    """Copies of the streams that stand in ``out``, each from a whole word on, up to these bytes."""
-    last = ends.tolist()
-    starts = [0, *(end + -end % 8 for end in last)]
-    data = out[: starts[-1] // 8].copy().data.cast("B")  # numpy copies without the GIL
-    return [data[start:end] for start, end in zip(starts, last, strict=False)]
+def streams_in(out: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[memoryview]:
+    """Copies of the streams that stand in ``out``, each behind the one before, up to these bytes."""
+    stops = ends.tolist()
+    data = out[: stops[-1] if stops else 0].copy().data  # numpy copies without the GIL
+    return [data[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
 
-def _kept(name: str, n: int) -> NDArray[np.uint64]:
-    """Memory of this thread for so many words, the same again and again: the system is slow to give new one."""
-    kept: NDArray[np.uint64] | None = getattr(_of_thread, name, None)
+def _kept(name: str, n: int) -> NDArray[np.uint8]:
+    """Memory of this thread for so many bytes, the same again and again: the system is slow to give new one."""
+    kept: NDArray[np.uint8] | None = getattr(_of_thread, name, None)
     if kept is None or len(kept) < n:
-        kept = np.empty(n, np.uint64)
+        kept = np.empty(n, np.uint8)
         setattr(_of_thread, name, kept)
     return kept
 
@@ -363,7 +362,7 @@ def _write_rest(out, pos, buffer, n_bits, table, rest, a, b):
 
 @njit(nogil=True)
 def deflate_each(data, nbytes, itemsize, pairs, out):
-    """Write the streams of the first ``nbytes`` of each block, each from a word on; returns their ends."""
+    """Write the streams of the first ``nbytes`` of each block behind one another; returns their ends."""
     n, n_words, shift = len(data), nbytes // 8, U(64 - 8 * itemsize)
     words = data.view(np.uint64)
     literals = np.empty((n, (n_words + STRIP - 1) // STRIP), np.uint64)
@@ -380,33 +379,25 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
     _code_pairs(table, _largest_second(seen), pairs)
     distance, n_distance = _distance(itemsize)
     _code_runs(table, distance, n_distance, runs)
-    start = 0
+    end = 0
     for k in range(n):
-        stream, rest = out[start:].view(np.uint8), data[k][8 * n_words : nbytes]
+        stream, rest = out[end:], data[k][8 * n_words : nbytes]
         pos, buffer, n_bits = _write_header(stream, lengths, itemsize)
         pos, buffer, n_bits = _write_words(
             stream, pos, buffer, n_bits, table, pairs, runs, words[k][:n_words], literals[k], distance, n_distance
         )
-        ends[k] = 8 * start + _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
-        start = (ends[k] + 7) // 8
+        end += _write_rest(stream, pos, buffer, n_bits, table, rest, sums[k, 0], sums[k, 1])
+        ends[k] = end
     return ends
 
 
-def _entry(sources):
-    @njit(nogil=True, cache=True)
-    def deflate_blocks(data, nbytes, itemsize, pairs, out):
-        """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
-        _ = sources
-        n = max(CACHED_NBYTES // max(nbytes, 1), 1)
-        ends, word = np.empty(len(data), np.int64), 0
-        for first in range(0, len(data), n):
-            ends[first : first + n] = 8 * word + deflate_each(
-                data[first : first + n], nbytes, itemsize, pairs, out[word:]
-            )
-            word = (ends[min(first + n, len(data)) - 1] + 7) // 8
-        return ends
-
-    return deflate_blocks
-
-
-deflate_blocks = _entry(digest(cpu_bits, cpu_masks))
+@compiled(cpu_bits, cpu_masks)
+def deflate_blocks(data, nbytes, itemsize, pairs, out):
+    """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
+    n = max(CACHED_NBYTES // max(nbytes, 1), 1)
+    ends, end = np.empty(len(data), np.int64), 0
+    for first in range(0, len(data), n):
+        some = data[first : first + n]
+        ends[first : first + n] = end + deflate_each(some, nbytes, itemsize, pairs, out[end:])
+        end = ends[first + len(some) - 1]
+    return ends
