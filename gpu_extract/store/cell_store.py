@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from gpu_extract.store.contents import Contents
 from gpu_extract.store.index import check_index, finished_head
 from gpu_extract.store.journal import pack_header, read_journal
 from gpu_extract.store.layout import Layout, choose_layout, skeleton
+from gpu_extract.store.system import give_back_memory
 from gpu_extract.store.target import Target, check_output, sync_folder
 
 __all__ = ["CellStore"]
@@ -53,7 +53,7 @@ class CellStore:
         beside = ThreadPoolExecutor(1, "gpu-extract-tables")
         self._begun = beside.submit(self._begin, contents, layout)
         if self._n_cells > MANY_CELLS:
-            self._begun.add_done_callback(_give_back_memory)
+            self._begun.add_done_callback(lambda _: give_back_memory())
         beside.shutdown(wait=False)
         self._is_open = True
 
@@ -200,12 +200,6 @@ class CellStore:
         self.keep()
         kept = f"{self._log.n_sealed} of {self._n_cells} cells are kept in {self._target.partial}"
         return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
-
-
-def _give_back_memory(_: object) -> None:
-    """Give freed memory back to the system; glibc keeps it."""
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library has no such call
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from gpu_extract.store.codecs import Chunk, EncodedCells
 from gpu_extract.store.journal import Record, join, pack_record
+from gpu_extract.store.system import give_back_room, take_room
 
 __all__ = ["ChunkLog", "write_all"]
 
@@ -18,6 +20,8 @@ __all__ = ["ChunkLog", "write_all"]
 # some seconds waits for all of its bytes at the end; with 64 MB, it still waits for 3 % of its time.
 SEAL_SECONDS = 2.0
 SEAL_NBYTES = 32 << 20
+# Room that is taken on the disk at a time.
+ROOM_NBYTES = 32 << 20
 # Linux takes no more buffers in one call.
 IOV_MAX = 1024
 
@@ -53,6 +57,7 @@ class ChunkLog:
         self._chunks_start = self._chunks_end = chunks_end
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
+        self._room_end: float = chunks_end
         self._n_records_sealed = 0
         self._unsealed_nbytes = 0
         self._failure: OSError | None = None
@@ -74,6 +79,7 @@ class ChunkLog:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.levels)
         if self._row_nbytes is None:
+            self._take_room(record.nbytes)
             _write_chunks(self.partial, encoded.chunks, self._chunks_end)
         else:
             for some in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
@@ -85,6 +91,12 @@ class ChunkLog:
         if self._unsealed_nbytes >= SEAL_NBYTES:
             self._unsealed_nbytes = 0
             self._due.set()
+
+    def _take_room(self, nbytes: int) -> None:
+        """Take room for so many bytes, and for those that follow them."""
+        while self._chunks_end + nbytes > self._room_end:
+            is_there = take_room(self.partial, int(self._room_end), ROOM_NBYTES)
+            self._room_end = self._room_end + ROOM_NBYTES if is_there else math.inf  # is not asked again
 
     def seal(self) -> None:
         """Make durable what was appended before the call: first the chunks, then the record that tells of them.
@@ -122,6 +134,7 @@ class ChunkLog:
             As of `seal`.
         """
         with self._syncing():
+            give_back_room(self.partial)
             os.fsync(self.partial)
 
     def stop(self) -> None:
@@ -129,6 +142,8 @@ class ChunkLog:
         self._stopped = True
         self._due.set()
         self._thread.join()
+        with contextlib.suppress(OSError):
+            give_back_room(self.partial)
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:
