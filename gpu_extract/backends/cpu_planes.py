@@ -49,13 +49,13 @@ def load(channel, start, stride, height, width, y0, x0, box, values):
     left, right = max(box[1], -x0), min(box[3], width - x0)
     for y in range(box[0], box[2]):
         source, target = start + (y + y0) * stride + x0 + box[1], (y - box[0]) * n
-        if y + y0 < 0 or y + y0 >= height or left >= right:
-            values[target : target + n] = 0.0
-        elif right - left == n and source + n + LANES <= channel.shape[0]:
+        on_slide = 0 <= y + y0 < height
+        if on_slide and right - left == n and source + n + LANES <= channel.shape[0]:
             for x in range(0, n, LANES):
                 lay(channel, source + x, n - x, 0.0, values, target + x)
-        else:
-            values[target : target + n] = 0.0
+            continue
+        values[target : target + n] = 0.0
+        if on_slide:
             for x in range(left - box[1], right - box[1]):
                 values[target + x] = channel[source + x]
 

@@ -17,9 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from gpu_extract.backends import cpu_bits, cpu_masks
+from gpu_extract.backends import cpu_bits
 from gpu_extract.backends.cpu_bits import adler_sums, any_bits, compiled, first_bit, inner, store_word, unlike_word
-from gpu_extract.backends.cpu_masks import next_clear, next_set
 
 __all__ = ["deflate", "deflate_each", "room_for", "streams_in"]
 
@@ -135,20 +134,30 @@ def _survey(words, data, shift, literals):
 
 
 @inner
+def _first_run(bits):
+    """Of bits, not all 0, where the first run of ones begins, how long it is, and what is behind it."""
+    first = first_bit(bits)
+    n = first_bit(~(bits >> U(first)))
+    return first, n, bits & ~ONE << U(first + n - 1)
+
+
+@inner
 def _count_sample(words, n_strips, literals, counts):
     """Count the symbols in a sample of the first strips of all blocks (n, n_words), each strip seen by itself."""
     # An odd step meets all rows of a tile.
     for strip in range(0, len(words) * n_strips, max(len(words) * n_strips // N_SAMPLED, 1) | 1):
         n, start = strip // n_strips, strip % n_strips * STRIP
-        i = start
-        while i < start + STRIP:
-            end = next_clear(literals, n, i, start + STRIP)
-            for k in range(i, end):
+        left, end = literals[n, strip % n_strips], 0
+        while left != 0:
+            first, length, left = _first_run(left)
+            if first > end:
+                counts[MATCH_SYMBOL[min(8 * (first - end), LONGEST)]] += 1
+            end = first + length
+            for k in range(start + first, start + end):
                 for shift in range(0, 64, 8):
                     counts[words[n, k] >> U(shift) & U(255)] += 1
-            i = next_set(literals, n, end, start + STRIP)
-            if i > end:
-                counts[MATCH_SYMBOL[min(8 * (i - end), LONGEST)]] += 1
+        if end < STRIP:
+            counts[MATCH_SYMBOL[min(8 * (STRIP - end), LONGEST)]] += 1
 
 
 @inner
@@ -331,9 +340,8 @@ def _write_words(out, pos, buffer, n_bits, table, pairs, runs, words, literals, 
     for k in range(len(literals)):
         left = literals[k]
         while left != 0:
-            first = first_bit(left)
-            start, n = STRIP * k + first, first_bit(~(left >> U(first)))
-            left &= ~ONE << U(first + n - 1)
+            first, n, left = _first_run(left)
+            start = STRIP * k + first
             run = start - end
             if run >= len(runs):
                 pos, buffer, n_bits = _write_run(out, pos, buffer, n_bits, table, 8 * run, distance, n_distance)
@@ -391,7 +399,7 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
     return ends
 
 
-@compiled(cpu_bits, cpu_masks)
+@compiled(cpu_bits)
 def deflate_blocks(data, nbytes, itemsize, pairs, out):
     """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
     n = max(CACHED_NBYTES // max(nbytes, 1), 1)
