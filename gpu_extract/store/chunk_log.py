@@ -98,6 +98,12 @@ class ChunkLog:
             is_there = take_room(self.partial, int(self._room_end), ROOM_NBYTES)
             self._room_end = self._room_end + ROOM_NBYTES if is_there else math.inf  # is not asked again
 
+    def _give_back_room(self) -> None:
+        """Give back what was taken and not written."""
+        if self._room_end > self._chunks_end:
+            give_back_room(self.partial)
+            self._room_end = self._chunks_end
+
     def seal(self) -> None:
         """Make durable what was appended before the call: first the chunks, then the record that tells of them.
 
@@ -134,7 +140,7 @@ class ChunkLog:
             As of `seal`.
         """
         with self._syncing():
-            give_back_room(self.partial)
+            self._give_back_room()
             os.fsync(self.partial)
 
     def stop(self) -> None:
@@ -143,7 +149,7 @@ class ChunkLog:
         self._due.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            give_back_room(self.partial)
+            self._give_back_room()
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:

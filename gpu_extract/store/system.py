@@ -1,14 +1,27 @@
-"""What the system does if it is asked to, and Python has no call for; where it cannot, nothing happens."""
+"""What the system is asked for besides reading and writing: room on the disk, and to take memory back.
+
+Where it cannot, it does nothing, and all works without.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 
-__all__ = ["give_back_memory", "give_back_room", "take_room"]
+__all__ = ["allocate", "give_back_memory", "give_back_room", "take_room"]
 
 FALLOC_FL_KEEP_SIZE = 1
+
+
+def allocate(descriptor: int, nbytes: int) -> None:
+    """Take the room on the disk at once: twice as fast to write to, and a full disk is known before the first cell."""
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
 
 
 def take_room(descriptor: int, start: int, nbytes: int) -> bool:
