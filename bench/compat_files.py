@@ -16,7 +16,7 @@ import tifffile
 
 import gpu_extract as gx
 from gpu_extract import demo_data
-from gpu_extract.slide_table import read_slide_table
+from gpu_extract.sources.slide_table import read_slide_table
 
 
 def main() -> None:

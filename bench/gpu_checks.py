@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from slides import MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, small_slide
 
 from gpu_extract import Recipe, demo_data, labels, ops
-from gpu_extract.backends import cuda_labels, reference
-from gpu_extract.backends.cuda_extract import DeviceExtraction, workspace_nbytes
-from gpu_extract.backends.cuda_registry import C_TYPES, all_kernels, extract_kernel
-from gpu_extract.backends.device import Array, Device
+from gpu_extract.backends import reference
+from gpu_extract.backends.cuda import labels as cuda_labels
+from gpu_extract.backends.cuda.device import Array, Device
+from gpu_extract.backends.cuda.extract import DeviceExtraction, workspace_nbytes
+from gpu_extract.backends.cuda.registry import C_TYPES, all_kernels, extract_kernel
 from gpu_extract.model import Batch, CellImages, Slide, Window
 from gpu_extract.recipe import Program
 
@@ -126,7 +127,7 @@ def check_extraction(
     window: Window,
     batch: Batch,
     program: Program,
-    levels: NDArray[np.float64] | None = None,
+    limits: NDArray[np.float64] | None = None,
     *,
     shared_nbytes: int | None = None,
 ) -> Figures:
@@ -134,11 +135,11 @@ def check_extraction(
     runs = []
     for poison in POISONS:
         stream = PoisonedDevice(open_stream(), poison, shared_nbytes)
-        runs.append(DeviceExtraction([stream], print).extract(window, batch, program, levels))
-    for name in ("images", "levels"):
+        runs.append(DeviceExtraction([stream], print).extract(window, batch, program, limits))
+    for name in ("images", "limits"):
         if getattr(runs[0], name).tobytes() != getattr(runs[1], name).tobytes():
             raise CheckError(f"{name} depend on what was in memory before: not every element is written")
-    return agreement(runs[0], reference.extract(window, batch, program, levels), program)
+    return agreement(runs[0], reference.extract(window, batch, program, limits), program)
 
 
 def check_largest_tile(gpu: Any) -> Figures:
@@ -189,11 +190,11 @@ def agreement(found: CellImages, expected: CellImages, program: Program) -> Figu
         raise CheckError("binary masks differ")
     one, other = found.images.astype(np.float64), expected.images.astype(np.float64)
     difference = np.abs(one - other)
-    largest = np.abs(expected.levels).max(initial=0.0)
+    largest = np.abs(expected.limits).max(initial=0.0)
     figures = {
         "cells": len(found),
         "equal": float(1.0 - np.count_nonzero(difference) / max(difference.size, 1)),
-        "level_error": float(np.abs(found.levels - expected.levels).max(initial=0.0) / (largest or 1.0)),
+        "level_error": float(np.abs(found.limits - expected.limits).max(initial=0.0) / (largest or 1.0)),
     }
     if dtype.kind == "f" and dtype.itemsize > 2:
         figures["max_error"] = float((difference / np.maximum(1.0, np.abs(other))).max(initial=0.0))
@@ -284,7 +285,7 @@ NORMALISATIONS: dict[str, dict[str, Any]] = {
 
 
 def awkward_extractions() -> Iterator[Check]:
-    """Pixel types, label types, normalisations, outputs, large ids, high grounds, large masks, given levels."""
+    """Pixel types, label types, normalisations, outputs, large ids, high grounds, large masks, given limits."""
     for dtype in C_TYPES:
         for preset in PRESETS:
             yield extraction(f"{dtype} pixels, {preset}", partial(small, 1, dtype=dtype, preset=preset))
@@ -303,7 +304,7 @@ def awkward_extractions() -> Iterator[Check]:
         for S in (1, 2, 9, 64):
             yield extraction(f"mask larger than the tile, {preset}, tile {S}", partial(large_mask, preset, S))
     given = np.array([[100.0, 5e4], [7, 7], [0, 1]])
-    yield extraction("given levels", partial(small, 5, quantile_scope="slide"), levels=given)
+    yield extraction("given limits", partial(small, 5, quantile_scope="slide"), limits=given)
 
 
 def every_instance() -> Iterator[Check]:
@@ -336,7 +337,7 @@ def all_cells(plan: Any, backend: Any) -> CellImages:
     with ThreadPoolExecutor(4) as workers:
         parts = list(pipeline.tiles(plan, backend, workers, 4))
     order = np.argsort(np.concatenate([part.rows for part in parts]))
-    names = ("rows", "ids", "images", "levels")
+    names = ("rows", "ids", "images", "limits")
     return CellImages(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in names))
 
 
@@ -346,7 +347,7 @@ def check_libraries(preset: str, gpu: Any) -> Figures:
     found = reference.extract(*task, libraries=gpu.libraries)
     figures = agreement(found, reference.extract(*task), task[2])
     if figures["level_error"] > LIBRARIES_RTOL:
-        raise CheckError(f"levels differ: {figures}")
+        raise CheckError(f"limits differ: {figures}")
     return figures
 
 

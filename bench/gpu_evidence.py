@@ -33,7 +33,8 @@ from gpu_sanitizer import run_sanitizer
 from gpu_timings import Bench, run_timings
 
 from gpu_extract import backends
-from gpu_extract.backends import cuda, cuda_source
+from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda import source as cuda_source
 
 Figures = dict[str, Any]
 
@@ -222,8 +223,8 @@ def report_failures(results: list[Figures]) -> int:
 def sources() -> Figures:
     """The SHA-256 of each file that decides what runs on the GPU: kernels, and the Python that launches them."""
     folder = Path(backends.__file__).parent
-    launchers = sorted([*folder.glob("cuda*.py"), folder / "device.py"])
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in launchers}
+    launchers = sorted([*folder.glob("cuda/*.py"), folder / "program_tables.py"])
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in launchers}
     return {"kernels": cuda_source.fingerprint(), "launchers": hashes}
 
 

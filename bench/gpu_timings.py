@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from slides import as_slide
 
 from gpu_extract import Recipe, labels, planning
-from gpu_extract.backends import cuda_labels, reference
-from gpu_extract.backends.cuda_extract import launch_extract, program_arrays, workspace_nbytes
-from gpu_extract.backends.cuda_registry import extract_kernel
-from gpu_extract.backends.device import Array
+from gpu_extract.backends import reference
+from gpu_extract.backends.cuda import labels as cuda_labels
+from gpu_extract.backends.cuda.device import Array
+from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
+from gpu_extract.backends.cuda.registry import extract_kernel
 from gpu_extract.backends.reference import Libraries, disk
-from gpu_extract.model import Batch, BatchLimits, CellImages
+from gpu_extract.model import Batch, BatchSize, CellImages
 from gpu_extract.parallel import default_threads
 from gpu_extract.recipe import Program
 
@@ -120,7 +121,7 @@ class Bench:
         self.slide = repeated(synthetic.make_slide(base_size), fitting)
         self.plan = planning.make_plan([as_slide(*self.slide)], Recipe(tile_size=tile_size, border="window"))
         # As the pipeline takes them, so that neighbours are worked on side by side.
-        order = np.concatenate([batch.rows for batch in planning.batches(self.plan, BatchLimits(2048, 512 << 20))])
+        order = np.concatenate([batch.rows for batch in planning.batches(self.plan, BatchSize(2048, 512 << 20))])
         self.ids, self.centers = self.plan.cells.ids[order], self.plan.cells.centers[order]
 
     @property
@@ -475,7 +476,7 @@ def host_to_host(bench: Bench) -> list[Figures]:
             "share_of_download": rate * plan.nbytes / len(plan.cells) / bench.bandwidth["download"],
             "first_seconds": first,  # pinned memory is allocated
             "seconds": times,
-            "notices": backend.notices,
+            "warnings": backend.warnings,
         }
         entries.append(entry(f"host to host, {preset}", figures, Target("share_of_download", least=0.7)))
     return entries

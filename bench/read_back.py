@@ -23,7 +23,7 @@ import numpy as np
 from bench.machine import machine
 from bench.writer import make_tiles, repeated, write
 from gpu_extract import open_cells
-from gpu_extract.codecs import COMPRESSIONS
+from gpu_extract.store.codecs import CODECS
 
 IMAGES = "obsm/single_cell_images"
 N_BATCH = 256
@@ -53,7 +53,7 @@ def make_readers(folder: Path, n_cells: int) -> dict[str, Callable[[np.ndarray],
     plan, some = make_tiles()
     contents = repeated(plan, n_cells)
     readers = {}
-    for compression in COMPRESSIONS:
+    for compression in CODECS:
         path = folder / f"{compression}.h5sc"
         write(path, contents, some, compression, 2)
         readers[f"ours, {compression}"] = open_cells(path).read

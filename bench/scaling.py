@@ -23,7 +23,7 @@ import numpy as np
 from bench.machine import machine
 from bench.synthetic import make_slide
 from gpu_extract.backends import choose
-from gpu_extract.deflated import extract_deflated
+from gpu_extract.backends.cpu.fused import extract_deflated
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slide
@@ -52,7 +52,7 @@ def main() -> None:
     backend = choose("cpu")
     for recipe in ("standard", "scportrait", "sparcspy"):
         plan = make_plan([opened], Recipe.preset(recipe))
-        work = [(opened.read(batch.box), batch) for batch in batches(plan, backend.limits)]
+        work = [(opened.read(batch.box), batch) for batch in batches(plan, backend.batch_size)]
         chunks = ChunkFormat((1, *plan.program.tile_shape), plan.program.output_dtype, "gzip")
 
         tasks[recipe] = [partial(extract_deflated, *each, plan.program, None, chunks) for each in work]

@@ -24,13 +24,13 @@ import numpy as np
 from bench.machine import machine
 from bench.synthetic import make_slide
 from gpu_extract.backends import choose
-from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.model import CellImages, CellTable, DroppedCells
 from gpu_extract.parallel import default_threads, in_order
 from gpu_extract.planning import Plan, batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slide
 from gpu_extract.store import CellStore, Contents, encode
+from gpu_extract.store.codecs import CODECS
 
 # Cells that are encoded at a time, as in a run.
 BATCH = 8
@@ -50,7 +50,7 @@ def main() -> None:
     lzf = sum(len(imagecodecs.lzf_encode(plane)) for tile in some.images for plane in tile) / len(some) / 1024
     print(f"{arguments.cells} cells of {some.images[0].nbytes / 1024:.0f} KiB; scPortrait's lzf: {lzf:.1f} KiB a cell")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        results = [measure(Path(name), plan, some, compression, arguments) for compression in COMPRESSIONS]
+        results = [measure(Path(name), plan, some, compression, arguments) for compression in CODECS]
     if arguments.json:
         head = {"machine": machine(), "cells": arguments.cells, "threads": arguments.threads, "lzf_kib_per_cell": lzf}
         arguments.json.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
@@ -64,10 +64,10 @@ def make_tiles() -> tuple[Plan, CellImages]:
     backend = choose("cpu")
     parts = [
         backend.extract(plan.slides[0].read(batch.box), batch, plan.program, None)
-        for batch in batches(plan, backend.limits)
+        for batch in batches(plan, backend.batch_size)
     ]
-    images, levels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "levels"))
-    return plan, CellImages(np.arange(len(images)), plan.cells.ids, images, levels)
+    images, limits = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "limits"))
+    return plan, CellImages(np.arange(len(images)), plan.cells.ids, images, limits)
 
 
 def repeated(plan: Plan, n_cells: int) -> Contents:
@@ -127,7 +127,7 @@ def write(path: Path, contents: Contents, some: CellImages, compression: str, th
         if source[-1] < source[0]:
             source = np.arange(len(rows))
         part = slice(source[0], source[-1] + 1)
-        return encode(CellImages(rows, contents.cells.ids[rows], some.images[part], some.levels[part]), store.format)
+        return encode(CellImages(rows, contents.cells.ids[rows], some.images[part], some.limits[part]), store.format)
 
     start, processor = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as workers:
@@ -140,10 +140,10 @@ def write(path: Path, contents: Contents, some: CellImages, compression: str, th
 
 def encode_seconds(some: CellImages, contents: Contents, compression: str) -> float:
     """Seconds a cell of one thread that only encodes; the least of ten passes."""
-    from gpu_extract.store.layout import LAYOUTS
+    from gpu_extract.store.hdf5.layout import LAYOUTS
 
     format = LAYOUTS["h5sc"].format(contents, compression)
-    few = CellImages(some.rows[:200], some.ids[:200], some.images[:200], some.levels[:200])
+    few = CellImages(some.rows[:200], some.ids[:200], some.images[:200], some.limits[:200])
     passes = []
     for _ in range(10):
         start = time.perf_counter()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpu_extract.api import extract, extract_many, iter_cells, survey_many
-    from gpu_extract.dataset import Cells, open_cells
     from gpu_extract.errors import (
         DeviceError,
         GpuExtractError,
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
-    from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
-    from gpu_extract.survey import Survey
+    from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide_table
+    from gpu_extract.store.reader import Cells, open_cells
+    from gpu_extract.surveying import Survey
 
     __version__: str
 
@@ -45,16 +45,16 @@ _HOME = {
     "plan": "inputs",
     "plan_many": "inputs",
     "survey_many": "api",
-    "SlideInput": "slide_table",
-    "match_slides": "slide_table",
-    "read_slide_table": "slide_table",
-    "Cells": "dataset",
-    "open_cells": "dataset",
+    "SlideInput": "sources.slide_table",
+    "match_slides": "sources.slide_table",
+    "read_slide_table": "sources.slide_table",
+    "Cells": "store.reader",
+    "open_cells": "store.reader",
     "CellImages": "model",
     "Plan": "planning",
     "Recipe": "recipe",
     "Report": "pipeline",
-    "Survey": "survey",
+    "Survey": "surveying",
     "DeviceError": "errors",
     "GpuExtractError": "errors",
     "InputError": "errors",

@@ -14,10 +14,10 @@ from gpu_extract.inputs import plan, plan_many
 from gpu_extract.model import CellImages
 from gpu_extract.parallel import default_threads
 from gpu_extract.planning import Plan
-from gpu_extract.slide_table import SlideInput, as_slide_input
 from gpu_extract.sources.selectors import located
+from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
-from gpu_extract.survey import Survey, survey
+from gpu_extract.surveying import Survey, survey
 
 __all__ = ["extract", "extract_many", "iter_cells", "survey_many"]
 
@@ -53,7 +53,7 @@ def extract(
     gpu_memory : float, GiB, optional
         How much of a GPU's memory may be taken; by default most of what is free.
     compression : {"gzip", "lzf", "lz4", "zstd", "none"}
-        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.codecs`.
+        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.store.codecs`.
     layout : {"h5sc", "sparcspy"}
         ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
     chunk_cells : int
@@ -117,7 +117,7 @@ def extract_many(
     path = Path(output)
     check_output(path, compression, overwrite=overwrite)
     planned = _planned(slides, path, backend, choices)
-    provenance = {"notices": "\n".join(planned.notices)} if planned.notices else {}
+    provenance = {"notices": "\n".join(planned.warnings)} if planned.warnings else {}
     contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
     store = CellStore.create(
         path, contents, compression=compression, layout=layout, chunk_cells=chunk_cells, overwrite=overwrite
@@ -175,7 +175,7 @@ def iter_cells(
     Yields
     ------
     CellImages
-        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``levels`` (n, C, 2). On a GPU ``images`` is a CuPy
+        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``limits`` (n, C, 2). On a GPU ``images`` is a CuPy
         array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
     """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)

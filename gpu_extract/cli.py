@@ -21,12 +21,12 @@ from typing import Annotated, Any
 import typer
 
 from gpu_extract import api
-from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.inputs import as_recipe
 from gpu_extract.pipeline import Progress, Report
-from gpu_extract.slide_table import SlideInput, match_slides, read_slide_table
+from gpu_extract.progress import progress_on_stderr
 from gpu_extract.sources.id_lists import read_ids
+from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide_table
 
 app = typer.Typer(
     name="gpu-extract",
@@ -217,7 +217,7 @@ def plan(
         from gpu_extract.report import survey_lines
 
         print(*survey_lines(told), sep="\n")
-    for line in told.plan.notices:
+    for line in told.plan.warnings:
         print(f"warning: {line}", file=sys.stderr)
 
 
@@ -255,7 +255,7 @@ def demo(
 @app.command()
 def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Say what a file of cells holds and how it was made."""
-    from gpu_extract.dataset import open_cells
+    from gpu_extract.store.reader import open_cells
 
     with open_cells(file) as cells:
         print(f"{file}: {len(cells)} cells, {len(cells.planes)} planes of {_square(cells.tile_size)} {cells.dtype}")
@@ -354,7 +354,7 @@ def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, s
 
 def _is_demo_file(path: Path) -> bool:
     """Whether an earlier `demo` wrote this file, so that a new one may replace it."""
-    from gpu_extract.dataset import open_cells
+    from gpu_extract.store.reader import open_cells
 
     try:
         with open_cells(path) as cells:
@@ -366,8 +366,8 @@ def _is_demo_file(path: Path) -> bool:
 def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwrite: bool) -> None:
     import numpy as np
 
-    from gpu_extract.dataset import open_cells
     from gpu_extract.report import write_gallery
+    from gpu_extract.store.reader import open_cells
 
     if n_cells < 1:
         raise InputError(f"n_cells is {n_cells}; it must be 1 or more")

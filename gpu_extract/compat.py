@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from gpu_extract.api import extract_many
-from gpu_extract.console import progress_on_stderr
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.parallel import default_threads
 from gpu_extract.pipeline import Report
+from gpu_extract.progress import progress_on_stderr
 from gpu_extract.recipe import Recipe
-from gpu_extract.slide_table import SlideInput
 from gpu_extract.sources.id_lists import read_ids
+from gpu_extract.sources.slide_table import SlideInput
 
 __all__ = ["HDF5CellExtraction", "TimecourseHDF5CellExtraction"]
 

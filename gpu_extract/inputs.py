@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from gpu_extract import planning
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
-from gpu_extract.model import CellTable, DroppedCells, Slide
+from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
 from gpu_extract.recipe import Recipe
-from gpu_extract.slide_table import SlideInput, as_slide_input, check_listed_once
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels, vanished_ids
+from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_listed_once
 
 __all__ = ["as_recipe", "plan", "plan_many"]
 
@@ -110,7 +110,7 @@ def plan_many(
         pixels. See `gpu_extract.sources.scaled`.
     on_bad_slide : {"stop", "skip"}
         What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
-        plan's ``notices``.
+        plan's ``warnings``.
     statistics : callable
         What takes the statistics of a label plane; a GPU's is quicker.
 
@@ -122,24 +122,27 @@ def plan_many(
         raise InputError("tile_size and tile_size_um were both given (--size, --size-um); give one of them")
     changes = {"tile_size": tile_size, "border": border, "nuclear_channel": nuclear_channel}
     wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
-    selection = planning.Selection(_as_ids(ids), n_cells, seed)
+    subset = planning.CellSubset(_as_ids(ids), n_cells, seed)
     # Asked for twice: by the check of slides and by the plan.
     statistics = cast(Statistics, functools.cache(statistics))
     inputs = [as_slide_input(given) for given in slides]
     check_listed_once(inputs)
     check = statistics if on_bad_slide == "skip" else None
-    opened, notices = _opened(inputs, lambda given: _open(given, channel_names, channels, pixel_size, scale), check)
+    opened, warnings = _opened(inputs, lambda given: _open(given, channel_names, channels, pixel_size, scale), check)
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
     if tile_size_um is not None:
         wanted = wanted.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
-    notices += mixed_sizes(named)
+    warnings += mixed_sizes(named)
     if channels is not None and nuclear_channel is None:
-        notices += _nuclear_notice(wanted, named[0])
-    planned = planning.make_plan(named, wanted, selection, statistics)
+        warnings += _nuclear_warning(wanted, named[0])
+    planned = planning.make_plan(named, wanted, subset, statistics)
     chosen = _as_planes(planes, planned.program.n_planes)
     return replace(
-        planned, cells=_with_vanished(planned, named, statistics), notices=(*notices, *planned.notices), planes=chosen
+        planned,
+        cells=_with_vanished(planned, named, statistics),
+        warnings=(*warnings, *planned.warnings),
+        planes=chosen,
     )
 
 
@@ -147,7 +150,7 @@ def _opened(
     inputs: Sequence[SlideInput], open_one: Callable[[SlideInput], list[Slide]], check: Statistics | None
 ) -> tuple[list[Slide], list[str]]:
     """The slides of all inputs, and a line for each that is skipped: where ``check`` is given, what is wrong is."""
-    opened, notices = [], []
+    opened, warnings = [], []
     for given in inputs:
         try:
             found = open_one(given)
@@ -158,10 +161,10 @@ def _opened(
         except InputError as error:
             if check is None:
                 raise
-            notices.append(f"skipped {given.image}: {error}")
+            warnings.append(f"skipped {given.image}: {error}")
     if not opened:
-        raise InputError("there is no slide to extract" + (f"; {notices[0]}" if notices else ""))
-    return opened, notices
+        raise InputError("there is no slide to extract" + (f"; {warnings[0]}" if warnings else ""))
+    return opened, warnings
 
 
 def _open(
@@ -184,14 +187,14 @@ def _open(
     ids, found = _as_ids(given.ids), []
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
-        labelled = replace(slide, labels={**slide.labels, **given.labels}, pixel_size=known)
+        labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
         if ids is not None:
             labelled = labelled.only(ids)
         found.append(labelled if scale is None else rescaled(labelled, scale))
     return found
 
 
-def _nuclear_notice(recipe: Recipe, slide: Slide) -> list[str]:
+def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
     """Which of the channels that were chosen is the nuclear one, where nobody named it."""
     at = recipe.nuclear_channel
     if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
@@ -210,7 +213,7 @@ def _with_vanished(planned: planning.Plan, slides: Sequence[Slide], statistics: 
     dropped = planned.cells.dropped
     slide = np.concatenate([dropped.slide, np.repeat(np.arange(len(vanished)), [len(ids) for ids in vanished])])
     ids = np.concatenate([dropped.ids, *vanished])
-    reason = np.full(len(ids), "no pixel left after resampling", object)
+    reason = np.full(len(ids), DropReason.VANISHED, np.uint8)
     reason[: len(dropped)] = dropped.reason
     order = np.lexsort((ids, slide))
     return replace(planned.cells, dropped=DroppedCells(slide[order], ids[order], reason[order]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,18 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 
-__all__ = ["Batch", "BatchLimits", "CellImages", "CellTable", "DroppedCells", "Raster", "Slide", "Window", "strips"]
+__all__ = [
+    "Batch",
+    "BatchSize",
+    "CellImages",
+    "CellTable",
+    "DropReason",
+    "DroppedCells",
+    "Raster",
+    "Slide",
+    "Window",
+    "strips",
+]
 
 # The pixel types of images; anything else would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
@@ -74,11 +86,11 @@ class Slide:
     channel_names : tuple of str, length C
     name : str
         Unique among the slides of a run.
-    labels : mapping of str to str
-        The slide's own labels, for example ``{"well": "D03"}``.
+    metadata : mapping of str to str
+        Texts about the slide, for example ``{"well": "D03"}``.
     ids : (n,) uint64, optional
         The cells that whoever segmented the slide wants extracted; all by default. Ids without a label are ignored.
-    notices : tuple of str
+    warnings : tuple of str
         What the user should know of where the slide comes from, one line each.
     pixel_size : (y, x), um, optional
         Size of a pixel; None if it is not known.
@@ -95,9 +107,9 @@ class Slide:
     masks: Mapping[str, Raster]
     channel_names: tuple[str, ...]
     name: str = "slide"
-    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     ids: NDArray[np.uint64] | None = None
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     pixel_size: tuple[float, float] | None = None
     scale: tuple[float, float] = (1.0, 1.0)
 
@@ -179,26 +191,69 @@ class Window:
     x0: int
 
 
+class DropReason(IntEnum):
+    """Why a cell is dropped: the code that tables hold, and the text that users read."""
+
+    text: str
+
+    KEPT = 0, ""
+    NO_NUCLEUS = 1, "no nucleus"
+    NO_CYTOSOL = 2, "no cytosol"
+    TOUCHES_BORDER = 3, "mask touches the slide's border"
+    WINDOW_LEAVES_SLIDE = 4, "window leaves the slide"
+    NOT_LISTED = 5, "not in the slide's list of ids"
+    NOT_SELECTED = 6, "not selected"
+    SMALLER_NUCLEUS = 7, "a larger nucleus is in its cell"
+    VANISHED = 8, "no pixel left after resampling"
+
+    def __new__(cls, code: int, text: str) -> DropReason:  # noqa: D102
+        reason = int.__new__(cls, code)
+        reason._value_, reason.text = code, text
+        return reason
+
+    @classmethod
+    def without(cls, mask: str) -> DropReason:
+        """Return the reason of a cell that lacks the mask of that name, ``nucleus`` or ``cytosol``."""
+        return {"nucleus": cls.NO_NUCLEUS, "cytosol": cls.NO_CYTOSOL}[mask]
+
+
+REASON_TEXTS = np.array([reason.text for reason in DropReason], object)
+
+
 @dataclass(frozen=True)
 class DroppedCells:
-    """The ids that were seen and are not extracted, each with one reason."""
+    """The ids that were seen and are not extracted, each with one reason.
+
+    Parameters
+    ----------
+    slide : (n,) int64
+        Index of the cell's slide.
+    ids : (n,) uint64
+    reason : (n,) uint8
+        Codes of `DropReason`.
+    """
 
     slide: NDArray[np.int64]
     ids: NDArray[np.uint64]
-    reason: NDArray[np.object_]
+    reason: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def part(self, rows: NDArray[Any]) -> DroppedCells:
-        """Some of them, by indices or by a mask."""
+        """Return some of them, by indices or by a mask."""
         return DroppedCells(self.slide[rows], self.ids[rows], self.reason[rows])
 
+    def reasons(self) -> NDArray[np.object_]:
+        """Return the text of each cell's reason, (n,)."""
+        texts: NDArray[np.object_] = REASON_TEXTS[self.reason]
+        return texts
+
     def counts(self) -> dict[str, int]:
-        """How many cells were dropped for each reason, the commonest first."""
-        reasons, counts = np.unique(self.reason.astype(str), return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return {str(reasons[i]): int(counts[i]) for i in order}
+        """Return how many cells were dropped for each reason, the most frequent first."""
+        codes, counts = np.unique(self.reason, return_counts=True)
+        by_text = {REASON_TEXTS[code]: int(n) for code, n in zip(codes, counts, strict=True)}
+        return dict(sorted(by_text.items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclass(frozen=True)
@@ -291,7 +346,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BatchLimits:
+class BatchSize:
     """How large a batch may be.
 
     Parameters
@@ -316,7 +371,7 @@ class CellImages:
     ids : (n,) uint64
     images : (n, K, S, S), the output type, C-contiguous
         In host memory; of `iter_cells` on a GPU they stay there.
-    levels : (n, C, 2) float64
+    limits : (n, C, 2) float64
         The lower and upper value that each channel was normalised with.
     boxes : (n, K, 4) int64, pixels of the tile, or None
         Outside of its box (y0, x0, y1, x1) a plane is 0; None where that is not known.
@@ -325,7 +380,7 @@ class CellImages:
     rows: NDArray[np.int64]
     ids: NDArray[np.uint64]
     images: NDArray[Any]
-    levels: NDArray[np.float64]
+    limits: NDArray[np.float64]
     boxes: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -334,7 +389,7 @@ class CellImages:
         assert self.images.shape[0] == n
         assert self.boxes is None or self.boxes.shape == (n, self.images.shape[1], 4)
         assert self.images.flags.c_contiguous
-        assert self.levels.shape[0] == n
+        assert self.limits.shape[0] == n
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from gpu_extract.backends import cuda_ops
+from gpu_extract.backends.cuda import ops as cuda_ops
 from gpu_extract.errors import InputError
 from gpu_extract.model import IMAGE_DTYPES
 from gpu_extract.recipe import MAX_DILATION, MAX_SIGMA, MAX_TILE_SIZE
@@ -179,11 +179,11 @@ def normalize(images: Array, lower: Any, upper: Any) -> Array:
     Raises
     ------
     InputError
-        If the images are not such, or the levels do not fit them, are not finite, or are closer to each other or
+        If the images are not such, or the limits do not fit them, are not finite, or are closer to each other or
         further apart than the result's type can tell.
     """
     on_device = _check_stack("images", images, IMAGE_DTYPES)
-    lower, upper = _levels("lower", lower, images), _levels("upper", upper, images)
+    lower, upper = _limits("lower", lower, images), _limits("upper", upper, images)
     _check_span(lower, upper, _work_dtype(images))
     if on_device:
         return cuda_ops.normalize(_device_of(images), _tiles(images), lower, upper).reshape(images.shape)
@@ -211,7 +211,7 @@ def _is_cupy(array: Any) -> bool:
 
 
 def _device_of(array: Array) -> Any:
-    from gpu_extract.backends import cuda
+    from gpu_extract.backends.cuda import backend as cuda
 
     return cuda.device_of(array)
 
@@ -257,7 +257,7 @@ def _work_dtype(images: Array) -> np.dtype[Any]:
     return work
 
 
-def _levels(name: str, values: Any, images: Array) -> NDArray[np.float64]:
+def _limits(name: str, values: Any, images: Array) -> NDArray[np.float64]:
     """Levels as (n,), one for each tile, in host memory."""
     if _is_cupy(values):
         device, on_host = _device_of(values), np.empty(values.shape, values.dtype)
@@ -266,22 +266,22 @@ def _levels(name: str, values: Any, images: Array) -> NDArray[np.float64]:
         values = on_host
     lead = images.shape[:-2]
     try:
-        levels = np.asarray(values).astype(np.float64, casting="same_kind")
+        limits = np.asarray(values).astype(np.float64, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {values!r}; it must be a number or an array of numbers") from error
     try:
-        levels = np.broadcast_to(levels, lead)
+        limits = np.broadcast_to(limits, lead)
     except ValueError as error:
         raise InputError(
-            f"{name} has the shape {levels.shape}; it must be a number or broadcast to {lead}, one for each tile"
+            f"{name} has the shape {limits.shape}; it must be a number or broadcast to {lead}, one for each tile"
         ) from error
-    if not np.isfinite(levels).all():
-        raise InputError(f"{name} is not finite for {np.count_nonzero(~np.isfinite(levels))} of {levels.size} tiles")
-    return np.ascontiguousarray(levels).reshape(-1)
+    if not np.isfinite(limits).all():
+        raise InputError(f"{name} is not finite for {np.count_nonzero(~np.isfinite(limits))} of {limits.size} tiles")
+    return np.ascontiguousarray(limits).reshape(-1)
 
 
 def _check_span(lower: NDArray[np.float64], upper: NDArray[np.float64], work: np.dtype[Any]) -> None:
-    """Refuse levels in the wrong order, and those whose distance is no normal number of the type ``work``."""
+    """Refuse limits in the wrong order, and those whose distance is no normal number of the type ``work``."""
     reversed_ = np.count_nonzero(lower > upper)
     if reversed_:
         raise InputError(f"lower is above upper for {reversed_} of {lower.size} tiles; exchange them")

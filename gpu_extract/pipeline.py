@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends import Backend, Extract, ExtractInPieces
+from gpu_extract.backends import Backend, Extract, ExtractInParts
 from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order
-from gpu_extract.pixels import check_finite, slide_levels, zero_nonfinite
+from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
 from gpu_extract.planning import Plan, batches
-from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, gather
+from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
 __all__ = ["Progress", "Report", "run", "tiles"]
 
@@ -132,7 +132,7 @@ def run(
             for chunks in encoded(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                flat += (chunks.levels[:, :, 0] == chunks.levels[:, :, 1]).sum(axis=0)
+                flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
                 written += len(chunks)
                 progress(written, len(plan.cells))
         with watch.stage("write"):
@@ -152,7 +152,7 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.notices, *_warnings(plan, flat.tolist()), *backend.notices, *store.notices),
+        warnings=(*plan.warnings, *_warnings(plan, flat.tolist()), *backend.warnings, *store.warnings),
     )
 
 
@@ -161,48 +161,48 @@ def encoded(
 ) -> Iterator[EncodedCells]:
     """The plan's cells as they are written, in the order of `batches`."""
 
-    def encode_piece(images: CellImages) -> EncodedCells:
+    def encode_part(images: CellImages) -> EncodedCells:
         with watch.stage("encode"):
             return encode(images, format)
 
     chunk_cells = format.shape[0]
     if backend.streams or chunk_cells > 1:
         computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        cut_up = pieces(computed) if chunk_cells == 1 else gather(computed, format, len(plan.cells))
-        yield from in_order(workers, encode_piece, cut_up, ahead=threads + 1)
+        cut_up = pieces(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
+        yield from in_order(workers, encode_part, cut_up, ahead=threads + 1)
         return
 
-    levels = checked_levels(plan)
-    extract = backend.extract_in_pieces or in_one_piece(backend.extract)
-    as_made = not plan.planes and format.is_deflated_as_made(plan.program.output_dtype)
+    limits = checked_limits(plan)
+    extract = backend.extract_in_parts or in_one_part(backend.extract)
+    deflates = backend.extract_deflated is not None and not plan.planes
+    deflates = deflates and format.is_plain_deflate(plan.program.output_dtype)
 
     def compute_and_encode(task: tuple[Batch, Window]) -> EncodedCells:
         batch, window = task
-        if backend.is_compiled and as_made:
-            from gpu_extract.deflated import extract_deflated  # numba takes its time
-
-            cells, *seconds = extract_deflated(window, batch, plan.program, levels[batch.slide], format)
-            for stage, spent in zip(("compute", "encode"), seconds, strict=True):
-                watch.add(stage, spent)
-            return cells
-        computed = watch.each("compute", extract(window, batch, plan.program, levels[batch.slide]))
+        if deflates:
+            assert backend.extract_deflated is not None
+            deflated = backend.extract_deflated(window, batch, plan.program, limits[batch.slide], format.nbytes)
+            for stage, seconds in deflated.seconds.items():
+                watch.add(stage, seconds)
+            return EncodedCells.of(batch.rows, deflated.streams, deflated.limits, format)
+        computed = watch.each("compute", extract(window, batch, plan.program, limits[batch.slide]))
         return EncodedCells.join(
-            [encode_piece(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
+            [encode_part(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
         )
 
-    batch_nbytes = min(backend.limits.nbytes, backend.limits.n_cells * plan.program.tile_nbytes)
+    batch_nbytes = min(backend.batch_size.nbytes, backend.batch_size.n_cells * plan.program.tile_nbytes)
     ahead = threads + ENCODED_AHEAD_NBYTES // batch_nbytes
     with windows(plan, backend, watch) as read:
         yield from in_order(workers, compute_and_encode, read, ahead)
 
 
-def in_one_piece(extract: Extract) -> ExtractInPieces:
+def in_one_part(extract: Extract) -> ExtractInParts:
     """The extraction of a batch as one that gives it in pieces, of which there is one."""
 
-    def extract_in_pieces(*task: Any) -> Iterator[CellImages]:
+    def extract_in_parts(*task: Any) -> Iterator[CellImages]:
         yield extract(*task)
 
-    return extract_in_pieces
+    return extract_in_parts
 
 
 def tiles(
@@ -220,12 +220,12 @@ def tiles(
     ``on_device`` leaves the tiles where they were computed.
     """
     watch = watch or Stopwatch()
-    levels = checked_levels(plan)
+    limits = checked_limits(plan)
 
     def compute(task: tuple[Batch, Window]) -> CellImages:
         batch, window = task
         with watch.stage("compute"):
-            cells = extract(window, batch, plan.program, levels[batch.slide])
+            cells = extract(window, batch, plan.program, limits[batch.slide])
             return cells.chosen(plan.planes) if plan.planes else cells
 
     extract = backend.extract
@@ -239,12 +239,12 @@ def tiles(
         yield from in_order(workers, compute, read, ahead=threads + 1)
 
 
-def checked_levels(plan: Plan) -> list[NDArray[np.float64] | None]:
-    """The levels of each slide, None where each cell has its own; refuses pixels that are not finite."""
+def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
+    """The limits of each slide, None where each cell has its own; refuses pixels that are not finite."""
     if plan.program.recipe.nonfinite == "error":
         for slide in plan.slides:
             check_finite(slide)
-    return slide_levels(plan.slides, plan.program)
+    return slide_limits(plan.slides, plan.program)
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def windows(
             return batch, window
 
     with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
-        yield in_order(reader, read, batches(plan, backend.limits, chunk_cells), ahead=WINDOWS_AHEAD)
+        yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
 def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
@@ -269,7 +269,7 @@ def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
     for cells in batches:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
-            yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.levels[part])
+            yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
 
 
 def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:

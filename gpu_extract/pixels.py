@@ -12,7 +12,7 @@ from gpu_extract.errors import InputError
 from gpu_extract.model import Raster, Slide, strips
 from gpu_extract.recipe import Program
 
-__all__ = ["check_finite", "image_quantiles", "slide_levels", "zero_nonfinite"]
+__all__ = ["check_finite", "image_quantiles", "slide_limits", "zero_nonfinite"]
 
 # Pixels of one strip of one channel.
 STRIP_PIXELS = 4 << 20
@@ -20,7 +20,7 @@ STRIP_PIXELS = 4 << 20
 DIGIT_BITS = 16
 
 
-def slide_levels(slides: Sequence[Slide], program: Program) -> list[NDArray[np.float64] | None]:
+def slide_limits(slides: Sequence[Slide], program: Program) -> list[NDArray[np.float64] | None]:
     """For each slide the (C, 2) quantiles of its channels, or None where they are not taken over whole images."""
     recipe = program.recipe
     if recipe.normalization != "quantile" or recipe.quantile_scope == "cell":

@@ -13,26 +13,25 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
 from gpu_extract.matching import Pairing, Relabelled, find_overlaps, pair_nuclei
-from gpu_extract.model import Batch, BatchLimits, CellTable, DroppedCells, Raster, Slide
-from gpu_extract.pieces import LargestPieces, find_pieces
+from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["Plan", "Selection", "batches", "make_plan", "slide_statistics"]
+__all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics"]
 
 Table = TypeVar("Table", CellTable, DroppedCells)
 
 # Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
 BAND_TILES = 2
-LESSER_NUCLEUS = "a larger nucleus is in its cell"
 # Tiles of a group of chunks: some hundred cells, so that those near each other are still read together.
 GROUP_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Selection:
+class CellSubset:
     """Which cells of all slides are asked for: all, those of a list of ids, or ``n_cells`` at random.
 
     Parameters
@@ -63,7 +62,7 @@ class Plan:
     slides : tuple of Slide
     program : Program
     cells : CellTable
-    notices : tuple of str
+    warnings : tuple of str
         What the user should know, one line each.
     planes : tuple of int
         The planes of a tile that are kept, in that order; all where it is empty.
@@ -72,7 +71,7 @@ class Plan:
     slides: tuple[Slide, ...]
     program: Program
     cells: CellTable
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     planes: tuple[int, ...] = ()
 
     @property
@@ -101,7 +100,7 @@ class Plan:
 def make_plan(
     slides: Sequence[Slide],
     recipe: Recipe,
-    selection: Selection | None = None,
+    subset: CellSubset | None = None,
     statistics: Statistics = label_statistics,
 ) -> Plan:
     """The plan of an extraction: the label planes are read, the image is not.
@@ -110,7 +109,7 @@ def make_plan(
     ----------
     slides : sequence of Slide
     recipe : Recipe
-    selection : Selection, optional
+    subset : CellSubset, optional
         All cells by default.
     statistics : callable
         `label_statistics`, or what gives the same on a GPU.
@@ -130,13 +129,13 @@ def make_plan(
     tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(labelled)]
     reasons = [_reasons(of_slide, table, recipe) for of_slide, table in zip(labelled, tables, strict=True)]
     every, why = _join(tables), np.concatenate(reasons)
-    _mark(why, ~_selected(every.ids, why == "", selection or Selection()), "not selected")
+    _mark(why, ~_selected(every.ids, why == DropReason.KEPT, subset or CellSubset()), DropReason.NOT_SELECTED)
     cells = _split(every, why)
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
-    notices = dict.fromkeys(line for slide in slides for line in slide.notices)
-    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(notices))
+    warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
+    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(warnings))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -202,25 +201,25 @@ def _labelled(slide: Slide, recipe: Recipe, statistics: Statistics) -> _Labelled
 
 
 def _in_one_piece(raster: Raster) -> Raster:
-    pieces = find_pieces(raster)
-    return LargestPieces(raster, pieces) if len(pieces) else raster
+    pieces = find_components(raster)
+    return LargestComponents(raster, pieces) if len(pieces) else raster
 
 
-def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[np.object_]:
-    """For each cell of a slide why it is dropped, or ``""``."""
+def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
+    """Return why each cell of a slide is dropped, (n,) codes of `DropReason`."""
     slide, planes = labelled.slide, labelled.planes
-    reasons = np.full(len(every), "", object)
+    reasons = np.full(len(every), DropReason.KEPT, np.uint8)
     if slide.ids is not None:
-        _mark(reasons, ~np.isin(every.ids, slide.ids), "not in the slide's list of ids")
+        _mark(reasons, ~np.isin(every.ids, slide.ids), DropReason.NOT_LISTED)
     for plane, name in zip(planes, slide.masks, strict=True):
-        _drop(reasons, ~np.isin(every.ids, plane.ids), f"no {name}", recipe, slide)
+        _drop(reasons, ~np.isin(every.ids, plane.ids), DropReason.without(name), recipe, slide)
     if recipe.border == "mask":
         for plane in planes:
-            _mark(reasons, np.isin(every.ids, plane.ids[plane.touches]), "mask touches the slide's border")
+            _mark(reasons, np.isin(every.ids, plane.ids[plane.touches]), DropReason.TOUCHES_BORDER)
     if recipe.border == "window":
         w, size = recipe.tile_size // 2, np.array(slide.size)
         inside = np.all((every.centers > w) & (every.centers < size - w), axis=1)
-        _mark(reasons, ~inside, "window leaves the slide")
+        _mark(reasons, ~inside, DropReason.WINDOW_LEAVES_SLIDE)
     return reasons
 
 
@@ -242,7 +241,8 @@ def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
     corners = centers - tile_size // 2
     truncated = np.any((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size), axis=1)
     # Nuclei beside a larger one have lost their labels, and would not be accounted for.
-    lesser = np.zeros(0, np.uint64) if pairing is None else pairing.nuclei[pairing.becomes == 0]
+    smaller = np.zeros(0, np.uint64) if pairing is None else pairing.nuclei[pairing.becomes == 0]
+    reason = np.full(len(smaller), DropReason.SMALLER_NUCLEUS, np.uint8)
     return CellTable(
         slide=np.full(n, slide),
         ids=ids,
@@ -250,47 +250,50 @@ def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
         boxes=boxes,
         areas=areas,
         truncated=truncated,
-        dropped=DroppedCells(np.full(len(lesser), slide), lesser, np.full(len(lesser), LESSER_NUCLEUS, object)),
+        dropped=DroppedCells(np.full(len(smaller), slide), smaller, reason),
         nuclei=None if pairing is None else pairing.of(ids),
     )
 
 
-def _drop(reasons: NDArray[np.object_], missing: NDArray[np.bool_], reason: str, recipe: Recipe, slide: Slide) -> None:
+def _drop(
+    reasons: NDArray[np.uint8], missing: NDArray[np.bool_], reason: DropReason, recipe: Recipe, slide: Slide
+) -> None:
     """Apply the mismatch rule to cells that one plane does not have."""
     if recipe.on_mismatch == "error" and missing.any():
         raise LabelError(
-            f"slide {slide.name}: {int(missing.sum())} cells have {reason}; "
+            f"slide {slide.name}: {int(missing.sum())} cells have {reason.text}; "
             "match the label planes, or use on_mismatch 'drop' or 'keep'"
         )
     if recipe.on_mismatch == "drop":
         _mark(reasons, missing, reason)
 
 
-def _mark(reasons: NDArray[np.object_], where: NDArray[np.bool_], reason: str) -> None:
+def _mark(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
     """Give that reason to cells that have none yet."""
-    reasons[where & (reasons == "")] = reason
+    reasons[where & (reasons == DropReason.KEPT)] = reason
 
 
-def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], selection: Selection) -> NDArray[np.bool_]:
+def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
     """Which of the ids are asked for."""
-    if selection.ids is not None:
-        unknown = np.setdiff1d(selection.ids, ids)
+    if subset.ids is not None:
+        unknown = np.setdiff1d(subset.ids, ids)
         if len(unknown):
             some = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-            raise InputError(f"{len(unknown)} of {len(selection.ids)} ids asked for are not in the labels: {some}")
-        return np.isin(ids, selection.ids)
-    if selection.n_cells is None:
+            raise InputError(f"{len(unknown)} of {len(subset.ids)} ids asked for are not in the labels: {some}")
+        return np.isin(ids, subset.ids)
+    if subset.n_cells is None:
         return np.ones(len(ids), bool)
     candidates = np.flatnonzero(kept)
-    if selection.n_cells > len(candidates):
-        raise InputError(f"{selection.n_cells} cells were asked for; there are {len(candidates)} to choose from")
-    chosen = np.random.default_rng(selection.seed).choice(candidates, selection.n_cells, replace=False)
+    if subset.n_cells > len(candidates):
+        raise InputError(f"{subset.n_cells} cells were asked for; there are {len(candidates)} to choose from")
+    chosen = np.random.default_rng(subset.seed).choice(candidates, subset.n_cells, replace=False)
     return np.isin(np.arange(len(ids)), chosen)
 
 
-def _split(every: CellTable, reasons: NDArray[np.object_]) -> CellTable:
+def _split(every: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
     """The table of the cells without a reason to be dropped; the others are added to its ``dropped``."""
-    kept, gone = reasons == "", reasons != ""
+    kept = reasons == DropReason.KEPT
+    gone = ~kept
     ids = every.ids
     if every.nuclei is not None:
         # A nucleus on no cytosol has an id of our making; it is told of by its own.
@@ -316,7 +319,7 @@ def _joined_rows(tables: Sequence[Table], kind: type[Table]) -> Table:
     return kind(**columns)
 
 
-def batches(plan: Plan, limits: BatchLimits, chunk_cells: int = 1) -> Iterator[Batch]:
+def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator[Batch]:
     """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band.
 
     Where ``chunk_cells`` rows make a chunk of the output, group by group: a group is rows that follow each other, whole
@@ -333,20 +336,20 @@ def batches(plan: Plan, limits: BatchLimits, chunk_cells: int = 1) -> Iterator[B
     order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide, groups))
     breaks = np.flatnonzero(np.diff(groups[order]) | np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
-        for rows in _cut_band(plan, band, corners[band, 1], limits):
+        for rows in _cut_band(plan, band, corners[band, 1], batch_size):
             yield _batch(plan, np.sort(rows), corners)
 
 
 def _cut_band(
-    plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64], limits: BatchLimits
+    plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64], batch_size: BatchSize
 ) -> Iterator[NDArray[np.int64]]:
     """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
-    n_most = int(np.clip(limits.nbytes // program.tile_nbytes, 1, limits.n_cells))
+    n_most = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
     pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
     pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
-    reach = limits.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S
+    reach = batch_size.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S
     start = 0
     while start < len(band):
         end = int(np.searchsorted(left, left[start] + max(reach, 0), side="right"))

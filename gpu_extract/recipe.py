@@ -354,7 +354,7 @@ class Program:
         return float(np.iinfo(self.output_dtype).max)
 
     @property
-    def fixed_levels(self) -> NDArray[np.float64] | None:
+    def fixed_limits(self) -> NDArray[np.float64] | None:
         """(C, 2) lower and upper value of each channel where the recipe alone decides them, else None."""
         recipe = self.recipe
         if recipe.normalization == "range":

@@ -83,7 +83,7 @@ struct Cut {
 
 // The lower and upper quantile of a channel of one cell.
 template <typename Pixel, typename Work>
-__device__ Quantiles own_levels(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options,
+__device__ Quantiles own_limits(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options,
                                 const double *numbers) {
     typedef typename PixelOrder<Pixel>::type Raw;
     typedef typename WorkOrder<Work>::type Computed;
@@ -153,20 +153,20 @@ __device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, W
     for_box({0, 0, S, S}, [&](int y, int x) { store(plane + y * S + x, holds(box, y, x) ? value(y, x) : outside); });
 }
 
-// One channel: levels, scaling, cut, stretch, output. Every thread of the block takes part.
+// One channel: limits, scaling, cut, stretch, output. Every thread of the block takes part.
 template <typename Pixel, typename Out>
 __device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options, const double *numbers,
                               const double *given, bool stretched, Out *plane, double *used) {
     typedef typename WorkOf<Pixel>::type Work;
     const int W = (S + 31) >> 5;
-    Quantiles levels = {given[0], given[1]};
-    if (options[PIXELS] != PIXELS_GIVEN) levels = own_levels<Pixel, Work>(tile, cut, S, options, numbers);
+    Quantiles limits = {given[0], given[1]};
+    if (options[PIXELS] != PIXELS_GIVEN) limits = own_limits<Pixel, Work>(tile, cut, S, options, numbers);
     if (threadIdx.x == 0) {
-        used[0] = levels.lower;
-        used[1] = levels.upper;
+        used[0] = limits.lower;
+        used[1] = limits.upper;
     }
     const Scale<Work> scale =
-        make_scale<Work>(levels.lower, levels.upper, options[FLAT_ZERO] != 0, options[SCALE] == 0);
+        make_scale<Work>(limits.lower, limits.upper, options[FLAT_ZERO] != 0, options[SCALE] == 0);
     const bool apply = options[APPLY_MASKS] != 0, before = options[CUT_BEFORE] != 0;
     const Box box = apply ? cut.box : Box{0, 0, S, S};
     const auto value = [&](int y, int x) {
@@ -192,7 +192,7 @@ __device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, co
 // of each tile's first pixel in the image, may lie outside it; masks (n_masks, N_MASK_COLUMNS), in the order in
 // which they are made; weights (n_masks, weight_stride), from the centre outwards; stored (M,), cut (C,): rows of
 // `masks`; stretch (C,): 0 or 1; options (N_OPTIONS,); numbers: the stored value of 1, lower and upper quantile;
-// levels (C, 2), read for PIXELS_GIVEN; scratch: scratch_nbytes for each block of the grid, or 0 for shared memory;
+// limits (C, 2), read for PIXELS_GIVEN; scratch: scratch_nbytes for each block of the grid, or 0 for shared memory;
 // out (n, M + C, S, S); used (n, C, 2).
 template <typename Pixel, typename Out>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR<Pixel>)
@@ -200,7 +200,7 @@ extract(const Pixel *__restrict__ image, int channels, int height, int width, co
         int label_nbytes, const u64 *__restrict__ ids, const int *__restrict__ corners, int n_cells, int S,
         const int *__restrict__ masks, int n_masks, const float *__restrict__ weights, int weight_stride,
         const int *__restrict__ stored, int n_stored, const int *__restrict__ cut_with, const int *__restrict__ stretch,
-        const int *__restrict__ options, const double *__restrict__ numbers, const double *__restrict__ levels,
+        const int *__restrict__ options, const double *__restrict__ numbers, const double *__restrict__ limits,
         u8 *__restrict__ scratch, u64 scratch_nbytes, Out *__restrict__ out, double *__restrict__ used) {
     typedef typename WorkOf<Pixel>::type Work;
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
@@ -244,7 +244,7 @@ extract(const Pixel *__restrict__ image, int channels, int height, int width, co
             for (int c = 0; c < channels; ++c)
                 if (cut_with[c] == m) {
                     const Tile<Pixel> tile = {image + c * slide_size, height, width, y0, x0};
-                    write_channel(tile, cut, S, options, numbers, levels + 2 * c, stretch[c] != 0,
+                    write_channel(tile, cut, S, options, numbers, limits + 2 * c, stretch[c] != 0,
                                   tile_out + (n_stored + c) * plane_size, used + ((size_t)cell * channels + c) * 2);
                 }
             // The next mask begins with `own` and `other`, which nobody reads any more, and ends them with a barrier.

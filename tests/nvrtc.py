@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gpu_extract.backends.cuda_source import kernel_source
+from gpu_extract.backends.cuda.source import kernel_source
 
 __all__ = ["ARCHITECTURES", "CompileCase", "NvrtcError", "Resources", "compile", "violations"]
 

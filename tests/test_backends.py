@@ -21,19 +21,19 @@ from slides import (
 )
 
 from gpu_extract import Recipe
-from gpu_extract.backends import cpu
+from gpu_extract.backends.cpu import backend as cpu
 
 on_both = pytest.mark.parametrize("device", ["cpu", "cuda"])
 
 
-def extract(device, window, batch, program, levels=None):
+def extract(device, window, batch, program, limits=None):
     backend = cpu.extract if device == "cpu" else shim().extract
-    return backend(window, batch, program, levels)
+    return backend(window, batch, program, limits)
 
 
-def assert_equals_reference(device, window, batch, program, levels=None):
-    cells = extract(device, window, batch, program, levels)
-    assert_agrees(cells, window, batch, program, levels, rtol=CPU_RTOL if device == "cpu" else GPU_RTOL)
+def assert_equals_reference(device, window, batch, program, limits=None):
+    cells = extract(device, window, batch, program, limits)
+    assert_agrees(cells, window, batch, program, limits, rtol=CPU_RTOL if device == "cpu" else GPU_RTOL)
 
 
 @on_both
@@ -100,7 +100,7 @@ def test_normalisations_and_output_types(device, output, changes):
 @on_both
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 def test_negative_pixels(device, preset):
-    """Cut before it is scaled, a channel is not 0 around the cell where its lower level is negative."""
+    """Cut before it is scaled, a channel is not 0 around the cell where its lower limit is negative."""
     slide = as_slide(*small_slide(5, dtype=np.int16))
     assert_equals_reference(device, *one_batch(slide, Recipe.preset(preset).replace(tile_size=32, border="keep")))
     shifted = Recipe.preset(preset).replace(tile_size=32, border="keep", normalization="range", value_range=(-100, 900))
@@ -108,10 +108,10 @@ def test_negative_pixels(device, preset):
 
 
 @on_both
-def test_given_levels(device):
+def test_given_limits(device):
     slide = as_slide(*small_slide(5))
     recipe = Recipe(tile_size=31, quantile_scope="slide")
-    assert_equals_reference(device, *one_batch(slide, recipe), levels=np.array([[100.0, 5e4], [7, 7], [0, 1]]))
+    assert_equals_reference(device, *one_batch(slide, recipe), limits=np.array([[100.0, 5e4], [7, 7], [0, 1]]))
 
 
 @on_both

@@ -191,7 +191,7 @@ def cells(image, nucleus, cytosol, recipe, names, **choices):
     batches = gx.iter_cells(
         image, nucleus=nucleus, cytosol=cytosol, recipe=recipe, channel_names=names, device="reference", **choices
     )
-    images, levels = zip(*((batch.images, batch.levels) for batch in batches), strict=True)
+    images, levels = zip(*((batch.images, batch.limits) for batch in batches), strict=True)
     return np.concatenate(images), np.concatenate(levels)
 
 
@@ -218,20 +218,22 @@ def test_the_nuclear_channel_is_counted_among_those_chosen():
 def test_the_nuclear_channel_of_a_choice_is_told_unless_it_was_named():
     image, nucleus, _ = small_slide(2)
 
-    def notices(**choices):
-        return gx.plan(image, nucleus=nucleus, channel_names=NAMES, tile_size=20, **choices).notices
+    def warnings(**choices):
+        return gx.plan(image, nucleus=nucleus, channel_names=NAMES, tile_size=20, **choices).warnings
 
-    (notice,) = notices(channels=["actin", "DNA"])
-    assert notice.startswith("channel actin is cut with the nucleus mask, being number 0 of those chosen; name another")
-    assert notices() == ()
+    (warning,) = warnings(channels=["actin", "DNA"])
+    assert warning.startswith(
+        "channel actin is cut with the nucleus mask, being number 0 of those chosen; name another"
+    )
+    assert warnings() == ()
     for quiet in (
         {"nuclear_channel": "DNA"},
         {"nuclear_channel": 1},
         {"nuclear_channel": "none"},
         {"recipe": Recipe(apply_masks=False)},
     ):
-        assert notices(channels=["actin", "DNA"], **quiet) == ()
-    assert notices(channels=["DNA"], recipe="scportrait", border="keep") == ()
+        assert warnings(channels=["actin", "DNA"], **quiet) == ()
+    assert warnings(channels=["DNA"], recipe="scportrait", border="keep") == ()
 
 
 def test_no_channel_is_nuclear_where_none_is_asked_for():

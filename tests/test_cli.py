@@ -297,8 +297,8 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
     script = f"""
 import os, signal
 from gpu_extract import cli, pipeline, planning
-from gpu_extract.model import BatchLimits
-pipeline.batches = lambda plan, limits, chunk_cells: planning.batches(plan, BatchLimits(2), chunk_cells)
+from gpu_extract.model import BatchSize
+pipeline.batches = lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(2), chunk_cells)
 def quiet(*, quiet):
     from contextlib import contextmanager
     @contextmanager

@@ -10,15 +10,24 @@ from numba import njit
 from slides import as_slide, first_cells, one_batch, small_slide
 
 from gpu_extract import Recipe
-from gpu_extract.backends import cpu, cpu_blur, cpu_masks, cpu_planes, cpu_quantiles
-from gpu_extract.backends.cpu_bits import LANES
-from gpu_extract.model import BatchLimits, Window
+from gpu_extract.backends.cpu import backend as cpu
+from gpu_extract.backends.cpu import blur as cpu_blur
+from gpu_extract.backends.cpu import masks as cpu_masks
+from gpu_extract.backends.cpu import planes as cpu_planes
+from gpu_extract.backends.cpu import quantiles as cpu_quantiles
+from gpu_extract.backends.cpu.simd import LANES
+from gpu_extract.model import BatchSize, Window
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import gaussian_weights
 
 # Python cannot call the parts; these can.
 store, quantile_pair, bounds = cpu_planes.store, cpu_quantiles.quantile_pair, cpu_planes.bounds
-select, own_box, fill_holes, dilate = cpu_masks.select, cpu_masks.own_box, cpu_masks.fill_holes, cpu_masks.dilate
+select, bounding_box, fill_holes, dilate = (
+    cpu_masks.select,
+    cpu_masks.bounding_box,
+    cpu_masks.fill_holes,
+    cpu_masks.dilate,
+)
 blur, BLOCK = cpu_blur.blur, cpu_blur.BLOCK
 
 
@@ -46,7 +55,7 @@ def call_bounds(values, low, high):
 @njit
 def call_select(labels, stride, height, width, y, x, value, part, mask, box):
     select(labels, stride, height, width, y, x, value, part, mask)
-    own_box(mask, part, box)
+    bounding_box(mask, part, box)
 
 
 @njit
@@ -264,16 +273,16 @@ def test_bounds_are_the_lowest_and_the_highest(values):
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
 def test_pieces_are_the_batch_and_0_outside_of_their_boxes(monkeypatch, preset, dtype):
     """The memory of a piece is used again: what the last one left there must be gone."""
-    monkeypatch.setattr(cpu, "PIECE_CELLS", 5)
+    monkeypatch.setattr(cpu, "PART_CELLS", 5)
     recipe = Recipe.preset(preset).replace(tile_size=31, border="keep")
     window, batch, program = one_batch(as_slide(*small_slide(8, dtype=dtype)), recipe)
     whole = cpu.extract(window, batch, program)
     start = 0
-    for cells in cpu.extract_in_pieces(window, batch, program):
+    for cells in cpu.extract_in_parts(window, batch, program):
         part = slice(start, start + len(cells))
         assert (cells.rows == batch.rows[part]).all()
         assert (cells.images == whole.images[part]).all()
-        assert (cells.levels == whole.levels[part]).all()
+        assert (cells.limits == whole.limits[part]).all()
         start += len(cells)
     assert start == len(batch)
     for image, boxes in zip(whole.images, whole.boxes, strict=True):
@@ -286,7 +295,7 @@ def test_boxes_of_labels_change_nothing():
     slide = as_slide(*small_slide(9, size=(200, 230), ids=range(1, 60)))
     plan = make_plan([slide], Recipe(tile_size=16, border="keep"))
     assert plan.cells.truncated.any()
-    for batch in batches(plan, BatchLimits(n_cells=16)):
+    for batch in batches(plan, BatchSize(n_cells=16)):
         assert batch.boxes is not None
         window = plan.slides[0].read(batch.box)
         assert_agrees(cpu.extract(window, batch, plan.program), window, batch, plan.program)

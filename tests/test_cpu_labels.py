@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from slides import small_slide
 
 from gpu_extract import LabelError, labels
-from gpu_extract.backends import cpu_labels
+from gpu_extract.backends.cpu import labels as cpu_labels
 from gpu_extract.sources import open_labels
 
 

@@ -14,7 +14,8 @@ from slides import as_slide, one_batch, small_slide
 
 import gpu_extract as gx
 from gpu_extract import Recipe, demo_data
-from gpu_extract.backends import choose, cuda, why_not
+from gpu_extract.backends import choose, why_not
+from gpu_extract.backends.cuda import backend as cuda
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
 from gpu_extract.backends import Backend, choose
-from gpu_extract.backends.cuda_extract import DeviceExtraction, launch_extract, program_arrays, workspace_nbytes
-from gpu_extract.model import BatchLimits
+from gpu_extract.backends.cuda.extract import DeviceExtraction, launch_extract, program_arrays, workspace_nbytes
+from gpu_extract.model import BatchSize
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, verify
 
@@ -45,24 +45,24 @@ def test_the_order_of_threads_does_not_change_a_bit(preset):
     results = [shim(order=order).extract(*task) for order in ("forward", "reverse", "shuffled")]
     for cells in results[1:]:
         assert cells.images.tobytes() == results[0].images.tobytes()
-        assert cells.levels.tobytes() == results[0].levels.tobytes()
+        assert cells.limits.tobytes() == results[0].limits.tobytes()
 
 
 # The pipeline around the kernel
 
 
-def pipeline_backend(gpu, streams=3, limits=None, notices=None):
-    notices = [] if notices is None else notices
-    extraction = DeviceExtraction([gpu.stream() for _ in range(streams)], notices.append)
-    limits = limits or BatchLimits(7)
+def pipeline_backend(gpu, streams=3, batch_size=None, warnings=None):
+    warnings = [] if warnings is None else warnings
+    extraction = DeviceExtraction([gpu.stream() for _ in range(streams)], warnings.append)
+    batch_size = batch_size or BatchSize(7)
     return Backend(
         "shim",
         extraction.extract,
-        limits,
+        batch_size,
         streams=streams,
         statistics=extraction.statistics,
         extract_on_device=extraction.extract_on_device,
-        notices=notices,
+        warnings=warnings,
     )
 
 
@@ -108,18 +108,18 @@ def test_a_file_made_on_a_device_is_the_cpus(tmp_path):
 def test_a_slide_larger_than_the_device_is_streamed():
     plan = plan_of()
     gpu = ShimGpu(nbytes=plan.slides[0].image.read(0, 0, 200, 230).nbytes // 2)
-    found = in_rows(plan, pipeline_backend(gpu, streams=2, limits=BatchLimits(3, 20000)))
+    found = in_rows(plan, pipeline_backend(gpu, streams=2, batch_size=BatchSize(3, 20000)))
     assert (found == in_rows(plan, pipeline_backend(ShimGpu()))).all()
 
 
 def test_out_of_memory_halves_the_batch_and_says_so():
     plan = plan_of()
-    notices = []
+    warnings = []
     gpu = ShimGpu(nbytes=280_000)
-    found = in_rows(plan, pipeline_backend(gpu, streams=1, limits=BatchLimits(64), notices=notices))
+    found = in_rows(plan, pipeline_backend(gpu, streams=1, batch_size=BatchSize(64), warnings=warnings))
     assert (found == in_rows(plan, pipeline_backend(ShimGpu()))).all()
-    assert notices
-    assert all("did not fit in the device's memory; went on with" in line for line in notices)
+    assert warnings
+    assert all("did not fit in the device's memory; went on with" in line for line in warnings)
     assert gpu.held == 0
 
 
@@ -132,16 +132,16 @@ def test_the_plan_made_on_a_device_is_the_plan():
     slide = as_slide(*small_slide(10, size=(200, 230), ids=list(range(1, 60))))
     recipe = Recipe(tile_size=24)
     expected = make_plan([slide], recipe).cells
-    notices = []
+    warnings = []
     for gpu in (ShimGpu(), ShimGpu(nbytes=1000)):  # the second has no room, and the CPU steps in
-        found = make_plan([slide], recipe, None, shim_of(gpu, notices.append).statistics).cells
+        found = make_plan([slide], recipe, None, shim_of(gpu, warnings.append).statistics).cells
         assert (found.ids == expected.ids).all()
         assert (found.centers == expected.centers).all()
         assert (found.boxes == expected.boxes).all()
         assert (found.areas == expected.areas).all()
         assert found.dropped.counts() == expected.dropped.counts()
-    assert len(notices) == 2
-    assert all("the CPU took them" in line for line in notices)
+    assert len(warnings) == 2
+    assert all("the CPU took them" in line for line in warnings)
 
 
 # What the host refuses before launch
@@ -183,8 +183,8 @@ def test_wrong_arrays_are_refused_before_launch(name, change):
 
 
 def test_the_launcher_knows_the_kernels_signature():
-    from gpu_extract.backends.cuda_registry import extract_kernel
-    from gpu_extract.backends.cuda_source import kernel_source
+    from gpu_extract.backends.cuda.registry import extract_kernel
+    from gpu_extract.backends.cuda.source import kernel_source
 
     kernel = extract_kernel(np.dtype(np.uint16), np.dtype(np.float16))
     function = CpuModule(kernel_source(kernel.source), [kernel.expression]).get_function(kernel.expression)

@@ -1,6 +1,6 @@
 """What no single result shows: that our kernels compile everywhere, race with nobody and stay within their arrays.
 
-And that the guard itself would notice: a kernel with one barrier less, or one index off, is caught.
+And that the guard itself would warning: a kernel with one barrier less, or one index off, is caught.
 """
 
 from functools import cache
@@ -12,8 +12,8 @@ from nvrtc import ARCHITECTURES, CompileCase, violations
 from slides import as_slide, one_batch, small_slide
 
 from gpu_extract import Recipe
-from gpu_extract.backends.cuda_extract import launch_extract, program_arrays, workspace_nbytes
-from gpu_extract.backends.cuda_registry import (
+from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
+from gpu_extract.backends.cuda.registry import (
     ADD_LABELS,
     BLUR,
     DILATE,
@@ -22,7 +22,7 @@ from gpu_extract.backends.cuda_registry import (
     all_kernels,
     extract_kernel,
 )
-from gpu_extract.backends.cuda_source import kernel_source
+from gpu_extract.backends.cuda.source import kernel_source
 
 SOURCE = kernel_source("extract")
 KERNEL = extract_kernel(np.dtype(np.uint16), np.dtype(np.float16))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from slides import as_slide, small_slide
 
 from gpu_extract import LabelError, demo_data, labels
-from gpu_extract.backends import cuda_labels
-from gpu_extract.backends.cuda_labels import LabelTable, label_statistics
-from gpu_extract.backends.cuda_source import kernel_source
+from gpu_extract.backends.cuda import labels as cuda_labels
+from gpu_extract.backends.cuda.labels import LabelTable, label_statistics
+from gpu_extract.backends.cuda.source import kernel_source
 
 FIELDS = ("ids", "counts", "sums", "boxes", "touches")
 ORDERS = ("forward", "reverse", "shuffled")

@@ -9,8 +9,8 @@ from cuda_on_cpu.device import ShimGpu
 from test_ops import IMAGE_TYPES, SIZES, awkward_masks, pixels
 
 from gpu_extract import InputError, ops
-from gpu_extract.backends import cuda
-from gpu_extract.backends.cuda_source import kernel_source
+from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda.source import kernel_source
 
 # Sums of float32 products, at most (2 * 80 + 1)^2 of them. Measured: 2.4e-7 for masks.
 BLUR_ATOL = 1e-6

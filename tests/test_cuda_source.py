@@ -3,8 +3,8 @@ import hashlib
 import pytest
 
 from gpu_extract import DeviceError
-from gpu_extract.backends import cuda_source
-from gpu_extract.backends.cuda_source import fingerprint, kernel_files, kernel_source
+from gpu_extract.backends.cuda import source as cuda_source
+from gpu_extract.backends.cuda.source import fingerprint, kernel_files, kernel_source
 
 FILES = {
     "one.cu": '#include <cuda_fp16.h>\n#include "a.cuh"\n#include "b.cuh"\nint one;\n',

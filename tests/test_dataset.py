@@ -11,10 +11,10 @@ import pytest
 from test_store import GOLDEN, make_contents, make_images, make_slide, write
 
 from gpu_extract import UnknownCellError
-from gpu_extract.codecs import COMPRESSIONS
-from gpu_extract.dataset import open_cells
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
+from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.reader import open_cells
 
 IMAGES = "obsm/single_cell_images"
 BIG = 2**63 + 5
@@ -34,7 +34,7 @@ def two_slides(path):
     return path, make_images(contents).images
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
 def test_tiles_come_back_as_they_were(path, dtype, compression):
     contents = make_contents(50, recipe=Recipe(tile_size=5, output_dtype=dtype))
@@ -63,7 +63,7 @@ def test_names_and_tables(two_slides):
         assert cells.ids.dtype == np.uint64
         assert cells.ids.tolist() == [1, 2, BIG, 2, 3]
         assert list(cells.obs["well"]) == ["D03", "D03", "D03", "D04", "D04"]
-        assert list(cells.dropped["reason"]) == ["touches the border"] * 2
+        assert list(cells.dropped["reason"]) == ["mask touches the slide's border"] * 2
         assert "5 cells of 4 planes, 6 x 6 float16" in repr(cells)
 
 
@@ -74,7 +74,7 @@ def test_info(two_slides):
     assert info["compression"] == "gzip"
     assert info["normalization"] is True
     assert (info["normalization_range_lower"], info["normalization_range_upper"]) == (0.001, 0.999)
-    assert info["dropped"] == {"touches the border": 2}
+    assert info["dropped"] == {"mask touches the slide's border": 2}
     assert "A.tif" in info["sources"]
     assert "tile_size = 6" in info["recipe"]
     assert isinstance(info["version"], str)
@@ -102,7 +102,7 @@ def test_a_cell_by_its_id(two_slides):
         (2**64, "no cell 18446744073709551616"),
         ("A", "no cell A"),
         (("C", 1), "no cell 1 of slide C"),
-        (2**40, "no cell 1099511627776; it was dropped: touches the border"),
+        (2**40, "no cell 1099511627776; it was dropped: mask touches"),
         (("A", 2**40), "it was dropped"),
     ],
 )

@@ -12,11 +12,11 @@ from isal import isal_zlib
 from numba import njit
 from slides import ht29
 
-import gpu_extract.store.deflate as module
-from gpu_extract.model import BatchLimits
+import gpu_extract.backends.cpu.deflate as module
+from gpu_extract.backends.cpu.deflate import deflate
+from gpu_extract.model import BatchSize
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import Recipe
-from gpu_extract.store.deflate import deflate
 
 
 @njit
@@ -128,7 +128,7 @@ def test_real_tiles_are_smaller_than_lzf_makes_them(preset):
 
     plan = make_plan([ht29()], Recipe.preset(preset))
     ours = theirs = 0
-    for batch in batches(plan, BatchLimits()):
+    for batch in batches(plan, BatchSize()):
         for tile in choose("cpu").extract(plan.slides[0].read(batch.box), batch, plan.program, None).images:
             ours += len(comes_back(tile))
             theirs += sum(len(imagecodecs.lzf_encode(plane)) for plane in tile)

@@ -7,8 +7,9 @@ import pytest
 from slides import as_slide, one_batch, small_slide
 
 from gpu_extract import Recipe, open_cells, pipeline
-from gpu_extract.backends import choose, cpu
-from gpu_extract.deflated import extract_deflated
+from gpu_extract.backends import choose
+from gpu_extract.backends.cpu import backend as cpu
+from gpu_extract.backends.cpu.backend import extract_deflated
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, ChunkFormat, Contents
 
@@ -17,33 +18,31 @@ from gpu_extract.store import CellStore, ChunkFormat, Contents
 @pytest.mark.parametrize("output_dtype", ["float16", "float32", "uint16"])
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 def test_streams_are_those_of_the_tiles(monkeypatch, preset, output_dtype, chunk_planes):
-    monkeypatch.setattr(cpu, "PIECE_CELLS", 5)  # the last piece is a shorter one
+    monkeypatch.setattr(cpu, "PART_CELLS", 5)  # the last piece is a shorter one
     recipe = Recipe.preset(preset).replace(tile_size=32, border="keep", output_dtype=output_dtype)
     window, batch, program = one_batch(as_slide(*small_slide(8)), recipe)
     assert len(batch) % 5
     K = program.n_planes if chunk_planes == "all" else chunk_planes
     format = ChunkFormat((1, K, 32, 32), program.output_dtype, "gzip")
-    assert format.is_deflated_as_made(program.output_dtype)
+    assert format.is_plain_deflate(program.output_dtype)
     expected = cpu.extract(window, batch, program)
     for _ in range(2):  # the memory is used again
-        found, compute, encode = extract_deflated(window, batch, program, None, format)
-        values = np.frombuffer(b"".join(map(zlib.decompress, found.chunks)), program.output_dtype)
+        found = extract_deflated(window, batch, program, None, format.nbytes)
+        values = np.frombuffer(b"".join(map(zlib.decompress, found.streams)), program.output_dtype)
         np.testing.assert_array_equal(values.reshape(expected.images.shape), expected.images)
-        np.testing.assert_array_equal(found.levels, expected.levels)
-        np.testing.assert_array_equal(found.rows, expected.rows)
-        assert found.checksums.tolist() == [zlib.crc32(chunk) for chunk in found.chunks]
-        assert 0 < compute < 60
-        assert 0 < encode < 60
+        np.testing.assert_array_equal(found.limits, expected.limits)
+        assert found.seconds.keys() == {"compute", "encode"}
+        assert all(0 < seconds < 60 for seconds in found.seconds.values())
 
 
 def test_levels_of_the_slide_are_used():
     recipe = Recipe.preset("standard").replace(tile_size=32, border="keep")
     window, batch, program = one_batch(as_slide(*small_slide(8)), recipe)
-    levels = np.stack([np.full(len(program.cut), 3.0), np.full(len(program.cut), 900.0)], axis=1)
+    limits = np.stack([np.full(len(program.cut), 3.0), np.full(len(program.cut), 900.0)], axis=1)
     format = ChunkFormat((1, *program.tile_shape), program.output_dtype, "gzip")
-    found, _, _ = extract_deflated(window, batch, program, levels, format)
-    expected = cpu.extract(window, batch, program, levels)
-    values = np.frombuffer(b"".join(map(zlib.decompress, found.chunks)), program.output_dtype)
+    found = extract_deflated(window, batch, program, limits, format.nbytes)
+    expected = cpu.extract(window, batch, program, limits)
+    values = np.frombuffer(b"".join(map(zlib.decompress, found.streams)), program.output_dtype)
     np.testing.assert_array_equal(values.reshape(expected.images.shape), expected.images)
 
 
@@ -61,7 +60,7 @@ def test_levels_of_the_slide_are_used():
 )
 def test_which_chunks_are_deflated_as_they_lie(change, expected):
     format = ChunkFormat(**{"shape": (1, 3, 16, 16), "dtype": np.dtype("f2"), "compression": "gzip"} | change)
-    assert format.is_deflated_as_made(np.dtype("f2")) == expected
+    assert format.is_plain_deflate(np.dtype("f2")) == expected
 
 
 @pytest.mark.parametrize("tile_size", [32, 15])  # with and without that call

@@ -9,16 +9,16 @@ from slides import as_slide, small_slide
 from test_store import make_contents, make_format, make_images, part, write
 
 import gpu_extract as gx
-from gpu_extract.codecs import COMPRESSIONS
-from gpu_extract.dataset import open_cells
 from gpu_extract.errors import OutputError
-from gpu_extract.model import BatchLimits, CellImages
+from gpu_extract.model import BatchSize, CellImages
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import Recipe
-from gpu_extract.store import CellStore, ChunkFormat, encode, gather, verify
-from gpu_extract.store.layout import LAYOUTS
+from gpu_extract.store import CellStore, ChunkFormat, encode, verify, whole_chunks
+from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.layouts import LAYOUTS
+from gpu_extract.store.reader import open_cells
 
-CHUNKED = [name for name in COMPRESSIONS if name != "none"]
+CHUNKED = [name for name in CODECS if name != "none"]
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_chunks_of_several_cells_are_read_by_all(path, layout, compression, n_ce
     images = make_images(contents)
     store = CellStore.create(path, contents, layout=layout, compression=compression, chunk_cells=chunk_cells)
     order = np.random.default_rng(0).permutation(n_cells)
-    scattered = CellImages(order, images.ids[order], images.images[order], images.levels[order])
-    for cells in gather((part(scattered, i, i + 3) for i in range(0, n_cells, 3)), store.format, n_cells):
+    scattered = CellImages(order, images.ids[order], images.images[order], images.limits[order])
+    for cells in whole_chunks((part(scattered, i, i + 3) for i in range(0, n_cells, 3)), store.format, n_cells):
         store.append(encode(cells, store.format))
     store.finish()
     with h5py.File(path) as file, open_cells(path) as cells:
@@ -43,8 +43,8 @@ def test_chunks_of_several_cells_are_read_by_all(path, layout, compression, n_ce
         assert dataset.chunks == (min(chunk_cells, n_cells), *store.format.shape[1:])
         np.testing.assert_array_equal(dataset[:], images.images)
         np.testing.assert_array_equal(cells.read(order), images.images[order])
-        for i, name in enumerate(LAYOUTS[layout].levels):
-            np.testing.assert_array_equal(file[name][:], images.levels[:, :, i])
+        for i, name in enumerate(LAYOUTS[layout].limits):
+            np.testing.assert_array_equal(file[name][:], images.limits[:, :, i])
     assert verify(path).n_cells == n_cells
 
 
@@ -58,7 +58,7 @@ def test_a_chunk_is_given_on_when_its_last_cell_has_come():
             came.append(start)
             yield part(images, start, start + 2)
 
-    given = [(len(came), cells.rows.tolist()) for cells in gather(batches(), format, 10)]
+    given = [(len(came), cells.rows.tolist()) for cells in whole_chunks(batches(), format, 10)]
     assert given == [(3, [8, 9]), (4, [0, 1, 2, 3]), (5, [4, 5, 6, 7])]
 
 
@@ -93,7 +93,7 @@ def test_batches_come_group_by_group(monkeypatch):
     image, nucleus, cytosol = small_slide(4)
     plan = make_plan([as_slide(image, nucleus, cytosol)], Recipe(tile_size=8, border="keep"))
     monkeypatch.setattr("gpu_extract.planning.GROUP_NBYTES", 9 * plan.program.tile_nbytes)
-    found = [batch.rows for batch in batches(plan, BatchLimits(), chunk_cells=4)]
+    found = [batch.rows for batch in batches(plan, BatchSize(), chunk_cells=4)]
     rows = np.concatenate(found)
     assert (np.sort(rows) == np.arange(len(plan.cells))).all()
     assert (np.diff(rows // 8) >= 0).all()  # two chunks are what 9 tiles hold

@@ -17,10 +17,12 @@ from agreement import GPU_RTOL, assert_agrees
 from cuda_on_cpu.device import ShimGpu
 
 from gpu_extract import backends
-from gpu_extract.backends import Backend, cpu, cuda
-from gpu_extract.backends.cuda_extract import DeviceExtraction
+from gpu_extract.backends import Backend
+from gpu_extract.backends.cpu import backend as cpu
+from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda.extract import DeviceExtraction
 from gpu_extract.backends.reference import HOST
-from gpu_extract.model import BatchLimits, CellImages
+from gpu_extract.model import BatchSize, CellImages
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -39,7 +41,7 @@ class ShimEvidence:
 
     def open_backend(self):
         extraction = DeviceExtraction([self._gpu.stream() for _ in range(2)], print)
-        return Backend("shim", extraction.extract, BatchLimits(5), streams=2)
+        return Backend("shim", extraction.extract, BatchSize(5), streams=2)
 
     def upload(self, array):
         copy = self.device.to_device(np.ascontiguousarray(array))
@@ -107,7 +109,7 @@ def batch_and_cells():
 
 
 def changed(cells, **changes):
-    return CellImages(**{name: changes.get(name, getattr(cells, name)) for name in ("rows", "ids", "images", "levels")})
+    return CellImages(**{name: changes.get(name, getattr(cells, name)) for name in ("rows", "ids", "images", "limits")})
 
 
 def test_agreement_is_that_of_the_tests():
@@ -128,7 +130,7 @@ def test_agreement_is_that_of_the_tests():
         "many steps": (changed(cells, images=unequal), False),
         "NaN": (changed(cells, images=nan), False),
         "a mask pixel": (changed(cells, images=mask), False),
-        "levels": (changed(cells, levels=cells.levels * (1 + 1e-4)), False),
+        "limits": (changed(cells, limits=cells.limits * (1 + 1e-4)), False),
         "ids": (changed(cells, ids=cells.ids + np.uint64(1)), False),
     }
     for name, (found, good) in cases.items():
@@ -343,7 +345,7 @@ def test_the_evidence_is_put_together():
     assert (evidence["ok"], evidence["failed"], evidence["missed"]) == (False, ["two"], ["fused"])
     assert evidence["skipped"] == ["x: why"]
     assert set(evidence["sources"]["kernels"]) >= {"extract.cu"}
-    assert set(evidence["sources"]["launchers"]) >= {"cuda.py", "cuda_extract.py", "cuda_registry.py", "device.py"}
+    assert set(evidence["sources"]["launchers"]) >= {"cuda/backend.py", "cuda/extract.py", "cuda/registry.py", "cuda/device.py"}
     text = gpu_evidence.table(evidence)
     assert "900,000 cells/s; cells_per_s 9e+05 (>= 1e+06 MISSED)" in text
     assert "checks: 1 of 2 passed, 0 skipped" in text

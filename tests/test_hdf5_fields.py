@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from gpu_extract.store.hdf5_fields import end_of_file, fill_index, set_end_of_file
-from gpu_extract.store.layout import LIBVER
-from gpu_extract.store.lookup3 import lookup3
+from gpu_extract.store.hdf5.fields import end_of_file, fill_index, set_end_of_file
+from gpu_extract.store.hdf5.layouts import LIBVER
+from gpu_extract.store.hdf5.lookup3 import lookup3
 
 
 def hashed(data):

@@ -95,7 +95,7 @@ def test_pairs_become_cells_and_every_id_is_accounted_for():
     assert cells.nuclei.tolist() == [[6, 1], [9, 2]]
     assert cells.areas.tolist() == [[9, 72], [12, 80]]
     assert cells.centers.tolist() == [[7, 6], [7, 20]]
-    assert dict(zip(cells.dropped.ids.tolist(), cells.dropped.reason.tolist(), strict=True)) == {
+    assert dict(zip(cells.dropped.ids.tolist(), cells.dropped.reasons().tolist(), strict=True)) == {
         8: "no nucleus",
         5: "no cytosol",
         7: "a larger nucleus is in its cell",

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 from slides import small_slide
 
-from gpu_extract.pieces import LargestPieces, find_pieces
+from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.sources import open_labels
 
 
@@ -22,12 +22,12 @@ def largest_by_scikit_image(labels):
 
 def check(labels):
     raster = open_labels(labels, "nucleus")
-    pieces = find_pieces(raster)
+    pieces = find_components(raster)
     expected, counts = largest_by_scikit_image(labels)
     assert dict(zip(pieces.ids.tolist(), pieces.counts.tolist(), strict=True)) == {
         cell_id: n for cell_id, n in counts.items() if n > 1
     }
-    kept = LargestPieces(raster, pieces)
+    kept = LargestComponents(raster, pieces)
     H, W = labels.shape
     np.testing.assert_array_equal(kept.read(0, 0, H, W)[0], expected)
     np.testing.assert_array_equal(kept.read(H // 3, W // 4, H, W - W // 4)[0], expected[H // 3 :, W // 4 : W - W // 4])
@@ -54,5 +54,5 @@ def test_reading_leaves_the_callers_labels_as_they_were():
     labels = np.zeros((5, 9), np.uint32)
     labels[0, :3], labels[4, 5] = 3, 3
     raster = open_labels(labels, "nucleus")
-    LargestPieces(raster, find_pieces(raster)).read(0, 0, 5, 9)
+    LargestComponents(raster, find_components(raster)).read(0, 0, 5, 9)
     assert labels[4, 5] == 3

@@ -9,7 +9,7 @@ from slides import as_slide, small_slide
 from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends import reference as reference_backend
-from gpu_extract.model import BatchLimits
+from gpu_extract.model import BatchSize
 from gpu_extract.parallel import in_order
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, read_journal
@@ -33,7 +33,7 @@ def written(path):
 
 def few_cells_a_batch(monkeypatch, n=4):
     monkeypatch.setattr(
-        pipeline, "batches", lambda plan, limits, chunk_cells: planning.batches(plan, BatchLimits(n), chunk_cells)
+        pipeline, "batches", lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(n), chunk_cells)
     )
 
 
@@ -206,9 +206,9 @@ def test_memory_does_not_grow_with_the_number_of_cells(monkeypatch, tmp_path):
 @pytest.mark.parametrize("scope", ["slide", "dataset"])
 def test_levels_of_a_slide_are_the_same_for_every_cell(scope):
     plan = plan_of(quantile_scope=scope)
-    levels = np.concatenate([cells.levels for cells in tiles_of(plan)])
+    limits = np.concatenate([cells.limits for cells in tiles_of(plan)])
     image = plan.slides[0].image.read(0, 0, 200, 230)
-    assert (levels == np.quantile(image.astype(float), (0.001, 0.999), axis=(1, 2)).T).all()
+    assert (limits == np.quantile(image.astype(float), (0.001, 0.999), axis=(1, 2)).T).all()
 
 
 def test_nonfinite_zero_equals_a_cleaned_image():

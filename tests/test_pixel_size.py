@@ -226,10 +226,10 @@ def test_slides_must_have_one_pixel_size_for_tiles_in_um():
 
 def test_slides_of_several_pixel_sizes_are_told_of():
     slides = [{"image": IMAGES, "nucleus": NUCLEUS, "pixel_size": side} for side in (0.5, 0.5001, 0.65)]
-    assert gx.plan_many(slides[:2], tile_size=24).notices == ()
-    (notice,) = gx.plan_many(slides, tile_size=24).notices
-    assert notice.startswith("pixels are 0.5 to 0.65 um wide; --scale UM")
-    assert gx.plan_many(slides, tile_size=24, scale=0.5).notices == ()
+    assert gx.plan_many(slides[:2], tile_size=24).warnings == ()
+    (warning,) = gx.plan_many(slides, tile_size=24).warnings
+    assert warning.startswith("pixels are 0.5 to 0.65 um wide; --scale UM")
+    assert gx.plan_many(slides, tile_size=24, scale=0.5).warnings == ()
 
 
 def test_what_is_nearer_to_the_slide_goes_first(tmp_path):

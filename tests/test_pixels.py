@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from slides import as_slide, small_slide
 
 from gpu_extract import InputError, Recipe, pixels
-from gpu_extract.pixels import check_finite, image_quantiles, slide_levels
+from gpu_extract.pixels import check_finite, image_quantiles, slide_limits
 from gpu_extract.sources import open_image
 
 
@@ -35,15 +35,15 @@ def test_levels_of_each_slide_and_of_the_dataset():
     images[1] //= 2
     slides = [as_slide(image, *small_slide(1)[1:]) for image in images]
 
-    def levels(scope):
-        return slide_levels(slides, Recipe(quantile_scope=scope).program(("nucleus",), 3, np.dtype(np.uint16)))
+    def limits(scope):
+        return slide_limits(slides, Recipe(quantile_scope=scope).program(("nucleus",), 3, np.dtype(np.uint16)))
 
     q = (0.001, 0.999)
-    for found, image in zip(levels("slide"), images, strict=True):
+    for found, image in zip(limits("slide"), images, strict=True):
         assert (found == np.quantile(image.astype(float), q, axis=(1, 2)).T).all()
     both = np.quantile(np.stack(images, axis=1).astype(float), q, axis=(1, 2, 3)).T
-    assert all((found == both).all() for found in levels("dataset"))
-    assert levels("cell") == [None, None]
+    assert all((found == both).all() for found in limits("dataset"))
+    assert limits("cell") == [None, None]
 
 
 def test_nan_and_infinite_pixels_are_counted_and_placed(monkeypatch):

@@ -8,8 +8,8 @@ from slides import as_slide, small_slide
 
 from gpu_extract import InputError, LabelError, Recipe
 from gpu_extract.labels import label_statistics
-from gpu_extract.model import BatchLimits
-from gpu_extract.planning import Selection, batches, make_plan
+from gpu_extract.model import BatchSize
+from gpu_extract.planning import CellSubset, batches, make_plan
 from gpu_extract.sources import open_labels
 
 
@@ -17,10 +17,10 @@ def image_for(labels, channels=1):
     return np.zeros((channels, *labels.shape), np.uint16)
 
 
-def plan_of(nucleus=None, cytosol=None, selection=None, **changes):
+def plan_of(nucleus=None, cytosol=None, subset=None, **changes):
     plane = nucleus if nucleus is not None else cytosol
     slide = as_slide(image_for(plane), nucleus, cytosol)
-    return make_plan([slide], Recipe(nuclear_channel=0, tile_size=8).replace(**changes), selection)
+    return make_plan([slide], Recipe(nuclear_channel=0, tile_size=8).replace(**changes), subset)
 
 
 @pytest.mark.parametrize("strip", [1, 100, 1 << 22])
@@ -128,7 +128,10 @@ def mismatched():
 
 def test_ids_of_one_plane_only_are_dropped_with_the_reason():
     dropped = plan_of(*mismatched()).cells.dropped
-    assert dict(zip(dropped.ids.tolist(), dropped.reason.tolist(), strict=True)) == {2: "no cytosol", 3: "no nucleus"}
+    assert dict(zip(dropped.ids.tolist(), dropped.reasons().tolist(), strict=True)) == {
+        2: "no cytosol",
+        3: "no nucleus",
+    }
 
 
 def test_ids_of_one_plane_only_can_be_kept_or_refused():
@@ -143,7 +146,7 @@ def test_ids_of_one_plane_only_can_be_kept_or_refused():
 def test_every_id_is_accounted_for_once():
     _, nucleus, cytosol = small_slide(4)
     for border in ("mask", "window", "keep"):
-        cells = plan_of(nucleus, cytosol, Selection(n_cells=2, seed=1), border=border, tile_size=20).cells
+        cells = plan_of(nucleus, cytosol, CellSubset(n_cells=2, seed=1), border=border, tile_size=20).cells
         seen = np.union1d(nucleus[nucleus > 0], cytosol[cytosol > 0])
         assert sorted([*cells.ids, *cells.dropped.ids]) == seen.tolist()
         assert len(cells) == 2
@@ -153,14 +156,14 @@ def test_every_id_is_accounted_for_once():
 def test_a_list_of_ids_and_a_random_draw():
     labels = np.zeros((9, 40), np.uint8)
     labels[4, 2:38:2] = np.arange(1, 19)
-    assert plan_of(labels, selection=Selection(ids=np.array([9, 3], np.uint64))).cells.ids.tolist() == [3, 9]
-    draws = [plan_of(labels, selection=Selection(n_cells=5, seed=s)).cells.ids.tolist() for s in (0, 0, 1)]
+    assert plan_of(labels, subset=CellSubset(ids=np.array([9, 3], np.uint64))).cells.ids.tolist() == [3, 9]
+    draws = [plan_of(labels, subset=CellSubset(n_cells=5, seed=s)).cells.ids.tolist() for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[0]) == 5
     with pytest.raises(InputError, match=r"2 of 3 ids asked for are not in the labels: 77, 99"):
-        plan_of(labels, selection=Selection(ids=np.array([3, 77, 99], np.uint64)))
+        plan_of(labels, subset=CellSubset(ids=np.array([3, 77, 99], np.uint64)))
     with pytest.raises(InputError, match="50 cells were asked for; there are 18 to choose from"):
-        plan_of(labels, selection=Selection(n_cells=50))
+        plan_of(labels, subset=CellSubset(n_cells=50))
 
 
 def test_no_cell_left_is_an_error_that_says_why():
@@ -183,7 +186,7 @@ def test_batches_partition_the_rows_and_their_windows_hold_their_tiles(cells_mos
     slides = [as_slide(*small_slide(seed)) for seed in (6, 7)]
     plan = make_plan(slides, Recipe(tile_size=size, border="keep"))
     rows = []
-    for batch in batches(plan, BatchLimits(cells_most, nbytes)):
+    for batch in batches(plan, BatchSize(cells_most, nbytes)):
         y0, x0, y1, x1 = batch.box
         H, W = slides[batch.slide].size
         on_slide = np.concatenate([np.maximum(batch.corners, 0), np.minimum(batch.corners + size, (H, W))], axis=1)

@@ -36,7 +36,7 @@ def extract_seven(labels, image, recipe, cell_id=1):
     program = recipe.program(ONE, 1, image.dtype)
     batch = bare_batch([cell_id], [(0, 0)], (7, 7))
     cells = reference.extract(bare_window(image[None], labels), batch, program)
-    return cells.images[0], cells.levels[0]
+    return cells.images[0], cells.limits[0]
 
 
 def test_a_pixel_dilated_by_radius_1_is_a_plus_and_its_blur_is_known():
@@ -61,8 +61,8 @@ def test_quantiles_normalisation_and_cut_of_the_plus():
     labels = seven(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]))
     image = np.full((7, 7), 1000, np.uint16)  # bright all around: must not count
     image[2, 3], image[3, 2], image[3, 3], image[3, 4], image[4, 3] = 10, 20, 30, 40, 50
-    tile, levels = extract_seven(labels, image, plus_recipe(output_dtype="float32"))
-    assert levels.tolist() == [[20.0, 40.0]]  # ranks 1 and 3 of five
+    tile, limits = extract_seven(labels, image, plus_recipe(output_dtype="float32"))
+    assert limits.tolist() == [[20.0, 40.0]]  # ranks 1 and 3 of five
     arm = W0 * W0 + W0 * W1 + 2 * W1 * W1
     assert tile[0].sum() == tile[0, 3, 3] == 1
     np.testing.assert_allclose(tile[1, 3, 3], 0.5 * (W0 * W0 + 4 * W0 * W1), rtol=1e-6)
@@ -74,11 +74,11 @@ def test_a_neighbour_is_cut_away_and_does_not_count():
     labels = seven(np.array([[0, 2, 0], [0, 1, 0], [0, 0, 0]]))
     image = np.full((7, 7), 1000, np.uint16)
     image[2, 3], image[3, 2], image[3, 3], image[3, 4], image[4, 3] = 10, 20, 30, 40, 50
-    tile, levels = extract_seven(labels, image, plus_recipe())
-    assert levels.tolist() == [[27.5, 42.5]]  # of 20 30 40 50: ranks 0.75 and 2.25
+    tile, limits = extract_seven(labels, image, plus_recipe())
+    assert limits.tolist() == [[27.5, 42.5]]  # of 20 30 40 50: ranks 0.75 and 2.25
     assert tile[1, 2, 3] == 0
-    kept, levels = extract_seven(labels, image, plus_recipe(neighbours="keep", quantiles=(0.25, 0.7499)))
-    assert levels[0, 0] == 20
+    kept, limits = extract_seven(labels, image, plus_recipe(neighbours="keep", quantiles=(0.25, 0.7499)))
+    assert limits[0, 0] == 20
     assert kept[1, 2, 2] > 0
 
 
@@ -111,8 +111,8 @@ def test_a_flat_channel_is_0_or_undivided():
     assert not extract_seven(labels, image, plus_recipe())[0][1].any()
     image[0, 0] = 9
     undivided = plus_recipe(flat_channel="undivided", apply_masks=False)
-    tile, levels = extract_seven(labels, image, undivided)
-    assert levels.tolist() == [[5, 5]]
+    tile, limits = extract_seven(labels, image, undivided)
+    assert limits.tolist() == [[5, 5]]
     assert tile[1].sum() == tile[1, 0, 0] == 1
 
 
@@ -125,7 +125,7 @@ def test_the_tile_past_the_slide_is_0_and_its_pixels_do_not_count():
     cells = reference.extract(bare_window(image, labels), bare_batch([3], [(-3, -2)], (4, 5)), program)
     assert cells.images[0, 0, 3, 3] == 1
     assert not cells.images[0, 1, :3].any()
-    assert cells.levels[0].tolist() == [[7.0, 7.5]]  # of 7 7 7 9: the arm above is off the slide
+    assert cells.limits[0].tolist() == [[7.0, 7.5]]  # of 7 7 7 9: the arm above is off the slide
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 6])
@@ -162,10 +162,10 @@ def raw_case(dtype):
 def test_raw_values_keep_their_type_and_value(dtype):
     labels, image = raw_case(dtype)
     hard = plus_recipe(normalization="none", nucleus_dilation=0, nucleus_sigma=0)
-    tile, levels = extract_seven(labels, image, hard)
+    tile, limits = extract_seven(labels, image, hard)
     assert tile.dtype == dtype
     assert (tile[1] == image * (labels == 1)).all()
-    assert levels.tolist() == [[0, 1]]
+    assert limits.tolist() == [[0, 1]]
     whole, _ = extract_seven(labels, image, hard.replace(apply_masks=False))
     assert (whole[1] == image).all()
 
@@ -177,16 +177,16 @@ def test_raw_integers_under_a_soft_mask_are_rounded():
     assert (rounded == np.rint(soft)).all()
 
 
-@pytest.mark.parametrize(("changes", "levels"), [({"normalization": "dtype"}, (0, 65535)), ({}, (10, 60))])
-def test_range_and_dtype(changes, levels):
+@pytest.mark.parametrize(("changes", "limits"), [({"normalization": "dtype"}, (0, 65535)), ({}, (10, 60))])
+def test_range_and_dtype(changes, limits):
     labels, image = raw_case(np.uint16)
     recipe = plus_recipe(normalization="range", value_range=(10, 60), apply_masks=False, output_dtype="float32")
     recipe = recipe.replace(**changes)
     program = recipe.program(ONE, 1, image.dtype)
     batch = bare_batch([1], [(0, 0)], (7, 7))
     cells = reference.extract(bare_window(image[None], labels), batch, program)
-    lo, hi = levels
-    assert cells.levels[0].tolist() == [[lo, hi]]
+    lo, hi = limits
+    assert cells.limits[0].tolist() == [[lo, hi]]
     np.testing.assert_allclose(cells.images[0, 1], np.clip((image - float(lo)) / (hi - lo), 0, 1), rtol=1e-6)
 
 

@@ -166,7 +166,7 @@ def test_a_table_states_pixel_sizes(plate):
     assert [slide.pixel_size for slide in slides] == [0.5, None]
     planned = gx.plan_many(slides, tile_size=24, pixel_size=0.4)
     assert [slide.pixel_size for slide in planned.slides] == [(0.5, 0.5), (0.4, 0.4)]
-    assert [dict(slide.labels) for slide in planned.slides] == [{"well": "A1"}] * 2
+    assert [dict(slide.metadata) for slide in planned.slides] == [{"well": "A1"}] * 2
     table.write_text("image,nucleus,pixel_size\n" + "img/A1_f1_dna.tif,seg/A1_f1_nuc.tif,wide\n")
     with pytest.raises(InputError, match=r"row 2 has the pixel_size 'wide'; it must be a number of um per pixel"):
         gx.read_slide_table(table)

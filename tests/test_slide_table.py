@@ -9,7 +9,7 @@ from test_cli import call  # noqa: F401
 
 import gpu_extract as gx
 from gpu_extract import SlideInput
-from gpu_extract.slide_table import read_slide_table
+from gpu_extract.sources.slide_table import read_slide_table
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_slides_of_the_api_may_be_mappings_with_labels():
         for n, (image, nucleus, cytosol) in enumerate(map(small_slide, range(2)))
     ]
     plan = gx.plan_many(slides, tile_size=24)
-    assert [dict(slide.labels) for slide in plan.slides] == [{"timepoint": "0"}, {"timepoint": "1"}]
+    assert [dict(slide.metadata) for slide in plan.slides] == [{"timepoint": "0"}, {"timepoint": "1"}]
 
 
 @pytest.mark.parametrize(

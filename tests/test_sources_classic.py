@@ -39,7 +39,7 @@ def test_a_segmentation_needs_no_label_option(tmp_path):
     path = write_segmentation(tmp_path / "any.name")
     for given in (path, str(path), [path]):
         slide = open_slide(given)
-        assert (slide.mask_names, slide.name, dict(slide.labels)) == (("nucleus", "cytosol"), "any", {})
+        assert (slide.mask_names, slide.name, dict(slide.metadata)) == (("nucleus", "cytosol"), "any", {})
         assert slide.ids is None
         assert_holds(slide, IMAGE, NUCLEUS, CYTOSOL)
     # What a file of cells says of its sources opens again.
@@ -80,7 +80,7 @@ def test_a_time_course_is_a_slide_a_time_point(tmp_path):
     assert [slide.name for slide in slides] == ["course_t0", "course_t1", "course_t2"]
     for t, slide in enumerate(slides):
         assert_holds(slide, images[t], *labels[t])
-        assert dict(slide.labels) == {"ID": f"tile_{t:03}", "timepoint": f"t{t:03}", "well": "Row01_Wéll01"}
+        assert dict(slide.metadata) == {"ID": f"tile_{t:03}", "timepoint": f"t{t:03}", "well": "Row01_Wéll01"}
         assert slide.ids.tolist() == listed_ids(labels)[t].tolist()
         np.testing.assert_array_equal(open_image(slide.image.source).read(*BOX), crop(images[t]))
 
@@ -91,7 +91,7 @@ def test_a_time_point_of_a_time_course(tmp_path):
     for open_one in (open_slide, lambda text: open_slides(text)[0]):
         slide = open_one(f"{path}#t=2,c=1")
         assert_holds(slide, images[2, [1]], *labels[2])
-        assert slide.labels["timepoint"] == "t002"
+        assert slide.metadata["timepoint"] == "t002"
         assert slide.ids.tolist() == listed_ids(labels)[2].tolist()
     with pytest.raises(SourceError, match="has 3 time points; add #t=0 to #t=2"):
         open_slide(path)
@@ -101,19 +101,19 @@ def test_a_time_point_of_a_time_course(tmp_path):
 
 def test_a_time_course_of_one_time_point(tmp_path):
     (slide,) = open_slides(write_time_course(tmp_path / "course.h5", 1))
-    assert (slide.name, slide.labels["ID"]) == ("course", "tile_000")
+    assert (slide.name, slide.metadata["ID"]) == ("course", "tile_000")
     assert slide.ids is not None
 
 
 def test_rows_of_labels_are_found_by_their_index(tmp_path):
     rows = [["2", "c"], ["0", "a"], ["1", "b"]]
     path = write_time_course(tmp_path / "a.h5", labels=rows, label_names=np.array(["index", "well"], "S13"))
-    assert [dict(slide.labels) for slide in open_slides(path)] == [{"well": "a"}, {"well": "b"}, {"well": "c"}]
+    assert [dict(slide.metadata) for slide in open_slides(path)] == [{"well": "a"}, {"well": "b"}, {"well": "c"}]
 
 
 def test_without_tables_time_points_are_numbered_and_all_cells_kept(tmp_path):
     slides = open_slides(write_time_course(tmp_path / "a.h5", labels=None, label_names=None, classes=None))
-    assert [dict(slide.labels) for slide in slides] == [{"timepoint": str(t)} for t in range(N_TIMES)]
+    assert [dict(slide.metadata) for slide in slides] == [{"timepoint": str(t)} for t in range(N_TIMES)]
     assert [slide.ids for slide in slides] == [None] * N_TIMES
 
 
@@ -123,7 +123,7 @@ def test_cells_not_in_classes_are_dropped_with_the_reason(tmp_path):
     listed = listed_ids(labels)
     plan = gx.plan(path, tile_size=8, border="keep")
     assert plan.cells.ids.tolist() == np.concatenate(listed).tolist()
-    not_listed = plan.cells.dropped.reason == "not in the slide's list of ids"
+    not_listed = plan.cells.dropped.reasons() == "not in the slide's list of ids"
     assert 0 < len(np.unique(labels)) - 1 - len(plan.cells) == not_listed.sum()
     # classes.csv chooses among them
     some = [int(listed[0][2]), int(listed[2][0])]
@@ -152,8 +152,8 @@ def test_time_points_without_cells_are_left_out_and_told(tmp_path):
     }
     path = write_time_course(tmp_path / "a.h5", empty=[1], **tables)
     plan = gx.plan(path, tile_size=8)
-    assert [slide.labels["well"] for slide in plan.slides] == ["a", "c"]
-    assert plan.notices == (f"time points of {path} without any cell are left out: 1",)
+    assert [slide.metadata["well"] for slide in plan.slides] == ["a", "c"]
+    assert plan.warnings == (f"time points of {path} without any cell are left out: 1",)
     with pytest.raises(SourceError, match="has no cell in its labels and classes; segment the images first"):
         open_slides(f"{path}#t=1")
 
@@ -165,8 +165,8 @@ def test_cells_of_a_time_point_that_lists_none_are_accounted_for(tmp_path):
     plan = gx.plan(write_time_course(tmp_path / "a.h5", classes=classes), tile_size=8)
     dropped = plan.cells.dropped
     assert dropped.ids[dropped.slide == 1].tolist() == np.unique(labels[1])[1:].tolist()
-    assert set(dropped.reason[dropped.slide == 1]) == {"not in the slide's list of ids"}
-    assert plan.notices == ()
+    assert set(dropped.reasons()[dropped.slide == 1]) == {"not in the slide's list of ids"}
+    assert plan.warnings == ()
 
 
 def test_time_points_that_were_never_written_are_empty_if_the_user_says_so(tmp_path):
@@ -182,7 +182,7 @@ def test_time_points_that_were_never_written_are_empty_if_the_user_says_so(tmp_p
     with pytest.raises(SourceError, match=r"lacks 3 of its chunks, which would read as 0; .* #missing=fill"):
         open_slides(path)
     slides = open_slides(f"{path}#missing=fill")
-    assert [slide.labels["timepoint"] for slide in slides] == ["t000", "t002"]
+    assert [slide.metadata["timepoint"] for slide in slides] == ["t000", "t002"]
     assert_holds(slides[1], time_points()[0][2], *labels[2])
 
 
@@ -190,7 +190,7 @@ def test_labels_of_the_user_s_own_are_not_bound_to_classes(tmp_path):
     path = write_time_course(tmp_path / "a.h5", classes=[[], [], [7]])
     slides = open_slides(path, nucleus=f"{path}:/segmentation#c=1")
     assert [slide.ids for slide in slides] == [None] * N_TIMES
-    assert slides[1].labels["ID"] == "tile_001"
+    assert slides[1].metadata["ID"] == "tile_001"
     assert_holds(slides[1], time_points()[0][1], time_points()[1][1, 1])
 
 
@@ -206,7 +206,7 @@ def test_a_project_s_folder_with_its_classes(tmp_path, within):
     assert_holds(slide, IMAGE, NUCLEUS, CYTOSOL)
     plan = gx.plan(tmp_path / "project", tile_size=8, border="keep")
     assert plan.cells.ids.tolist() == [4, 7]
-    assert plan.notices == (
+    assert plan.warnings == (
         f"only the 3 ids in {folder / 'classes.csv'} are extracted; give {folder / 'segmentation.h5'} itself for all",
     )
     assert open_slide(folder / "segmentation.h5").ids is None
@@ -231,9 +231,9 @@ def test_a_folder_of_two_projects_is_refused(tmp_path):
 
 def test_float16_is_told_of(tmp_path):
     path = write_segmentation(tmp_path / "a.h5", np.minimum(IMAGE, 60000).astype(np.float16))
-    (notice,) = gx.plan(path, tile_size=8).notices
-    assert notice.startswith(f"{path} holds its image as float16")
-    assert "above 2,048 are rounded" in notice
+    (warning,) = gx.plan(path, tile_size=8).warnings
+    assert warning.startswith(f"{path} holds its image as float16")
+    assert "above 2,048 are rounded" in warning
     image = IMAGE.astype(np.float16)
     image[1, 5, 7] = np.inf
     with pytest.raises(InputError, match=r"1 in channel ch1, the first at y 5, x 7.*65,520 and more infinite: save it"):

@@ -84,7 +84,7 @@ def test_ht29_is_the_same_in_all_formats(tmp_path, ht29, write):
 def cells(image, **planes):
     """(ids, tiles, levels) of all cells."""
     batches = list(gx.iter_cells(image, tile_size=32, device="cpu", **planes))
-    return tuple(np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "images", "levels"))
+    return tuple(np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "images", "limits"))
 
 
 # Real files
@@ -214,4 +214,4 @@ def test_every_nucleus_of_the_time_lapse_is_kept_or_dropped_with_its_reason():
         assert set(zip(planned.cells.slide.tolist(), planned.cells.ids.tolist(), strict=True)) == seen - gone
         assert set(zip(dropped.slide.tolist(), dropped.ids.tolist(), strict=True)) == gone
         assert dropped.counts() == {reason: len(gone)}
-        assert [dict(slide.labels) for slide in planned.slides] == [{"timepoint": str(t)} for t in range(48)]
+        assert [dict(slide.metadata) for slide in planned.slides] == [{"timepoint": str(t)} for t in range(48)]

@@ -107,7 +107,7 @@ def test_time_points_become_slides(tmp_path, kind):
     image, labels, path, nucleus = time_series(tmp_path, kind)
     slides = open_slides(path, nucleus=nucleus)
     assert [slide.name for slide in slides] == ["movie_t0", "movie_t1", "movie_t2"]
-    assert [slide.labels for slide in slides] == [{"timepoint": "0"}, {"timepoint": "1"}, {"timepoint": "2"}]
+    assert [slide.metadata for slide in slides] == [{"timepoint": "0"}, {"timepoint": "1"}, {"timepoint": "2"}]
     for t, slide in enumerate(slides):
         window = slide.read(BOX)
         np.testing.assert_array_equal(window.image, crop(image[t]))
@@ -119,7 +119,7 @@ def test_time_points_become_slides(tmp_path, kind):
 def test_one_time_point_is_the_slide_itself(tmp_path):
     image, labels, path, _ = time_series(tmp_path, "zarr")
     (slide,) = open_slides(f"{path}#t=1", nucleus="n", name="frame", channel_names=["a", "b"])
-    assert (slide.name, slide.labels, slide.channel_names) == ("frame", {}, ("a", "b"))
+    assert (slide.name, slide.metadata, slide.channel_names) == ("frame", {}, ("a", "b"))
     np.testing.assert_array_equal(slide.read(BOX).labels[0], crop(labels[1]))
     (slide,) = open_slides(list(image[0]), cytosol=labels[0])
     assert slide.name == "slide"

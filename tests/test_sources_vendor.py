@@ -73,7 +73,7 @@ def test_planes_of_a_vendors_file(bioio, path):
     second = open_image(f"{path}#image=two,t=0,z=max")
     np.testing.assert_array_equal(second.read(*BOX), crop(MOVIE[0].max(axis=1)) + 1)
     frames = open_slides(f"{path}#image=one,z=0", nucleus=f"{path}#image=two,z=0,c=0")
-    assert [dict(slide.labels) for slide in frames] == [{"timepoint": "0"}, {"timepoint": "1"}]
+    assert [dict(slide.metadata) for slide in frames] == [{"timepoint": "0"}, {"timepoint": "1"}]
     np.testing.assert_array_equal(frames[1].read(BOX).labels[0], crop(MOVIE[1, 0, 0]) + 1)
 
 

@@ -14,12 +14,13 @@ import hdf5plugin  # noqa: F401  # lets h5py read lz4 and zstd
 import numpy as np
 import pytest
 
-from gpu_extract.codecs import COMPRESSIONS, compression_of
 from gpu_extract.errors import InputError, OutputError
-from gpu_extract.model import CellImages, CellTable, DroppedCells, Slide
+from gpu_extract.model import CellImages, CellTable, DroppedCells, DropReason, Slide
 from gpu_extract.recipe import Recipe
 from gpu_extract.store import CellStore, Contents, check_output, encode, verify
-from gpu_extract.store.layout import LAYOUTS, skeleton
+from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.datasets import codec_of
+from gpu_extract.store.hdf5.layouts import LAYOUTS, skeleton
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "ht29.scportrait.s64.h5sc"
 S = 6
@@ -36,13 +37,13 @@ class ArrayRaster:
         return self.array[:, y0:y1, x0:x1]
 
 
-def make_slide(name="slide", labels=None, masks=("nucleus", "cytosol"), channels=("DNA", "tubulin"), dtype="uint16"):
+def make_slide(name="slide", metadata=None, masks=("nucleus", "cytosol"), channels=("DNA", "tubulin"), dtype="uint16"):
     return Slide(
         image=ArrayRaster(np.zeros((len(channels), 20, 20), dtype), f"{name}.tif"),
         masks={mask: ArrayRaster(np.zeros((1, 20, 20), np.int32), f"{name}.{mask}.tif") for mask in masks},
         channel_names=channels,
         name=name,
-        labels=labels or {},
+        metadata=metadata or {},
     )
 
 
@@ -60,7 +61,7 @@ def make_contents(n_cells, slides=None, n_dropped=0, recipe=None, ids=None, **mo
         dropped=DroppedCells(
             slide=np.zeros(n_dropped, np.int64),
             ids=np.arange(n_dropped, dtype=np.uint64) + 2**40,
-            reason=np.array(["touches the border"] * n_dropped, object),
+            reason=np.full(n_dropped, DropReason.TOUCHES_BORDER, np.uint8),
         ),
     )
     recipe = recipe or Recipe(tile_size=S)
@@ -76,14 +77,14 @@ def make_images(contents, seed=0):
     shape = (len(cells), *program.tile_shape)
     floating = program.output_dtype.kind == "f"
     images = random.random(shape) if floating else random.integers(0, 256, shape)
-    levels = random.random((len(cells), len(program.cut), 2))
-    return CellImages(np.arange(len(cells)), cells.ids, images.astype(program.output_dtype), levels)
+    limits = random.random((len(cells), len(program.cut), 2))
+    return CellImages(np.arange(len(cells)), cells.ids, images.astype(program.output_dtype), limits)
 
 
 def part(images, start, stop):
     """Some rows of a batch, as a batch."""
     return CellImages(
-        images.rows[start:stop], images.ids[start:stop], images.images[start:stop], images.levels[start:stop]
+        images.rows[start:stop], images.ids[start:stop], images.images[start:stop], images.limits[start:stop]
     )
 
 
@@ -125,7 +126,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("dtype", RECIPES)
 def test_stock_h5py_reads_every_tile_back(path, dtype, compression):
     contents = make_contents(30, recipe=RECIPES[dtype])
@@ -135,7 +136,7 @@ def test_stock_h5py_reads_every_tile_back(path, dtype, compression):
         dataset = file["obsm/single_cell_images"]
         assert dataset.dtype == dtype
         assert dataset.chunks == (None if compression == "none" else (1, *contents.program.tile_shape))
-        assert compression_of(dataset) == compression
+        assert codec_of(dataset).name == compression
         np.testing.assert_array_equal(dataset[:], images.images)
     assert only_file(path)
 
@@ -150,13 +151,13 @@ def test_any_number_of_cells(path, n_cells, layout):
     store.finish()
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file[LAYOUTS[layout].images][:], images.images)
-        for i, name in enumerate(LAYOUTS[layout].levels):
-            np.testing.assert_array_equal(file[name][:], images.levels[:, :, i])
+        for i, name in enumerate(LAYOUTS[layout].limits):
+            np.testing.assert_array_equal(file[name][:], images.limits[:, :, i])
     assert verify(path).n_cells == n_cells
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("n_cells", [1, 2, 7])
 @pytest.mark.parametrize("size", [1, 2, 30, 45])
 def test_hdf5_finds_chunks_of_any_size_in_place(path, size, n_cells, compression, layout):
@@ -179,13 +180,13 @@ def test_batches_may_come_in_any_order(path, layout, compression):
     store.finish()
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file[LAYOUTS[layout].images][:], images.images)
-        for i, name in enumerate(LAYOUTS[layout].levels):
-            np.testing.assert_array_equal(file[name][:], images.levels[:, :, i])
+        for i, name in enumerate(LAYOUTS[layout].limits):
+            np.testing.assert_array_equal(file[name][:], images.limits[:, :, i])
 
 
 def test_anndata_opens_it_with_every_table(path):
     slides = (make_slide("A", {"well": "D03", "time": "0"}), make_slide("B", {"well": "D04"}))
-    contents = make_contents(4, slides, n_dropped=2, provenance={"command": "gpu-extract run"})
+    contents = make_contents(4, slides, n_dropped=2, texts={"command": "gpu-extract run"})
     images = make_images(contents)
     write(path, contents, images)
     data = anndata.read_h5ad(path)
@@ -211,7 +212,7 @@ def test_anndata_opens_it_with_every_table(path):
     assert ours["dropped"].to_dict("list") == {
         "slide": ["A", "A"],
         "cell_id": [2**40, 2**40 + 1],
-        "reason": ["touches the border"] * 2,
+        "reason": ["mask touches the slide's border"] * 2,
     }
     assert json.loads(ours["sources"])[1] == {
         "slide": "B",
@@ -322,7 +323,7 @@ def test_other_compressions_are_refused(path, compression):
 @pytest.mark.parametrize("key", ["slide", "center_y", "area_nucleus", "_index", "a/b", "", ".."])
 def test_labels_that_cannot_be_columns_are_refused(key):
     with pytest.raises(InputError, match="rename it"):
-        make_contents(1, (make_slide(labels={key: "x"}),))
+        make_contents(1, (make_slide(metadata={key: "x"}),))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\udcff"])
@@ -347,5 +348,5 @@ def test_slides_of_one_file_fit_together():
 
 
 def test_no_cell_is_no_file():
-    with pytest.raises(InputError, match="no cell to extract; dropped were 2 touches the border"):
+    with pytest.raises(InputError, match="no cell to extract; dropped were 2 mask touches"):
         make_contents(0, n_dropped=2)

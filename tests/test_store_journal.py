@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from test_store import fill, make_contents, make_format, make_images, part, write
 
-from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.errors import OutputError, RunStoppedError
 from gpu_extract.store import CellStore, encode, read_journal
-from gpu_extract.store.codecs import checksum
-from gpu_extract.store.index import check_index, finished_head
+from gpu_extract.store.chunks import checksum
+from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.index import check_index, finished_head
+from gpu_extract.store.hdf5.layouts import LAYOUTS
 from gpu_extract.store.journal import join
-from gpu_extract.store.layout import LAYOUTS
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def assert_payloads_match(path, images, format):
     assert not any(data[:offset])  # nobody takes it for a finished file
     for record in found.records:
         expected = encode(part(images, record.rows[0], record.rows[-1] + 1), format)
-        np.testing.assert_array_equal(record.levels, images.levels[record.rows])
+        np.testing.assert_array_equal(record.limits, images.limits[record.rows])
         if format.is_contiguous:
             offset = start + record.rows[0] * format.nbytes
         for size, crc, chunk in zip(record.sizes, record.checksums, expected.chunks, strict=True):
@@ -130,7 +130,7 @@ def test_every_prefix_of_a_journal_is_a_whole_number_of_records(path, tmp_path):
             assert found.nbytes == header_nbytes + len(found.records) * record_nbytes
             for one, other in zip(found.records, whole.records, strict=False):
                 np.testing.assert_array_equal(one.rows, other.rows)
-                np.testing.assert_array_equal(one.levels, other.levels)
+                np.testing.assert_array_equal(one.limits, other.limits)
 
 
 def test_a_flipped_bit_ends_the_journal_there(path):
@@ -158,7 +158,7 @@ def test_a_damaged_header_is_refused(path):
         data[position] ^= 1
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
     choices = {"layout": layout, "compression": compression}
@@ -287,7 +287,7 @@ def test_no_cell_at_all_can_be_finished_or_kept(path):
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 def test_a_chunk_that_changed_on_disk_is_found_before_the_file_gets_its_name(path, compression):
     contents = make_contents(20)
     store = CellStore.create(path, contents, compression=compression)
@@ -307,4 +307,4 @@ def test_records_join_in_order(path):
     unfinished_run(path)
     record = join(read_journal(partial_and_journal(path)[1]).records)
     np.testing.assert_array_equal(record.rows, np.arange(40))
-    assert record.levels.shape == (40, 2, 2)
+    assert record.limits.shape == (40, 2, 2)

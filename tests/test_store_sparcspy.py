@@ -9,10 +9,10 @@ from slides import SHARED
 from test_store import make_contents, make_images, make_slide, write
 
 import gpu_extract as gx
-from gpu_extract.dataset import open_cells
 from gpu_extract.errors import OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store import CellStore, verify
+from gpu_extract.store.reader import open_cells
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
 CLASSIC, TIME_COURSE = SHARED / "golden" / "classic", SHARED / "golden" / "timecourse"
@@ -102,8 +102,8 @@ def test_raw_values_are_held_where_the_type_holds_them(path):
     ("contents", "match"),
     [
         (
-            make_contents(2, (make_slide(labels={"well": "A"}),), recipe=Recipe(tile_size=6, normalization="none")),
-            "a slide with labels as float16, which does not hold the recipe's uint16; use layout 'h5sc'",
+            make_contents(2, (make_slide(metadata={"well": "A"}),), recipe=Recipe(tile_size=6, normalization="none")),
+            "a slide with metadata as float16, which does not hold the recipe's uint16; use layout 'h5sc'",
         ),
         (make_contents(2, (make_slide("A"), make_slide("B")), recipe=Recipe(output_dtype="float32")), "several slides"),
         (make_contents(2, ids=[1, 2**63]), "cell 9223372036854775808 is beyond; use layout 'h5sc'"),
@@ -126,8 +126,8 @@ def test_ours_reads_it_back(path, make):
         assert cells.mask_planes == cells.planes[:2]
         np.testing.assert_array_equal(cells.read([8, 0]), images.images[[8, 0]])
         np.testing.assert_array_equal(cells.obs["scportrait_cell_id"], contents.cells.ids)
-        assert list(cells.dropped["reason"]) == ["touches the border"] * 2
-        assert cells.info["dropped"] == {"touches the border": 2}
+        assert list(cells.dropped["reason"]) == ["mask touches the slide's border"] * 2
+        assert cells.info["dropped"] == {"mask touches the slide's border": 2}
         assert "tile_size = 6" in cells.info["recipe"]
         assert "tif" in cells.info["sources"]
         if "slide" in cells.obs:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_store import GOLDEN, fill, make_contents, make_images, make_slide, write
 
-from gpu_extract.codecs import COMPRESSIONS
 from gpu_extract.errors import OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store import CellStore, verify
+from gpu_extract.store.codecs import CODECS
 
 IMAGES = "obsm/single_cell_images"
 
@@ -42,7 +42,7 @@ def test_a_sound_file(sound):
     assert found.remains is None
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize(
     "recipe", [Recipe(tile_size=5, output_dtype="uint8"), Recipe(tile_size=5, normalization="none")]
 )
@@ -135,7 +135,7 @@ def test_a_part_that_is_missing(sound, name, match):
 def test_tiles_that_say_something_else(sound):
     with h5py.File(sound, "r+") as file:
         file[IMAGES].attrs["n_cells"] = 299
-    damaged(sound, "and say")
+    damaged(sound, "its attributes say")
 
 
 def test_tiles_that_lie_in_other_files(sound, tmp_path):

@@ -9,7 +9,7 @@ from gpu_extract import Recipe, extract_many
 from gpu_extract.backends import choose
 from gpu_extract.planning import make_plan
 from gpu_extract.report.survey_text import survey_lines
-from gpu_extract.survey import survey
+from gpu_extract.surveying import survey
 
 RECIPE = Recipe(tile_size=24)
 
@@ -62,8 +62,8 @@ def test_a_channel_without_a_finite_pixel_has_no_range():
 
 def test_of_a_very_large_image_a_part_is_looked_at(monkeypatch):
     image, nucleus, cytosol = small_slide(1)
-    monkeypatch.setattr("gpu_extract.survey.VALUES_NBYTES", image.nbytes // 3)
-    monkeypatch.setattr("gpu_extract.survey.STRIP_PIXELS", image.shape[2] * 2)
+    monkeypatch.setattr("gpu_extract.surveying.VALUES_NBYTES", image.nbytes // 3)
+    monkeypatch.setattr("gpu_extract.surveying.STRIP_PIXELS", image.shape[2] * 2)
     told = survey_of((image, nucleus, cytosol))
     rows = np.arange(image.shape[1]) % 6 < 2
     assert told.share_read == pytest.approx(rows.mean())

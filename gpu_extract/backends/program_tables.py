@@ -11,7 +11,7 @@ from gpu_extract.recipe import Program, gaussian_weights
 
 __all__ = ["PIXELS_GIVEN", "PIXELS_MASK", "PIXELS_TILE", "mask_tables", "quantile_pixels"]
 
-# Where a cell's levels come from; ``enum Pixels`` of kernels/extract.cu stands in this order.
+# Where a cell's limits come from; ``enum Pixels`` of kernels/extract.cu stands in this order.
 PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
 
 
@@ -31,8 +31,8 @@ def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64
     return np.array(masks, np.int64), weights
 
 
-def quantile_pixels(program: Program, levels: NDArray[Any] | None) -> int:
-    """Where a cell's levels come from: they are given, or taken from the pixels that the recipe names."""
-    if levels is not None:
+def quantile_pixels(program: Program, limits: NDArray[Any] | None) -> int:
+    """Where a cell's limits come from: they are given, or taken from the pixels that the recipe names."""
+    if limits is not None:
         return PIXELS_GIVEN
     return PIXELS_MASK if program.recipe.quantile_pixels == "mask" else PIXELS_TILE

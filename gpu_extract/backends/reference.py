@@ -43,7 +43,7 @@ def extract(
     window: Window,
     batch: Batch,
     program: Program,
-    levels: np.ndarray | None = None,
+    limits: np.ndarray | None = None,
     libraries: Libraries = HOST,
 ) -> CellImages:
     """The finished tiles of a batch, one cell after the other.
@@ -54,7 +54,7 @@ def extract(
         Covers all tiles of the batch as far as they lie on the slide.
     batch : Batch
     program : Program
-    levels : (C, 2) float64, optional
+    limits : (C, 2) float64, optional
         Lower and upper value of each channel, where neither the recipe nor the cell itself gives them.
     libraries : Libraries
         Where the arithmetic runs.
@@ -65,7 +65,7 @@ def extract(
         In host memory.
     """
     S = program.recipe.tile_size
-    levels = program.fixed_levels if levels is None else levels
+    limits = program.fixed_limits if limits is None else limits
     images = np.empty((len(batch), *program.tile_shape), program.output_dtype)
     used = np.empty((len(batch), len(program.cut), 2))
     for n, (cell_id, corner) in enumerate(zip(batch.ids, batch.corners, strict=True)):
@@ -73,7 +73,7 @@ def extract(
         labels = tuple(cut_tile(plane, y, x, S) for plane in window.labels)
         pixels = cut_tile(window.image, y, x, S)
         on_slide = cut_tile(np.ones(window.image.shape[1:], bool), y, x, S)
-        images[n], used[n] = extract_tile(labels, pixels, on_slide, int(cell_id), program, levels, libraries)
+        images[n], used[n] = extract_tile(labels, pixels, on_slide, int(cell_id), program, limits, libraries)
     return CellImages(batch.rows, batch.ids, images, used)
 
 
@@ -92,10 +92,10 @@ def extract_tile(
     on_slide: Array,
     cell_id: int,
     program: Program,
-    levels: np.ndarray | None = None,
+    limits: np.ndarray | None = None,
     libraries: Libraries = HOST,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The finished tile (K, S, S) of one cell, and the (C, 2) levels it was normalised with.
+    """The finished tile (K, S, S) of one cell, and the (C, 2) limits it was normalised with.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def extract_tile(
     on_slide : (S, S) bool
         False where the tile reaches past the slide.
     cell_id : int
-    program, levels, libraries
+    program, limits, libraries
         As for `extract`.
     """
     xp, recipe = libraries.xp, program.recipe
@@ -128,7 +128,7 @@ def extract_tile(
         before, after = (cut, 1) if recipe.cut == "before" else (1, cut)
 
         values = raw * before
-        used[c] = channel_levels(values, region & on_slide, recipe, xp) if levels is None else levels[c]
+        used[c] = channel_limits(values, region & on_slide, recipe, xp) if limits is None else limits[c]
         values = scale(values, used[c], recipe, xp) * after
         if program.stretched[c]:
             values = stretch(values)
@@ -154,7 +154,7 @@ def disk(radius: int, xp: Any = np) -> Array:
     return y * y + x * x <= radius * radius
 
 
-def channel_levels(values: Array, region: Array, recipe: Recipe, xp: Any) -> tuple[float, float]:
+def channel_limits(values: Array, region: Array, recipe: Recipe, xp: Any) -> tuple[float, float]:
     """The lower and upper quantile of a channel of one cell; (0, 0) where there is no pixel to take them from."""
     pixels = values[region] if recipe.quantile_pixels == "mask" else values.ravel()
     if not pixels.size:
@@ -163,11 +163,11 @@ def channel_levels(values: Array, region: Array, recipe: Recipe, xp: Any) -> tup
     return float(lo), float(hi)
 
 
-def scale(values: Array, levels: np.ndarray, recipe: Recipe, xp: Any) -> Array:
+def scale(values: Array, limits: np.ndarray, recipe: Recipe, xp: Any) -> Array:
     """``clip((values - lo) / (hi - lo), 0, 1)``; for ``hi == lo`` see `Recipe.flat_channel`."""
     if recipe.normalization == "none":
         return values
-    lo, hi = float(levels[0]), float(levels[1])
+    lo, hi = float(limits[0]), float(limits[1])
     if hi == lo:
         if recipe.flat_channel == "zero":
             return xp.zeros_like(values)

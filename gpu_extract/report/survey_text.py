@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpu_extract.survey import Survey
+from gpu_extract.surveying import Survey
 
 __all__ = ["survey_lines"]
 

@@ -89,7 +89,7 @@ def open_slides(
     n_times, base = _n_times([*given.channels, *given.planes.values()]), _slide_name(image, name)
     if n_times == 1:
         return given.described([given.slide(base, None)])
-    slides = [replace(given.slide(f"{base}_t{t}", t), labels={"timepoint": str(t)}) for t in range(n_times)]
+    slides = [replace(given.slide(f"{base}_t{t}", t), metadata={"timepoint": str(t)}) for t in range(n_times)]
     return given.described(slides)
 
 

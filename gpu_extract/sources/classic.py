@@ -73,9 +73,9 @@ class ClassicProject:
         }
 
     def described(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[Slide, ...]:
-        """The slides with the labels, ids and notices that the project has for them.
+        """The slides with the labels, ids and warnings that the project has for them.
 
-        Time points whose labels are empty, and that list no cell either, are left out, which the others' notices say:
+        Time points whose labels are empty, and that list no cell either, are left out, which the others' warnings say:
         SPARCSpy skips them too.
 
         Parameters
@@ -90,22 +90,22 @@ class ClassicProject:
         InputError, SourceError
             If its tables of labels or of ids do not fit its images, or no time point has a cell.
         """
-        notices = []
+        warnings = []
         if slides[0].image.dtype == np.float16:
-            notices.append(
+            warnings.append(
                 f"{self.image.path} holds its image as float16, as SPARCSpy's sharded segmentation stores it: whole "
                 "numbers above 2,048 are rounded in it, and 65,520 and more are infinite"
             )
         if self.image.inside == TIME_COURSE[0]:
             slides, left_out = self._time_points(slides, own_planes=own_planes)
-            notices += left_out
+            warnings += left_out
         if own_planes and self.classes is not None:
             ids = np.array(read_ids(self.classes), np.uint64)
-            notices.append(
+            warnings.append(
                 f"only the {len(ids):,} ids in {self.classes} are extracted; give {self.image.path} itself for all"
             )
             slides = [slide.only(ids) for slide in slides]
-        return tuple(replace(slide, notices=tuple(notices)) for slide in slides)
+        return tuple(replace(slide, warnings=tuple(warnings)) for slide in slides)
 
     def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
         """The slides of time points with what the file's tables say of them, and a line on those left out."""
@@ -113,7 +113,7 @@ class ClassicProject:
         times = range(len(slides)) if selected is None else [selected]
         with opened_hdf5(file) as h5:
             n_times = h5[TIME_COURSE[0]].shape[0]
-            labels = _labels(file, h5, n_times)
+            metadata = _metadata(file, h5, n_times)
             classes = _table(file, h5, "classes", n_times)
             ids = {t: None if classes is None or not own_planes else _ids(file, classes, t) for t in times}
         kept, left_out = [], []
@@ -122,9 +122,9 @@ class ClassicProject:
             if listed is not None and not len(listed) and _is_empty(slide):
                 left_out.append(t)
                 continue
-            if labels is not None and t not in labels:
+            if metadata is not None and t not in metadata:
                 raise SourceError(f"{file} has no row for image {t} in its labels; add it, or choose others with #t=")
-            kept.append(replace(slide, labels=slide.labels if labels is None else labels[t], ids=listed))
+            kept.append(replace(slide, metadata=slide.metadata if metadata is None else metadata[t], ids=listed))
         if not kept:
             raise SourceError(f"{file} has no cell in its labels and classes; segment the images first")
         some = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
@@ -202,7 +202,7 @@ def _table(file: SourceFile, h5: h5py.File, name: str, n_times: int) -> Any:
     return table
 
 
-def _labels(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[str, str]] | None:
+def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[str, str]] | None:
     """The labels of each image by its index; None if the file has none."""
     table, names = _table(file, h5, "labels", n_times), _held(file, h5, "label_names")
     if table is None or names is None:

@@ -1,4 +1,4 @@
-"""A file that a user gave: what it is, told by its first bytes, and access that notices when it changes."""
+"""A file that a user gave: what it is, told by its first bytes, and access that warnings when it changes."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _read_boxes(file: SourceFile, path: str, indices: Indices, boxes: Sequence[B
 @contextmanager
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
     """The file opened by h5py; what goes wrong inside the block becomes a `SourceError`."""
-    # The stream is opened only to notice that the file has changed.
+    # The stream is opened only to warning that the file has changed.
     with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.path, "r") as h5:
         yield h5
 

@@ -99,6 +99,6 @@ def _raster(file: SourceFile, pixels: Any, indices: Indices, names: tuple[str, .
 
 def _read_boxes(file: SourceFile, pixels: Any, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
     for y0, x0, y1, x1 in boxes:
-        # The stream is opened only to notice that the file has changed.
+        # The stream is opened only to warning that the file has changed.
         with translated(f"{file} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"), file.open():
             yield np.asarray(pixels[..., y0:y1, x0:x1]).reshape(-1, y1 - y0, x1 - x0)

@@ -1,25 +1,32 @@
-"""Writing cells to disk, so that a kill costs seconds and a file under its final name is complete.
+"""The file of cells: written so that a kill costs seconds and a file under its final name is complete.
 
-    Contents -> CellStore.create -> append(encode(images, format)) ... -> finish -> OUT.h5sc
+    Contents -> CellStore.create -> append(encode(images, format)) ... -> finish -> OUT.h5sc -> open_cells, verify
 
-``OUT.partial`` starts with a hole for the HDF5 skeleton (`layout`, which is `h5sc` or `sparcspy`); encoded tiles
-(`codecs`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) tells which of them are on the disk.
-At the end HDF5's index over them is filled in (`index`), and the file gets its name (`target`).
+``OUT.partial`` starts with a hole for the HDF5 file without its tiles (`hdf5.layouts.skeleton`); encoded tiles
+(`chunks`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) records which of them are on the disk.
+At the end the index of the chunks is filled in (`hdf5.index`), and the file gets its name (`target`).
+
+Names are imported when they are first used: reading a file does not load what writes one.
 """
 
 from __future__ import annotations
 
-from gpu_extract.store.cell_store import CellStore
-from gpu_extract.store.codecs import ChunkFormat, EncodedCells, encode
-from gpu_extract.store.contents import Contents
-from gpu_extract.store.gather import gather
-from gpu_extract.store.journal import Journal, Record, read_journal
-from gpu_extract.store.layout import choose_layout
-from gpu_extract.store.target import check_output
-from gpu_extract.store.verification import Verified, verify
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_extract.store.chunks import ChunkFormat, EncodedCells, encode, whole_chunks
+    from gpu_extract.store.contents import Contents
+    from gpu_extract.store.hdf5.layouts import choose_layout
+    from gpu_extract.store.journal import Journal, Record, read_journal
+    from gpu_extract.store.reader import Cells, open_cells
+    from gpu_extract.store.target import check_output
+    from gpu_extract.store.verification import Verified, verify
+    from gpu_extract.store.writer import CellStore
 
 __all__ = [
     "CellStore",
+    "Cells",
     "ChunkFormat",
     "Contents",
     "EncodedCells",
@@ -29,7 +36,32 @@ __all__ = [
     "check_output",
     "choose_layout",
     "encode",
-    "gather",
+    "open_cells",
     "read_journal",
     "verify",
+    "whole_chunks",
 ]
+
+_HOME = {
+    "CellStore": "writer",
+    "Cells": "reader",
+    "ChunkFormat": "chunks",
+    "Contents": "contents",
+    "EncodedCells": "chunks",
+    "Journal": "journal",
+    "Record": "journal",
+    "Verified": "verification",
+    "check_output": "target",
+    "choose_layout": "hdf5.layouts",
+    "encode": "chunks",
+    "open_cells": "reader",
+    "read_journal": "journal",
+    "verify": "verification",
+    "whole_chunks": "chunks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

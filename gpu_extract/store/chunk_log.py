@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gpu_extract.store.codecs import Chunk, EncodedCells
+from gpu_extract.store.chunks import EncodedCells
+from gpu_extract.store.codecs import Chunk
 from gpu_extract.store.journal import Record, join, pack_record
 from gpu_extract.store.system import give_back_room, take_room
 
@@ -77,7 +78,7 @@ class ChunkLog:
         """
         if self._failure is not None:
             raise self._failure
-        record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.levels)
+        record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.limits)
         if self._row_nbytes is None:
             self._take_room(record.nbytes)
             _write_chunks(self.partial, encoded.chunks, self._chunks_end)

@@ -14,7 +14,7 @@ from gpu_extract.recipe import Program
 
 __all__ = ["Contents"]
 
-# The columns of obs that are ours; a slide's label of the same name would be ambiguous.
+# The columns of obs that this package writes; metadata of the same name would be ambiguous.
 OWN_COLUMNS = (
     "_index",
     "scportrait_cell_id",
@@ -44,19 +44,19 @@ class Contents:
     program : Program
     planes : tuple of int
         The planes of a tile that are in the file, in that order; all where it is empty.
-    provenance : mapping of str to str
+    texts : mapping of str to str
         More texts to store beside the recipe, for example the command line.
 
     Raises
     ------
     InputError
-        If there is no cell, the slides differ in planes, or a name or label cannot be stored.
+        If there is no cell, the slides differ in planes, or a name or text cannot be stored.
     """
 
     cells: CellTable
     slides: tuple[Slide, ...]
     program: Program
-    provenance: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     planes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,13 +78,13 @@ class Contents:
                 f"slide {slide.name} has planes {', '.join(planes)} and slide {first.name} has "
                 f"{', '.join(first.mask_names + first.channel_names)}; the slides of one file must have the same"
             )
-        for text in (slide.name, *slide.channel_names, *slide.labels, *slide.labels.values()):
+        for text in (slide.name, *slide.channel_names, *slide.metadata, *slide.metadata.values()):
             _check_text(text)
-        for key in slide.labels:
+        for key in slide.metadata:
             if key in OWN_COLUMNS:
-                raise InputError(f"label {key!r} of slide {slide.name} has the name of a column; rename it")
+                raise InputError(f"metadata {key!r} of slide {slide.name} has the name of a column; rename it")
             if key in ("", ".", "..") or "/" in key:
-                raise InputError(f"label {key!r} of slide {slide.name} cannot name a column in HDF5; rename it")
+                raise InputError(f"metadata {key!r} of slide {slide.name} cannot name a column in HDF5; rename it")
 
     @property
     def mask_planes(self) -> tuple[str, ...]:
@@ -98,16 +98,16 @@ class Contents:
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the slides' labels, in the order in which they first occur."""
-        return tuple(dict.fromkeys(key for slide in self.slides for key in slide.labels))
+    def metadata_names(self) -> tuple[str, ...]:
+        """Names of the slides' metadata, in the order in which they first occur."""
+        return tuple(dict.fromkeys(key for slide in self.slides for key in slide.metadata))
 
-    def told(self) -> dict[str, str]:
-        """What it takes to run the same extraction again: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
+    def provenance(self) -> dict[str, str]:
+        """Return what it takes to repeat the extraction: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
         sources = [
             {
                 "slide": slide.name,
-                "labels": dict(slide.labels),
+                "labels": dict(slide.metadata),  # the key of the first files
                 "image": slide.image.source,
                 **{name: raster.source for name, raster in slide.masks.items()},
                 **({} if slide.pixel_size is None else {"pixel_size": slide.pixel_size}),
@@ -116,7 +116,7 @@ class Contents:
             for slide in self.slides
         ]
         return {
-            **self.provenance,
+            **self.texts,
             "version": _own_version(),
             "recipe": self.program.recipe.to_toml(),
             # JSON escapes what is not ASCII, among it the bytes of paths that are no text.

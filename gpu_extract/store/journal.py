@@ -4,7 +4,7 @@
 
     header   "gxcells" and a zero byte, format, C, N, sizes of the skeleton
              (unpacked, packed), fingerprint | skeleton | CRC-32
-    record   n, m | rows and levels of n cells, sizes and checksums of their m chunks | CRC-32
+    record   n, m | rows and limits of n cells, sizes and checksums of their m chunks | CRC-32
     record   ...
 
 All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on; without
@@ -27,7 +27,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
-from gpu_extract.store.codecs import checksum
+from gpu_extract.store.chunks import checksum
 
 __all__ = ["Journal", "Record", "join", "pack_header", "pack_record", "read_journal"]
 
@@ -49,13 +49,13 @@ class Record:
         Of each chunk.
     checksums : (m,) uint32
         CRC-32 of each chunk.
-    levels : (n, C, 2) float64
+    limits : (n, C, 2) float64
     """
 
     rows: NDArray[np.int64]
     sizes: NDArray[np.uint32]
     checksums: NDArray[np.uint32]
-    levels: NDArray[np.float64]
+    limits: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,7 +104,7 @@ def join(records: Sequence[Record]) -> Record:
         rows=np.concatenate([record.rows for record in records]),
         sizes=np.concatenate([record.sizes for record in records]),
         checksums=np.concatenate([record.checksums for record in records]),
-        levels=np.concatenate([record.levels for record in records]),
+        limits=np.concatenate([record.limits for record in records]),
     )
 
 
@@ -120,7 +120,7 @@ def pack_record(record: Record) -> bytes:
     """A record as it stands in the journal."""
     arrays = (
         record.rows.astype("<i8"),
-        record.levels.astype("<f8"),
+        record.limits.astype("<f8"),
         record.sizes.astype("<u4"),
         record.checksums.astype("<u4"),
     )
@@ -175,7 +175,7 @@ def _unpack_record(body: memoryview, n: int, m: int, n_channels: int) -> Record:
     chunks = n * (8 + 16 * n_channels)
     return Record(
         rows=column("<i8", 0, n),
-        levels=column("<f8", 8 * n, 2 * n * n_channels).reshape(n, n_channels, 2),
+        limits=column("<f8", 8 * n, 2 * n * n_channels).reshape(n, n_channels, 2),
         sizes=column("<u4", chunks, m),
         checksums=column("<u4", chunks + 4 * m, m),
     )

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_extract.codecs import check_compression
 from gpu_extract.errors import OutputError
+from gpu_extract.store.codecs import choose_codec
 from gpu_extract.store.journal import read_journal
 
 __all__ = ["Target", "check_output", "unfinished"]
@@ -145,7 +145,7 @@ def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: b
         If the compression is unknown, the path cannot be written to, a file is there already or a run has not
         finished there.
     """
-    check_compression(compression)
+    choose_codec(compression)
     path = Path(path)
     target = Target(path.resolve() if path.is_symlink() else path, overwrite)
     with target.writing():

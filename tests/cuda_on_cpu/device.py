@@ -15,9 +15,9 @@ from functools import cache
 import numpy as np
 
 from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
-from gpu_extract.backends.cuda_extract import DeviceExtraction
-from gpu_extract.backends.cuda_source import kernel_source
-from gpu_extract.backends.device import OutOfDeviceMemoryError
+from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
+from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.source import kernel_source
 
 __all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]
 
@@ -80,7 +80,7 @@ class ShimGpu:
 
 
 class ShimDevice:
-    """One stream of a `ShimGpu`; see `gpu_extract.backends.device.Device`."""
+    """One stream of a `ShimGpu`; see `gpu_extract.backends.cuda.device.Device`."""
 
     def __init__(self, gpu):
         self._gpu = gpu

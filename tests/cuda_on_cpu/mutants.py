@@ -1,4 +1,4 @@
-"""Kernel sources with one barrier taken out: a test that does not notice is not a test of the barriers."""
+"""Kernel sources with one barrier taken out: a test that does not warning is not a test of the barriers."""
 
 from __future__ import annotations
 

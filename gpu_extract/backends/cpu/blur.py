@@ -1,0 +1,115 @@
+"""A binary mask blurred by a Gaussian: along the rows from the ends of their runs, then from row to row by its taps.
+
+A pixel of a blurred row is the sum of the weights over each run, a difference of cumulative weights. That takes a
+step for each run and pixel, however wide the blur.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.backends.cpu.compiling import inner
+from gpu_extract.backends.cpu.masks import grow, next_clear, next_set
+from gpu_extract.backends.cpu.simd import BLOCK, accumulate_taps
+
+__all__ = ["BLOCK", "blur", "clear", "edge_tables"]
+
+
+def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """For each blur, the sum of the weights left of an edge for a pixel that is ``d`` right of it.
+
+    Parameters
+    ----------
+    weights : (k, R + 1) float64
+        From the centre outwards.
+    size : int, pixels
+        Of the tile.
+
+    Returns
+    -------
+    (k, 2 n) float64, n = size + R + 1
+        At ``n + d``.
+    """
+    radius, n = weights.shape[1] - 1, size + weights.shape[1]
+    both = np.concatenate([weights[:, :0:-1], weights], axis=1)
+    cumulative = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(both, axis=1)], axis=1)
+    return np.ascontiguousarray(cumulative[:, np.clip(radius - np.arange(-n, n), 0, 2 * radius + 1)])
+
+
+@inner
+def blur(mask, box, weights, radius, edges, rows, soft, soft_box):
+    """Blur a mask separably; the tile's border is replicated.
+
+    Each sum over rows starts at the centre and goes from the outermost pair of taps inwards, as SciPy's does.
+
+    Parameters
+    ----------
+    mask : (S, W) uint64
+    box : (4,) int64
+        Outside of it the mask is empty.
+    weights : (R + 1,) float64
+        From the centre outwards.
+    radius : int, pixels
+        The weights beyond it are 0.
+    edges : (2 n,) float64
+        `edge_tables` of the weights.
+    rows : ((S + 1) * (S + BLOCK),) float64
+        Scratch; read fastest where it begins a cache line.
+    soft, soft_box : (S * S + BLOCK,) float64, (4,) int64
+        Written: the blurred mask within its box, row by row, and that box.
+    """
+    S = mask.shape[0]
+    grow(box, radius, S, soft_box)
+    width = soft_box[3] - soft_box[1]
+    stride = (width + BLOCK - 1) // BLOCK * BLOCK
+    # The rows of the box and, unless it reaches the tile's border, an empty one above and below.
+    first, last = max(box[0] - 1, 0), min(box[2], S - 1)
+    for y in range(first, last + 1):
+        blur_row(mask, y, box, soft_box[1], edges, rows, (y - first) * stride, width)
+    for y in range(soft_box[0], soft_box[2]):
+        # Farther or nearer rows are all empty; beyond the tile's border they are as that is.
+        near = max(box[0] - y, y - box[2] + 1, 1)
+        above, below = radius if box[0] == 0 else y - box[0], radius if box[2] == S else box[2] - 1 - y
+        far = min(max(above, below), radius)
+        # A block may reach beyond the row: what it writes there, the next row overwrites.
+        start = (y - soft_box[0]) * width
+        for x in range(0, width, BLOCK):
+            accumulate_taps(rows, x, stride, y - first, last - first, weights, near, far, soft, start + x)
+
+
+@inner
+def blur_row(mask, y, box, left, edges, rows, target, width):
+    """Blur row ``y`` of a mask, the part of ``width`` pixels from ``left`` on, into ``rows[target:]``."""
+    S, n = mask.shape[0], edges.shape[0] // 2
+    t = np.uintp(target)
+    begun = False
+    start = next_set(mask, y, box[1], box[3]) if box[0] <= y < box[2] else box[3]
+    while start < box[3]:
+        end = next_clear(mask, y, start, box[3])
+        # A run that reaches the tile's border goes on beyond it, farther than any weight.
+        last = np.uintp(n + left - (end if end < S else n))
+        first = np.uintp(n + left - (start if start > 0 else S - n))
+        if begun:
+            for x in range(np.uintp(width)):
+                rows[t + x] += edges[last + x] - edges[first + x]
+        else:
+            for x in range(np.uintp(width)):
+                rows[t + x] = edges[last + x] - edges[first + x]
+        begun = True
+        start = next_set(mask, y, end, box[3])
+    if not begun:
+        for x in range(np.uintp(width)):
+            rows[t + x] = 0.0
+
+
+@inner
+def clear(soft, box, mask):
+    """Set a blurred mask to 0, within its box, on the pixels of a binary one."""
+    width = box[3] - box[1]
+    for y in range(box[0], box[2]):
+        row = (y - box[0]) * width - box[1]
+        start = next_set(mask, y, box[1], box[3])
+        while start < box[3]:
+            end = next_clear(mask, y, start, box[3])
+            for x in range(np.uintp(row + start), np.uintp(row + end)):
+                soft[x] = 0.0
+            start = next_set(mask, y, end, box[3])

@@ -1,0 +1,40 @@
+"""Memory that a thread keeps from one batch to the next: the system is slow to provide new pages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["kept", "kept_bytes"]
+
+Value = TypeVar("Value")
+
+
+class _Pool(threading.local):
+    def __init__(self) -> None:
+        self.values: dict[Callable[..., Any], tuple[tuple[Any, ...], Any]] = {}
+        self.memory: dict[str, NDArray[np.uint8]] = {}
+
+
+_pool = _Pool()
+
+
+def kept(make: Callable[..., Value], *arguments: Any) -> Value:
+    """Return ``make(*arguments)``, or this thread's last result of it if the arguments are the same as then."""
+    last = _pool.values.get(make)
+    if last is None or last[0] != arguments:
+        last = _pool.values[make] = arguments, make(*arguments)
+    value: Value = last[1]
+    return value
+
+
+def kept_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
+    """Return this thread's memory of that name, (n,) with n at least ``nbytes``; its content is undefined."""
+    memory = _pool.memory.get(name)
+    if memory is None or len(memory) < nbytes:
+        memory = _pool.memory[name] = np.empty(nbytes, np.uint8)
+    return memory

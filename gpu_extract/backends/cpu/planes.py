@@ -1,0 +1,205 @@
+"""The pixels of one channel within a box: read, multiplied, scaled, and written into the tile in the output's type.
+
+The values of a box are float64, row by row without gaps, so that most steps are one loop over all of them.
+"""
+
+import numpy as np
+
+from gpu_extract.backends.cpu.compiling import inner
+from gpu_extract.backends.cpu.masks import next_clear, next_set
+from gpu_extract.backends.cpu.simd import LANES, bits_of, float_of, gt_word, lt_word, store_lanes
+
+__all__ = [
+    "OUTPUT_FLOAT",
+    "OUTPUT_HALF",
+    "OUTPUT_INTEGER",
+    "copied",
+    "gather",
+    "load",
+    "multiply",
+    "scale",
+    "scaled",
+    "store",
+    "stretch",
+]
+
+# How values are written: float16 as its bits, as they are, or times a unit and rounded.
+OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
+
+# The bits of a float64: its exponent; that of 2^-14, the least that float16 has; and what makes an exponent larger by
+# 42, as float16 has 42 places less.
+EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
+# Where float16 is infinite.
+HALF_BEYOND = 65536.0
+
+
+@inner
+def load(channel, start, stride, height, width, y0, x0, box, values):
+    """Write into ``values`` the pixels within ``box`` of the tile at (y0, x0), 0 off the slide.
+
+    Parameters
+    ----------
+    channel : (n,), any pixel type
+        The image in memory, row y of the channel at ``start + y * stride``.
+    height, width : int
+        Of the channel.
+    values : (m,) float64
+        What follows the pixels of the box, `LANES` values at most, is overwritten too.
+    """
+    n = box[3] - box[1]
+    left, right = max(box[1], -x0), min(box[3], width - x0)
+    for y in range(box[0], box[2]):
+        source, target = start + (y + y0) * stride + x0 + box[1], (y - box[0]) * n
+        on_slide = 0 <= y + y0 < height
+        if on_slide and right - left == n and source + n + LANES <= channel.shape[0]:
+            for x in range(0, n, LANES):
+                store_lanes(channel, source + x, n - x, 0.0, values, target + x)
+            continue
+        values[target : target + n] = 0.0
+        if on_slide:
+            for x in range(left - box[1], right - box[1]):
+                values[target + x] = channel[source + x]
+
+
+@inner
+def copied(channel, start, stride, part, pool):
+    """Copy the pixels of a part of the tile at ``start`` into ``pool``, row by row without gaps; gives how many."""
+    top, left, bottom, right = part
+    n = max(right - left, 0)
+    for y in range(top, bottom):
+        source, target = np.uintp(start + y * stride + left), np.uintp((y - top) * n)
+        for x in range(np.uintp(n)):
+            pool[target + x] = channel[source + x]
+    return max(bottom - top, 0) * n
+
+
+@inner
+def gather(values, box, region, part, pool):
+    """Collect into ``pool`` the values of a box where ``region`` is set within ``part`` of it; return how many."""
+    n = box[3] - box[1]
+    size = 0
+    top, left, bottom, right = part
+    for y in range(top, bottom):
+        row = (y - box[0]) * n - box[1]
+        start = next_set(region, y, left, right)
+        while start < right:
+            end = next_clear(region, y, start, right)
+            for x in range(start, end):
+                pool[size] = values[row + x]
+                size += 1
+            start = next_set(region, y, end, right)
+    return size
+
+
+@inner
+def multiply(values, factors):
+    """Multiply values by factors, in place."""
+    for i in range(values.shape[0]):
+        values[i] *= factors[i]
+
+
+@inner
+def scaled(value, lo, hi, flat_zero):
+    """``clip((value - lo) / (hi - lo), 0, 1)``; where ``hi == lo`` 0, or clip(value - lo, 0, 1)."""
+    if hi == lo and flat_zero:
+        return 0.0
+    span = hi - lo if hi != lo else 1.0
+    return min(max((value - lo) / span, 0.0), 1.0)
+
+
+@inner
+def scale(values, lo, hi, flat_zero):
+    """Make each of the values what `scaled` makes of it, in place."""
+    if hi == lo and flat_zero:
+        values[:] = 0.0
+        return
+    span = hi - lo if hi != lo else 1.0
+    for i in range(values.shape[0]):
+        values[i] = min(max((values[i] - lo) / span, 0.0), 1.0)
+
+
+@inner
+def bounds(values, low, high):
+    """The lowest and the highest of the values and what is given; 64 values are looked at singly if one is beyond."""
+    size = values.shape[0]
+    for start in range(0, size, 64):
+        n = min(64, size - start)
+        if n < 64 or lt_word(values, start, low) | gt_word(values, start, high):
+            for i in range(start, start + n):
+                low, high = min(low, values[i]), max(high, values[i])
+    return low, high
+
+
+@inner
+def stretch(values, outside, n_pixels):
+    """``(y - min) / (max - min)`` in place, min and max over the whole tile; gives the new ``outside``."""
+    low, high = (np.inf, -np.inf) if values.shape[0] == n_pixels else (outside, outside)
+    low, high = bounds(values, low, high)
+    if not high > low:
+        return outside
+    for i in range(values.shape[0]):
+        values[i] = (values[i] - low) / (high - low)
+    return (outside - low) / (high - low)
+
+
+@inner
+def store(values, box, outside, unit, output, pool, plane, filled):
+    """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even.
+
+    Parameters
+    ----------
+    values : (m,) float64
+        The one that follows those of the box is overwritten.
+    pool : (m + LANES,), the plane's type
+        Scratch.
+    plane : (S, S)
+        Contiguous; float16 as its bits in uint16.
+    filled : (4,) int64
+        Outside of it ``plane`` is 0, before and after.
+    """
+    S = plane.shape[0]
+    for y in range(filled[0], filled[2]):
+        plane[y, filled[1] : filled[3]] = 0
+    filled[0], filled[1], filled[2], filled[3] = box
+    n = box[3] - box[1]
+    size = (box[2] - box[0]) * n
+    values[size] = outside
+    convert(values[: size + 1], unit, output, pool)
+    beyond = pool[size]
+    if outside != 0.0:
+        filled[0], filled[1], filled[2], filled[3] = 0, 0, S, S
+        plane[:] = beyond
+    for y in range(box[0], box[2]):
+        source, target = (y - box[0]) * n, y * S + box[1]
+        if target + n + LANES <= S * S:
+            for x in range(0, n, LANES):
+                store_lanes(pool, source + x, n - x, beyond, plane, target + x)
+        else:
+            for x in range(n):
+                plane[y, box[1] + x] = pool[source + x]
+
+
+@inner
+def convert(values, unit, output, converted):
+    """Write values in the output's type."""
+    if output == OUTPUT_HALF:
+        for i in range(values.shape[0]):
+            converted[i] = half_bits(values[i])
+    elif output == OUTPUT_INTEGER:
+        for i in range(values.shape[0]):
+            converted[i] = np.rint(values[i] * unit)
+    else:
+        for i in range(values.shape[0]):
+            converted[i] = values[i]
+
+
+@inner
+def half_bits(value):
+    """The bits of the float16 nearest to a finite float64, ties to even."""
+    size = min(abs(value), HALF_BEYOND)
+    exponent = max(bits_of(size) & EXPONENT, HALF_NORMAL)
+    # Added to a number of which the last place is float16's, the value is rounded to that.
+    large = exponent + HALF_PLACES
+    places = bits_of(size + float_of(large)) - large
+    body = ((exponent - HALF_NORMAL) >> np.uint64(42)) + places
+    return np.uint16((bits_of(value) >> np.uint64(48)) & np.uint64(0x8000) | body)

@@ -1,0 +1,1 @@
+"""The cuda backend: CUDA kernels launched by CuPy, which `backend` alone imports."""

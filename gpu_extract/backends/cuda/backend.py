@@ -1,0 +1,246 @@
+"""The cuda backend: `Device` by CuPy, and why it does not work where it does not.
+
+The only module that imports CuPy. `problem` may be asked without it; everything else needs a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.backends.cuda.device import Array, OutOfDeviceMemoryError
+from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.registry import Kernel
+from gpu_extract.backends.cuda.source import kernel_source
+from gpu_extract.errors import DeviceError
+
+__all__ = [
+    "CudaDevice",
+    "compiled",
+    "count",
+    "device_of",
+    "memory_budget",
+    "open_device",
+    "problem",
+    "reference_libraries",
+]
+
+# Batches that are worked on at a time: one is uploaded, one computed, one downloaded.
+STREAMS = 3
+# Of a block's shared memory, what the kernels' own variables take besides the workspace; the largest takes 2.2 KiB.
+STATIC_SHARED_NBYTES = 4 << 10
+# Of the memory that is free: the rest is for the compiler, other programs and what the pool cannot reuse.
+MEMORY_SHARE = 0.8
+
+
+def problem() -> str | None:
+    """Why no CUDA device can be used here and what to do, in one line; None if one can."""
+    try:
+        import cupy as cp
+    except (ImportError, OSError) as error:  # OSError: it makes its cache folder, which a home may refuse
+        return f"CuPy cannot be imported ({error}); pip install 'gpu-extract[cuda13]', or [cuda12] for older drivers"
+    try:
+        if cp.cuda.runtime.getDeviceCount() == 0:
+            return "there is no NVIDIA GPU; use --device cpu"
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        return (
+            f"CUDA does not start ({error}); install or update the NVIDIA driver, or pip install 'gpu-extract[cuda12]'"
+        )
+    try:
+        cp.cuda.nvrtc.getVersion()
+    except Exception as error:  # CuPy raises what its loader does: ImportError, OSError, RuntimeError
+        return f"CUDA's compiler NVRTC is missing ({error}); pip install 'gpu-extract[cuda13]', or [cuda12]"
+    return None
+
+
+def count() -> int:
+    """How many CUDA devices there are."""
+    import cupy as cp
+
+    return int(cp.cuda.runtime.getDeviceCount())
+
+
+def memory_budget(index: int, limit: int | None = None) -> int:
+    """Bytes of device memory that a run may take: most of what is free, or ``limit`` if that is less."""
+    import cupy as cp
+
+    with cp.cuda.Device(index):
+        free, _ = cp.cuda.runtime.memGetInfo()
+    budget = int(free * MEMORY_SHARE)
+    return budget if limit is None else min(budget, limit)
+
+
+def open_device(index: int, budget: int, tell: Callable[[str], None]) -> DeviceExtraction:
+    """The extraction on one GPU, with `STREAMS` streams that share ``budget`` bytes of its memory."""
+    import cupy as cp
+
+    with cp.cuda.Device(index):
+        pool = cp.cuda.MemoryPool()
+        pool.set_limit(size=budget)
+    return DeviceExtraction([CudaDevice(index, pool) for _ in range(STREAMS)], tell)
+
+
+def device_of(array: Array) -> CudaDevice:
+    """The device that a CuPy array is on; its work goes to the caller's current stream."""
+    import cupy as cp
+
+    with cp.cuda.Device(array.device.id):
+        return CudaDevice(array.device.id, cp.get_default_memory_pool(), cp.cuda.get_current_stream())
+
+
+def reference_libraries() -> Any:
+    """What `reference.extract` needs to run on a GPU: cupy, and cupyx.scipy.ndimage.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU to run on.
+    """
+    reason = problem()
+    if reason:
+        raise DeviceError(f"the reference does not run on a GPU: {reason}")
+    import cupy as cp
+    import cupyx.scipy.ndimage
+
+    from gpu_extract.backends.reference import Libraries
+
+    return Libraries(cp, cupyx.scipy.ndimage)
+
+
+class CudaDevice:
+    """A `Device`: one stream of one GPU.
+
+    Parameters
+    ----------
+    index : int
+        CUDA's number of the GPU.
+    pool : cupy.cuda.MemoryPool
+        Where its arrays come from.
+    stream : cupy.cuda.Stream, optional
+        A new one by default. It waits for the default stream, on which a consumer may still read what was given
+        to it before.
+    """
+
+    def __init__(self, index: int, pool: Any, stream: Any = None) -> None:
+        import cupy as cp
+
+        self._device, self._pool = cp.cuda.Device(index), pool
+        with self._device:
+            self._stream = cp.cuda.Stream() if stream is None else stream
+        self.multiprocessors, shared_nbytes = _attributes(index)
+        self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
+        self._held: list[NDArray[Any]] = []
+        self._last = "a copy"
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """See `Device.empty`."""
+        import cupy as cp
+
+        with self._device, self._stream, cp.cuda.using_allocator(self._pool.malloc):
+            try:
+                return cp.empty(shape, dtype)
+            except cp.cuda.memory.OutOfMemoryError:
+                # Blocks of other sizes, kept for later, count against the pool's limit.
+                self._pool.free_all_blocks()
+            try:
+                return cp.empty(shape, dtype)
+            except cp.cuda.memory.OutOfMemoryError as error:
+                raise OutOfDeviceMemoryError(str(error)) from error
+
+    def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is let go."""
+        import cupyx
+
+        with _named("pinned memory"):
+            array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
+        return array
+
+    def to_device(self, array: NDArray[Any]) -> Array:
+        """See `Device.to_device`."""
+        copy = self.empty(array.shape, array.dtype)
+        host = np.ascontiguousarray(array)
+        self._held.append(host)  # its memory may not be used again before the copy has happened
+        with self._device, _named(self._last):
+            copy.set(host, stream=self._stream)
+        return copy
+
+    def to_host(self, array: Array, out: NDArray[Any]) -> None:
+        """See `Device.to_host`."""
+        with self._device, _named(self._last):
+            array.get(stream=self._stream, out=out, blocking=False)
+
+    def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
+        """See `Device.launch`."""
+        self._last = f"{kernel.expression}, {n_blocks} blocks of {kernel.threads} threads, {shared_nbytes} bytes shared"
+        with self._device, self._stream, _named(self._last):
+            function = compiled(self._device.id, kernel, self.shared_nbytes_limit)
+            function((n_blocks,), (kernel.threads,), arguments, shared_mem=shared_nbytes)
+
+    def synchronize(self) -> None:
+        """See `Device.synchronize`."""
+        try:
+            with _named(self._last):
+                self._stream.synchronize()
+        finally:
+            self._held.clear()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn CUDA's errors into a DeviceError that says at what."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    # CuPy's own are RuntimeErrors, but for the compiler's; a missing header or library may be any of these.
+    except (RuntimeError, OSError, _compile_error()) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        told = next((line for line in lines if "error" in line.lower()), lines[0])
+        raise DeviceError(
+            f"CUDA failed at {what}: {told.strip()}; 'gpu-extract doctor' tells what is missing"
+        ) from error
+
+
+def _compile_error() -> type[Exception]:
+    from cupy.cuda.compiler import CompileException
+
+    kind: type[Exception] = CompileException
+    return kind
+
+
+@functools.cache
+def _attributes(index: int) -> tuple[int, int]:
+    """A GPU's multiprocessors, and the bytes of shared memory that a block may ask for."""
+    from cupy.cuda import runtime
+
+    numbers = (runtime.cudaDevAttrMultiProcessorCount, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    multiprocessors, shared_nbytes = (int(runtime.deviceGetAttribute(number, index)) for number in numbers)
+    return multiprocessors, shared_nbytes
+
+
+_compiling = threading.Lock()
+_functions: dict[tuple[int, Kernel], Any] = {}
+
+
+def compiled(device: int, kernel: Kernel, shared_nbytes: int) -> Any:
+    """The compiled kernel on a device, allowed that much shared memory.
+
+    Compiled by NVRTC once, whichever stream needs it first, and kept on disk by CuPy.
+    """
+    import cupy as cp
+
+    with _compiling:
+        if (device, kernel) not in _functions:
+            module = cp.RawModule(
+                code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
+            )
+            function = module.get_function(kernel.expression)
+            function.max_dynamic_shared_size_bytes = shared_nbytes
+            _functions[device, kernel] = function
+        return _functions[device, kernel]

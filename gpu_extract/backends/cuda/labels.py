@@ -1,0 +1,143 @@
+"""Label statistics on a device: `gpu_extract.labels.label_statistics` by ``kernels/labels.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract import labels
+from gpu_extract.backends.cuda.device import Array, Device
+from gpu_extract.backends.cuda.registry import ADD_LABELS, CLEAR_LABELS, COLLECT_LABELS, Kernel
+from gpu_extract.errors import LabelError
+from gpu_extract.labels import LabelStatistics
+from gpu_extract.model import Raster
+
+__all__ = ["LabelTable", "label_statistics"]
+
+# Pixels of one strip of a label plane, of which two are in host memory at a time: large enough to keep a device busy.
+STRIP_PIXELS = 16 << 20
+# The first table has an entry for so many pixels: it is half empty unless cells are smaller than 128 pixels, and takes
+# a byte a pixel. Where it does not suffice, all starts again with a table so many times larger.
+PIXELS_PER_ENTRY = 64
+SMALLEST_TABLE = 1 << 12
+GROWTH = 8
+# Blocks for each that a multiprocessor holds: where they meet many labels they take longer, and others go on meanwhile.
+WAVES = 8
+# The kernel's coordinates are 32-bit integers; this leaves room to step past the end.
+MOST_ROWS = 1 << 30
+
+# The enums Field and Counter of kernels/labels.cu.
+KEY, COUNT, SUM_Y, SUM_X, FROM_BOTTOM, FROM_RIGHT, END_Y, END_X, N_FIELDS = range(9)
+N_LABELS, OVERFLOW, N_COUNTERS = range(3)
+
+
+def label_statistics(raster: Raster, device: Device, where: str = "labels") -> LabelStatistics:
+    """Count, coordinate sums, box and border contact of each label of a plane (1, H, W), 0 left out.
+
+    The same numbers as `gpu_extract.labels.label_statistics`. A strip of rows is read while the device works on
+    the one before; it keeps a strip and a table of 64 bytes for each label and some empty entries.
+
+    Raises
+    ------
+    LabelError
+        If a label is negative.
+    OutOfDeviceMemoryError
+        If a strip or the table does not fit.
+    """
+    _, H, W = raster.shape
+    capacity = SMALLEST_TABLE
+    while capacity * PIXELS_PER_ENTRY < H * W:
+        capacity *= 2
+    while True:
+        table = LabelTable(device, (H, W), capacity)
+        rows = max(1, STRIP_PIXELS // W)
+        for y0 in range(0, H, rows):
+            strip = raster.read(y0, 0, min(y0 + rows, H), W)[0]
+            if strip.dtype.kind == "i" and strip.min() < 0:
+                return labels.label_statistics(raster, where)  # which counts all negative pixels, and raises
+            device.synchronize()  # the strip before was being worked on while this one was read
+            host = device.empty_host(strip.shape, f"u{strip.dtype.itemsize}")
+            host[:] = strip
+            table.add(device.to_device(host), y0)
+        statistics = table.statistics()
+        if statistics is not None:
+            return statistics
+        capacity *= GROWTH
+
+
+class LabelTable:
+    """The statistics of a label plane while they are collected, in a hash table on the device.
+
+    Parameters
+    ----------
+    device : Device
+    size : (H, W), pixels
+        Of the whole slide.
+    capacity : int
+        Entries of the table, a power of two. A table more than half full is slow, and may overflow.
+    """
+
+    def __init__(self, device: Device, size: tuple[int, int], capacity: int) -> None:
+        if not all(0 < length <= MOST_ROWS for length in size):
+            raise LabelError(f"a label plane is {size[0]} x {size[1]} pixels; a side must be 1 to {MOST_ROWS}")
+        if capacity < 1 or capacity & (capacity - 1):
+            raise ValueError(f"capacity is {capacity}; it must be a power of two")
+        self._device, self._size, self._capacity = device, size, capacity
+        self._table = device.empty((capacity, N_FIELDS), np.uint64)
+        self._counters = device.empty((N_COUNTERS,), np.uint64)
+        self._launch(CLEAR_LABELS, np.uint64(capacity), self._table, self._counters)
+
+    def add(self, labels: Array, y0: int = 0) -> None:
+        """Add the rows of the slide from ``y0`` on: (h, W) of the device, uint8 to uint64, C-contiguous."""
+        H, W = self._size
+        if labels.dtype.name not in ADD_LABELS or not labels.dtype.isnative or not labels.flags.c_contiguous:
+            raise ValueError(
+                f"labels are {labels.dtype}; they must be {', '.join(ADD_LABELS)}, native and C-contiguous"
+            )
+        if labels.ndim != 2 or labels.shape[1] != W or not 0 <= y0 <= y0 + labels.shape[0] <= H:
+            raise ValueError(f"labels {labels.shape} from row {y0} on do not lie on a slide of {H} x {W} pixels")
+        if labels.shape[0]:
+            size = np.int32(labels.shape[0]), np.int32(W), np.int32(y0), np.int32(H)
+            self._launch(
+                ADD_LABELS[labels.dtype.name], labels, *size, np.uint64(self._capacity), self._table, self._counters
+            )
+
+    def statistics(self) -> LabelStatistics | None:
+        """The statistics of all that was added, or None where the table overflowed: begin again with a larger one."""
+        counters = self._to_host(self._counters)
+        if counters[OVERFLOW]:
+            return None
+        entries = self._device.empty((int(counters[N_LABELS]), N_FIELDS), np.uint64)
+        if len(entries):
+            collected = self._device.to_device(np.zeros(1, np.uint64))
+            self._launch(COLLECT_LABELS, self._table, np.uint64(self._capacity), collected, entries)
+        return _statistics(self._to_host(entries), self._size)
+
+    def _launch(self, kernel: Kernel, *arguments: Any) -> None:
+        n_blocks = WAVES * self._device.multiprocessors * kernel.blocks_per_multiprocessor
+        self._device.launch(kernel, n_blocks, arguments)
+
+    def _to_host(self, array: Array) -> NDArray[np.uint64]:
+        out = np.empty(array.shape, np.uint64)
+        if out.size:
+            self._device.to_host(array, out)
+        self._device.synchronize()
+        return out
+
+
+def _statistics(entries: NDArray[np.uint64], size: tuple[int, int]) -> LabelStatistics:
+    """The table's entries (n, N_FIELDS), in any order, as statistics."""
+    H, W = size
+    entries = entries[np.argsort(entries[:, KEY])]
+    numbers = entries.astype(np.int64)  # all but the ids fit
+    y0, x0 = H - numbers[:, FROM_BOTTOM], W - numbers[:, FROM_RIGHT]
+    y1, x1 = numbers[:, END_Y], numbers[:, END_X]
+    return LabelStatistics(
+        ids=entries[:, KEY].copy(),
+        counts=numbers[:, COUNT].copy(),
+        sums=numbers[:, [SUM_Y, SUM_X]],
+        boxes=np.stack([y0, x0, y1, x1], axis=1),
+        touches=(y0 == 0) | (x0 == 0) | (y1 == H) | (x1 == W),
+    )

@@ -1,0 +1,111 @@
+"""Labels in several pieces: which there are, and a plane that keeps the largest piece of each.
+
+A piece is what hangs together by sides or corners of pixels (8-connected), as scikit-image's `label` has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.labels import Runs, label_strips, runs
+from gpu_extract.model import Raster
+
+__all__ = ["Components", "LargestComponents", "find_components"]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The labels of a plane that are in several pieces.
+
+    Parameters
+    ----------
+    ids : (n,) uint64, ascending
+    counts : (n,) int64
+        How many pieces each has, 2 or more.
+    lesser : Runs
+        All runs of their pieces but the largest; of equally large ones the first in reading order is kept.
+    """
+
+    ids: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    lesser: Runs
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def find_components(raster: Raster) -> Components:
+    """The pieces of the labels of a plane (1, H, W) without negative labels.
+
+    Read a strip of rows at a time; the memory needed is some 100 bytes a run of equal labels in a row.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    parts = [runs(labels, y0) for y0, labels in label_strips(raster)]
+    every = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    n = len(every.ids)
+    ids, label = np.unique(every.ids, return_inverse=True)
+    above, below = _touching(every, label, raster.shape[2])
+    graph = coo_array((np.ones(len(above), np.int8), (above, below)), shape=(n, n))
+    n_pieces, piece = connected_components(graph, directed=False)
+    area = np.bincount(piece, every.lengths, n_pieces).astype(np.int64)
+    first, of_label = np.full(n_pieces, n), np.empty(n_pieces, np.int64)
+    np.minimum.at(first, piece, np.arange(n))
+    of_label[piece] = label
+    order = np.lexsort((first, -area, of_label))  # the pieces of a label behind one another, the one to keep first
+    kept = np.zeros(n_pieces, bool)
+    kept[order[np.flatnonzero(np.diff(of_label[order], prepend=-1))]] = True
+    counts = np.bincount(of_label, minlength=len(ids))
+    lesser = ~kept[piece]
+    return Components(
+        ids[counts > 1].astype(np.uint64), counts[counts > 1], Runs(*(column[lesser] for column in every))
+    )
+
+
+def _touching(every: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All pairs of runs of one label in rows that follow each other, by side or corner: indices of both.
+
+    Runs in the order of label, row and column have ascending keys, among which those that a run touches in the next
+    row are a range.
+    """
+    order = np.lexsort((every.x, every.y, label))
+    y, x = every.y[order], every.x[order]
+    last = x + every.lengths[order] - 1
+    row = (label[order] * (int(every.y.max(initial=0)) + 2) + y) * (width + 2)
+    start = np.searchsorted(row + last, row + (width + 2) + x - 1, side="left")
+    stop = np.searchsorted(row + x, row + (width + 2) + last + 1, side="right")
+    n_below = np.maximum(stop - start, 0)
+    above = np.repeat(np.arange(len(order)), n_below)
+    below = np.arange(n_below.sum()) - np.repeat(np.cumsum(n_below) - n_below, n_below) + start[above]
+    return order[above], order[below]
+
+
+class LargestComponents:
+    """A label plane (1, H, W) without the lesser pieces of its labels; see `Raster`.
+
+    Parameters
+    ----------
+    raster : Raster
+    pieces : Components
+        Of that raster.
+    """
+
+    def __init__(self, raster: Raster, pieces: Components) -> None:
+        self._raster, self._lesser = raster, pieces.lesser
+        self.shape, self.dtype = raster.shape, raster.dtype
+        self.names, self.source = raster.names, raster.source
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        labels = np.array(self._raster.read(y0, x0, y1, x1))
+        _, y, x, lengths = self._lesser
+        rows = slice(*np.searchsorted(y, (y0, y1)))
+        starts, stops = np.maximum(x[rows] - x0, 0), np.minimum(x[rows] + lengths[rows], x1) - x0
+        for row, start, stop in zip((y[rows] - y0).tolist(), starts.tolist(), stops.tolist(), strict=True):
+            labels[0, row, start : max(start, stop)] = 0
+        return labels

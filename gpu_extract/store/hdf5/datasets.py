@@ -1,0 +1,73 @@
+"""The dataset of tiles: its creation, and what an existing one tells of its format."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+import h5py
+import numpy as np
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.chunks import ChunkFormat
+from gpu_extract.store.codecs import CODECS, Codec
+
+__all__ = ["check_chunks", "codec_of", "create_images", "format_of"]
+
+
+def create_images(file: h5py.File, name: str, n_cells: int, n_planes: int, format: ChunkFormat) -> h5py.Dataset:
+    """Create a dataset of (n_cells, n_planes, S, S) in this format, without its chunks."""
+    shape = (n_cells, n_planes, *format.shape[2:])
+    if format.is_contiguous:
+        # HDF5 must not fill what it never writes.
+        return file.create_dataset(name, shape, format.dtype, track_times=False, fill_time="never")
+    # HDF5 gives no index to a dataset that can never have more than one chunk.
+    maxshape = (max(n_cells, format.shape[0] + 1), *shape[1:])
+    return file.create_dataset(
+        name,
+        shape,
+        format.dtype,
+        chunks=format.shape,
+        maxshape=maxshape,
+        track_times=False,
+        **format.codec.options,
+    )
+
+
+def codec_of(images: h5py.Dataset) -> Codec | None:
+    """Return the codec of a dataset, None if its filters are those of no codec."""
+    properties = images.id.get_create_plist()
+    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return next((codec for codec in CODECS.values() if codec.filters == filters), None)
+
+
+def format_of(images: h5py.Dataset) -> ChunkFormat:
+    """Return the format of a dataset made by `create_images`."""
+    codec = codec_of(images)
+    assert codec is not None
+    return ChunkFormat(images.chunks or (1, *images.shape[1:]), images.dtype, codec.name)
+
+
+def check_chunks(images: h5py.Dataset) -> None:
+    """Check that every chunk is there: HDF5 reads one that was never written as zeros, without an error.
+
+    Raises
+    ------
+    OutputError
+        Names the first row without a chunk.
+    """
+    if images.chunks is None:
+        return
+    per_row = prod(ceil(n / c) for n, c in zip(images.shape[1:], images.chunks[1:], strict=True))
+    rows_per_chunk = images.chunks[0]
+    found = np.zeros(ceil(images.shape[0] / rows_per_chunk), np.int64)
+
+    def count(chunk: h5py.h5d.StoreInfo) -> None:
+        found[chunk.chunk_offset[0] // rows_per_chunk] += 1
+
+    images.id.chunk_iter(count)
+    missing = np.flatnonzero(found != per_row)
+    if len(missing):
+        raise OutputError(
+            f"row {missing[0] * rows_per_chunk} was never written ({found.sum()} of {per_row * len(found)} "
+            "chunks are there); the run that wrote the file did not finish"
+        )

@@ -1,0 +1,184 @@
+"""The layout ``h5sc``: an AnnData file that the readers of scPortrait open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.chunks import ChunkFormat
+from gpu_extract.store.hdf5.datasets import create_images
+from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpu_extract.store.contents import Contents
+
+__all__ = ["H5sc", "H5scTables"]
+
+IMAGES = "obsm/single_cell_images"
+# Lower and upper limit of each cell and channel.
+LIMITS = ("obsm/normalization_lower", "obsm/normalization_upper")
+# What `H5scTables.info` reports of scPortrait's own entries, besides the compression.
+NORMALIZATION = ("normalization", "normalization_range_lower", "normalization_range_upper")
+
+
+class H5sc:
+    """See `gpu_extract.store.hdf5.layout.Layout`."""
+
+    images = IMAGES
+    limits = LIMITS
+
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
+        """See `Layout.format`: a tile is a chunk, in the recipe's output type."""
+        if contents.planes:
+            raise OutputError("layout 'h5sc' keeps all planes, masks first; to choose planes use layout 'sparcspy'")
+        return ChunkFormat(
+            (min(chunk_cells, len(contents.cells)), *contents.program.tile_shape),
+            contents.program.output_dtype,
+            compression,
+        )
+
+    def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
+        """See `Layout.write`: AnnData's tables, and a dataset of tiles with the attributes that scPortrait reads."""
+        from anndata.io import write_elem
+
+        from gpu_extract.store.hdf5.anndata_tables import anndata_tables
+
+        facts = _facts(contents, format.compression)
+        lower, upper = _normalization_range(contents)
+        shared = facts | {"normalization_range_lower": lower, "normalization_range_upper": upper}
+        write_elem(file, "/", anndata_tables(contents, shared, self.limits))
+        images = create_images(file, self.images, len(contents.cells), contents.program.n_planes, format)
+        images.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for name, value in facts.items():
+            # scPortrait stores lists of names as bytes here, and as text in uns.
+            is_list = isinstance(value, np.ndarray)
+            images.attrs[name] = np.array([text.encode() for text in value]) if is_list else value
+        images.attrs["normalization_range"] = np.array((lower, upper))
+
+    def tables(self, file: h5py.File) -> H5scTables:
+        """See `Layout.tables`."""
+        return H5scTables(file)
+
+    def check(self, file: h5py.File) -> H5scTables:
+        """See `Layout.check`; files of scPortrait are checked as far as they have the tables."""
+        images = file[self.images]
+        _check_attributes(images)
+        _check_planes(file, images)
+        _check_tables(file, images)
+        return H5scTables(file)
+
+
+class H5scTables:
+    """The tables of a file of this package or of scPortrait; see `gpu_extract.store.hdf5.layout.Tables`."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self.images = file[IMAGES]
+        shared = file["uns/single_cell_images"]
+        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
+        self.n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
+        self.ids: NDArray[np.uint64] = file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+
+    def obs(self) -> pd.DataFrame:
+        """Return AnnData's obs."""
+        return self._table("obs")
+
+    def dropped(self) -> pd.DataFrame:
+        """See `Tables.dropped`; empty in files of scPortrait."""
+        name = "uns/gpu_extract/dropped"
+        return self._table(name) if name in self._file else dropped_table({})
+
+    def info(self) -> dict[str, Any]:
+        """Return scPortrait's entries, and the texts that this package adds."""
+        shared = self._file["uns/single_cell_images"]
+        facts = {name: shared[name][()].item() for name in NORMALIZATION}
+        facts["compression"] = shared["compression"].asstr()[()]
+        for name, item in self._file.get("uns/gpu_extract", {}).items():
+            if isinstance(item, h5py.Dataset):
+                facts[name] = item.asstr()[()]
+        return facts
+
+    def _table(self, name: str) -> pd.DataFrame:
+        from anndata.io import read_elem
+
+        table: pd.DataFrame = read_elem(self._file[name])
+        return table
+
+
+def _facts(contents: Contents, compression: str) -> dict[str, Any]:
+    """Return what scPortrait stores both beside the tiles and in uns."""
+    n_masks, n_channels = len(contents.mask_planes), len(contents.program.cut)
+    recipe = contents.program.recipe
+    return {
+        "n_cells": len(contents.cells),
+        "n_channels": n_masks + n_channels,
+        "n_masks": n_masks,
+        "n_image_channels": n_channels,
+        "image_size": recipe.tile_size,
+        "normalization": recipe.normalization != "none",
+        "channel_names": np.array(contents.plane_names, object),
+        "channel_mapping": np.array(["mask"] * n_masks + ["image_channel"] * n_channels, object),
+        "compression": compression,
+    }
+
+
+def _normalization_range(contents: Contents) -> tuple[float, float]:
+    recipe = contents.program.recipe
+    if recipe.normalization == "quantile":
+        return recipe.quantiles
+    if recipe.normalization == "range":
+        assert recipe.value_range is not None  # Recipe checks it
+        return recipe.value_range
+    return (0.0, 1.0)
+
+
+def _check_attributes(images: h5py.Dataset) -> None:
+    n_cells, n_planes, S, _ = images.shape
+    facts = {name: int(images.attrs[name]) for name in ("n_cells", "n_channels", "image_size")}
+    require(
+        facts == {"n_cells": n_cells, "n_channels": n_planes, "image_size": S},
+        f"its tiles have shape {images.shape} and its attributes say {facts}",
+    )
+
+
+def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
+    """Compare the names and kinds of the planes wherever they are stored."""
+    from anndata.io import read_elem
+
+    n_planes = images.shape[1]
+    var, shared = read_elem(file["var"]), read_elem(file["uns/single_cell_images"])
+    names, kinds = list(shared["channel_names"]), list(shared["channel_mapping"])
+    require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")
+    require(list(var["channels"]) == names, "var and uns name different planes")
+    require(list(var["channel_mapping"]) == kinds, "var and uns give different kinds of planes")
+    n_masks = kinds.count("mask")
+    require(
+        kinds == ["mask"] * n_masks + ["image_channel"] * (n_planes - n_masks),
+        f"its planes are {kinds}; masks come first, then channels",
+    )
+
+
+def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
+    """Compare all tables with the tiles."""
+    from anndata.io import read_elem
+
+    n_cells = images.shape[0]
+    obs = read_elem(file["obs"])
+    require(len(obs) == n_cells, f"obs has {len(obs)} rows for {n_cells} tiles")
+    require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
+    ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
+    require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
+    require_unique(obs, [name for name in ("slide", "scportrait_cell_id") if name in obs])
+    for name in (*LIMITS, "obsm/spatial"):
+        if name in file:
+            values = read_elem(file[name])
+            require(len(values) == n_cells, f"{name} has {len(values)} rows for {n_cells} tiles")
+            broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if len(broken):
+                raise OutputError(f"row {broken[0]} (cell {ids[broken[0]]}): {name} is not finite")

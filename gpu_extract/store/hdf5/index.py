@@ -1,0 +1,113 @@
+"""The end of a run: the skeleton becomes the head of an HDF5 file, whose index tells of the chunks where they are.
+
+The partial file has room for the skeleton, then the chunks. Nothing of them is copied, and a kill leaves the
+partial file as usable as it was.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.chunks import ChunkFormat, checksum
+from gpu_extract.store.hdf5.datasets import format_of
+from gpu_extract.store.hdf5.fields import fill_index, set_end_of_file
+from gpu_extract.store.hdf5.layouts import LIBVER, layout_of
+from gpu_extract.store.journal import Journal, Record, join
+
+__all__ = ["check_index", "finished_head"]
+
+# HDF5 gathers what is smaller in a buffer, and writes more of it than was asked for.
+SIEVE_NBYTES = 64 << 10
+# Chunks that are read back before the file gets its name. `verify` reads all.
+N_CHECKED = 64
+
+
+def finished_head(journal: Journal) -> memoryview:
+    """What turns a partial file into an HDF5 file, once it stands in the place of the skeleton.
+
+    Parameters
+    ----------
+    journal : Journal
+        Of all its chunks.
+
+    Raises
+    ------
+    OutputError
+        If a row is missing.
+    """
+    record, n_head = _complete(journal), len(journal.skeleton)
+    memory = io.BytesIO(journal.skeleton)
+    with h5py.File(memory, "r+", libver=LIBVER) as file:
+        layout, order = layout_of(file), np.argsort(record.rows)
+        for i, name in enumerate(layout.limits):
+            file[name][...] = record.limits[order, :, i]
+        images = file[layout.images]
+        format, n_planes = format_of(images), images.shape[1]
+        if format.is_contiguous:
+            _place_values(images, n_head)
+    head = memory.getbuffer()[:n_head]
+    if not format.is_contiguous:
+        order = np.lexsort(format.places(record.rows, n_planes).T[::-1])
+        ends = n_head + np.cumsum(record.sizes, dtype=np.uint64)
+        fill_index(head, (ends - record.sizes)[order], record.sizes[order])
+    set_end_of_file(head, n_head + record.nbytes)
+    return head
+
+
+def check_index(path: Path, journal: Journal) -> None:
+    """Open a finished file and compare some of its chunks with the journal.
+
+    Raises
+    ------
+    OutputError
+        If it does not hold what was written.
+    """
+    record = join(journal.records)
+    with h5py.File(path, "r") as file:
+        images = file[layout_of(file).images]
+        format = format_of(images)
+        places = format.places(record.rows, images.shape[1])
+        n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
+        if n_found != len(places) or len(places) != len(record.sizes):
+            raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
+        values = np.empty(format.nbytes, np.uint8)
+        for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
+            row, plane = places[i].tolist()
+            chunk = _stored(images, format, row, plane)
+            if checksum(chunk) != record.checksums[i]:
+                raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
+            try:
+                format.codec.decode(chunk, values)
+            except ValueError as error:
+                raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
+
+
+def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
+    if format.is_contiguous:
+        start = images.id.get_offset() + row * format.nbytes
+        return os.pread(images.file.id.get_vfd_handle(), format.nbytes, start)
+    chunk: bytes = images.id.read_direct_chunk((row, plane, 0, 0))[1]
+    return chunk
+
+
+def _complete(journal: Journal) -> Record:
+    """All chunks of a file, once it is sure that each row is there once."""
+    rows = np.concatenate([record.rows for record in journal.records] or [np.empty(0, np.int64)])
+    if not np.array_equal(np.sort(rows), np.arange(journal.n_cells)):
+        raise OutputError(f"{len(np.unique(rows))} of {journal.n_cells} cells were written; the file is unfinished")
+    return join(journal.records)
+
+
+def _place_values(images: h5py.Dataset, start: int) -> None:
+    """HDF5 gives a dataset without chunks its place, behind all else, when the first of its values are written."""
+    row = np.zeros((1, *images.shape[1:]), images.dtype)
+    images[: SIEVE_NBYTES // row.nbytes + 1] = row
+    images.file.flush()
+    if images.id.get_offset() != start:
+        raise RuntimeError(f"HDF5 has put the tiles at {images.id.get_offset()} instead of {start}, where they are")

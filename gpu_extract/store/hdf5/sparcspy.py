@@ -1,0 +1,183 @@
+"""The layout ``sparcspy``: the classic ``single_cells.h5`` as SPARCSpy 1.0.0 writes it.
+
+::
+
+    single_cell_data             (N, K, S, S), chunks (1, 1, S, S)
+    single_cell_index            (N, 2) row and cell id
+    label_names                  ("index", "cellid", names of the slides' metadata); time courses only
+    single_cell_index_labelled   (N, 2 + metadata) the same as texts, with the metadata; time courses only
+
+A file with several slides, or with metadata, is a time course: its tiles are float16 and its index is uint64, as
+written by SPARCSpy's TimecourseHDF5CellExtraction. Otherwise tiles are float32 that holds float16 values, and the
+index is int64, as written by its HDF5CellExtraction. What SPARCSpy has no place for (the recipe, the names of the
+planes, the dropped cells) is stored as JSON in one attribute of the file, ``gpu_extract``, which SPARCSpy ignores.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.errors import OutputError
+from gpu_extract.store.chunks import ChunkFormat
+from gpu_extract.store.hdf5.datasets import codec_of, create_images
+from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpu_extract.store.contents import Contents
+
+__all__ = ["Sparcspy", "SparcspyTables"]
+
+IMAGES = "single_cell_data"
+# The name under which SPARCSpy stores a slide's name; added first if the slides' metadata lack it.
+NAME_LABEL = "ID"
+TEXT = h5py.string_dtype()
+
+
+class Sparcspy:
+    """See `gpu_extract.store.hdf5.layout.Layout`."""
+
+    images = IMAGES
+    limits: tuple[str, ...] = ()
+
+    def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
+        """See `Layout.format`: each plane of a tile is a chunk of its own."""
+        dtype = np.dtype(np.float16 if _is_time_course(contents) else np.float32)
+        given, S = contents.program.output_dtype, contents.program.recipe.tile_size
+        if not np.can_cast(given, dtype, "safe"):
+            kind = "several slides" if len(contents.slides) > 1 else "a slide with metadata"
+            raise OutputError(
+                f"layout 'sparcspy' keeps tiles of {kind} as {dtype}, which does not hold the recipe's {given}; "
+                "use layout 'h5sc', or output_dtype float16"
+            )
+        if not _is_time_course(contents) and contents.cells.ids.max() > np.iinfo(np.int64).max:
+            raise OutputError(
+                f"layout 'sparcspy' keeps ids as int64 and cell {contents.cells.ids.max()} is beyond; use layout 'h5sc'"
+            )
+        n_planes = contents.program.n_planes if compression == "none" else 1
+        return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
+
+    def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
+        """See `Layout.write`."""
+        n_cells, n_planes = len(contents.cells), len(contents.plane_names)
+        index = np.stack([np.arange(n_cells, dtype=np.uint64), contents.cells.ids], axis=1)
+        if _is_time_course(contents):
+            metadata = _metadata(contents)
+            _write(file, "label_names", np.array(["index", "cellid", *metadata], object), TEXT)
+            columns = [*index.astype(str).T, *metadata.values()]
+            _write(file, "single_cell_index_labelled", np.stack(columns, axis=1).astype(object), TEXT)
+            _write(file, "single_cell_index", index, np.uint64)
+        else:
+            _write(file, "single_cell_index", index, np.int64)
+        file.attrs["gpu_extract"] = json.dumps(_attribute(contents))
+        create_images(file, self.images, n_cells, n_planes, format)
+
+    def tables(self, file: h5py.File) -> SparcspyTables:
+        """See `Layout.tables`."""
+        return SparcspyTables(file)
+
+    def check(self, file: h5py.File) -> SparcspyTables:
+        """See `Layout.check`."""
+        images, index = file[self.images], file["single_cell_index"]
+        n_cells = images.shape[0]
+        require(index.shape == (n_cells, 2), f"single_cell_index has shape {index.shape} for {n_cells} tiles")
+        require(np.array_equal(index[:, 0], np.arange(n_cells)), "single_cell_index does not number the rows 0, 1, ...")
+        tables = SparcspyTables(file)
+        require(len(tables.planes) == images.shape[1], f"{len(tables.planes)} planes are named for {images.shape[1]}")
+        obs = tables.obs()
+        if "label_names" in file:
+            labelled = file["single_cell_index_labelled"].asstr()[:, 1]
+            require(np.array_equal(labelled, tables.ids.astype(str)), "single_cell_index_labelled has other ids")
+        require_unique(obs, obs.columns.tolist())
+        return tables
+
+
+class SparcspyTables:
+    """The tables of a file of this package or of SPARCSpy; see `gpu_extract.store.hdf5.layout.Tables`.
+
+    SPARCSpy stores no names: its tiles are nucleus, cytosol and the channels, or one mask and one channel. Files of
+    this package store the names in an attribute.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self.images = file[IMAGES]
+        self._attribute: dict[str, Any] = json.loads(file.attrs.get("gpu_extract", "{}"))
+        n_planes = self.images.shape[1]
+        self.planes = tuple(map(str, self._attribute.get("planes") or _plane_names(n_planes)))
+        self.n_masks = int(self._attribute.get("n_masks", min(2, n_planes - 1)))
+        self.ids = file["single_cell_index"][:, 1].astype(np.uint64, copy=False)
+
+    def obs(self) -> pd.DataFrame:
+        """Return the ids, and the metadata of a time course, of which ``ID`` is the slide."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"scportrait_cell_id": self.ids}
+        if "label_names" in self._file:
+            names = self._file["label_names"].asstr()[2:]
+            texts = self._file["single_cell_index_labelled"].asstr()[:, 2:]
+            metadata = dict(zip(names, texts.T, strict=True))
+            if NAME_LABEL in metadata:
+                columns["slide"] = pd.Categorical(metadata[NAME_LABEL])
+            columns |= {name: pd.Categorical(values) for name, values in metadata.items()}
+        return pd.DataFrame(columns, index=pd.Index(np.arange(len(self.ids)).astype(str), dtype=object))
+
+    def dropped(self) -> pd.DataFrame:
+        """See `Tables.dropped`; empty in files of SPARCSpy."""
+        return dropped_table(self._attribute.get("dropped", {}))
+
+    def info(self) -> dict[str, Any]:
+        """Return the compression, and the texts that this package adds."""
+        texts = {name: value for name, value in self._attribute.items() if isinstance(value, str)}
+        codec = codec_of(self.images)
+        return {"compression": "other filters" if codec is None else codec.name, **texts}
+
+
+def _plane_names(n_planes: int) -> list[str]:
+    """Return the names of the planes of SPARCSpy's own tiles."""
+    masks = ["seg_all_nucleus", "seg_all_cytosol"] if n_planes > 2 else ["mask0"]
+    return masks + [f"ch{c}" for c in range(n_planes - len(masks))]
+
+
+def _is_time_course(contents: Contents) -> bool:
+    return len(contents.slides) > 1 or bool(contents.metadata_names)
+
+
+def _metadata(contents: Contents) -> dict[str, NDArray[Any]]:
+    """Return each entry of the metadata for every cell, (N,) texts by name; empty if a slide lacks it."""
+    slides, slide = contents.slides, contents.cells.slide
+    columns = {name: [one.metadata.get(name, "") for one in slides] for name in contents.metadata_names}
+    if NAME_LABEL not in columns:
+        columns = {NAME_LABEL: [one.name for one in slides], **columns}
+    return {name: np.array(texts, object)[slide] for name, texts in columns.items()}
+
+
+def _attribute(contents: Contents) -> dict[str, Any]:
+    dropped = contents.cells.dropped
+    return {
+        **contents.provenance(),
+        "planes": contents.plane_names,
+        "n_masks": _n_leading_masks(contents),
+        "dropped": {
+            "slide": [contents.slides[i].name for i in dropped.slide],
+            "cell_id": dropped.ids.tolist(),
+            "reason": dropped.reasons().tolist(),
+        },
+    }
+
+
+def _n_leading_masks(contents: Contents) -> int:
+    """Return how many masks come before the first channel: all, unless planes were chosen in another order."""
+    n_masks = len(contents.mask_planes)
+    is_mask = [plane < n_masks for plane in contents.planes or range(contents.program.n_planes)]
+    return [*is_mask, False].index(False)
+
+
+def _write(file: h5py.File, name: str, values: NDArray[Any], dtype: Any) -> None:
+    file.create_dataset(name, data=values.astype(dtype), dtype=dtype, track_times=False)

@@ -1,0 +1,247 @@
+"""Reading back: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
+
+Tiles are read by `hdf5.tile_reader`, tables by the file's layout; files of scPortrait and SPARCSpy are read as those
+of this package are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpu_extract.errors import InputError, OutputError, UnknownCellError
+from gpu_extract.store.damage import reporting_damage
+from gpu_extract.store.hdf5.layouts import layout_of
+from gpu_extract.store.hdf5.tile_reader import TileReader
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Cells", "open_cells"]
+
+
+def open_cells(path: str | os.PathLike[str]) -> Cells:
+    """The cells of an ``.h5sc`` or a classic ``single_cells.h5`` file, to be closed after use or opened by ``with``.
+
+    Raises
+    ------
+    OutputError
+        If there is no such file, or it is not one of cells, or it is damaged.
+    """
+    return Cells(path)
+
+
+class Cells:
+    """The cells of a file, by id or by row; tables are read when they are asked for.
+
+    Cells pickle as their path and are opened again where they arrive.
+
+    Parameters
+    ----------
+    path : path
+
+    Attributes
+    ----------
+    path : Path
+    planes : tuple of str, length K
+        Names of a tile's planes: masks first, then channels.
+    mask_planes, channel_planes : tuple of str, length M and C
+    tile_size : int, pixels
+    dtype : numpy.dtype
+    ids : (N,) uint64
+        Id of each row's cell.
+
+    Raises
+    ------
+    OutputError
+        If there is no such file, or it is not one of cells, or it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise OutputError(f"{path} {'is a folder' if self.path.is_dir() else 'does not exist'}")
+        with reporting_damage(self.path):
+            self._file = h5py.File(self.path, "r")
+            try:
+                self._read_facts()
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _read_facts(self) -> None:
+        tables = self._tables = layout_of(self._file).tables(self._file)
+        images = self._images = tables.images
+        # Another file that is named in this one could be any file of the user's.
+        if images.file != self._file or images.external or images.is_virtual:
+            raise OutputError(f"{self.path} keeps its tiles in other files; that is not read")
+        if images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise OutputError(f"{self.path} has tiles of shape {images.shape}; they must be (N, K, S, S)")
+        self.planes = tables.planes
+        self.mask_planes, self.channel_planes = self.planes[: tables.n_masks], self.planes[tables.n_masks :]
+        self.tile_size: int = images.shape[2]
+        self.dtype: np.dtype[Any] = images.dtype
+        self.ids = tables.ids
+        if (len(self.ids), len(self.planes)) != images.shape[:2]:
+            raise OutputError(
+                f"{self.path} has tiles of shape {images.shape} for {len(self.ids)} ids and {len(self.planes)} planes"
+            )
+        self._read_tile = TileReader(images)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what has been read stays valid."""
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_cells, (self.path,)
+
+    def __repr__(self) -> str:
+        S = self.tile_size
+        return f"<{len(self)} cells of {len(self.planes)} planes, {S} x {S} {self.dtype}, in {self.path}>"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, cell: object) -> bool:
+        return len(self._rows_of(cell)) > 0
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Each cell's id and tile, in the order of rows."""
+        for row, cell_id in enumerate(self.ids.tolist()):
+            yield cell_id, self.read([row])[0]
+
+    def __getitem__(self, cell: int | tuple[str, int]) -> NDArray[Any]:
+        """The tile of a cell, (K, S, S), by its id, or by slide and id.
+
+        Raises
+        ------
+        UnknownCellError
+            If no cell has the id, or cells of several slides have it.
+        OutputError
+            If the tile is damaged.
+        """
+        rows = self._rows_of(cell)
+        if len(rows) == 0:
+            raise UnknownCellError(f"{self.path} has no cell {_spelled(cell)}{self._hint(cell)}")
+        if len(rows) > 1:
+            raise UnknownCellError(
+                f"{self.path} has {len(rows)} cells {_spelled(cell)}, of slides "
+                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_spelled(cell)}]"
+            )
+        tile: NDArray[Any] = self.read(rows)[0]
+        return tile
+
+    def read(self, rows: ArrayLike) -> NDArray[Any]:
+        """The tiles of many rows, in the order given.
+
+        Parameters
+        ----------
+        rows : (n,) int
+            From 0 to N - 1, in any order, repeated or not.
+
+        Returns
+        -------
+        (n, K, S, S) array of the file's dtype
+
+        Raises
+        ------
+        InputError
+            If ``rows`` are not a list of whole numbers from 0 to N - 1.
+        OutputError
+            If a tile is damaged.
+        """
+        wanted = np.asarray(rows)
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and len(wanted)):
+            raise InputError(f"rows are of type {wanted.dtype} and shape {wanted.shape}; give a list of whole numbers")
+        outside = (wanted < 0) | (wanted >= len(self))
+        if outside.any():
+            raise InputError(f"row {wanted[outside][0]} is not in the file; rows are 0 to {len(self) - 1}")
+        tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
+        for tile, row in zip(tiles, wanted.tolist(), strict=True):
+            with self._reading(f", row {row} (cell {self.ids[row]})"):
+                self._read_tile(row, tile)
+        return tiles
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """What is known of each cell, a row each, in the order of rows."""
+        with self._reading():
+            return self._tables.obs()
+
+    @cached_property
+    def dropped(self) -> pd.DataFrame:
+        """The cells that were seen and left out: ``slide``, ``cell_id`` and ``reason``."""
+        with self._reading():
+            return self._tables.dropped()
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """How the file was made: compression, normalisation, and the texts that `gpu_extract` left in it.
+
+        Of ours: ``version``, ``recipe`` (TOML), ``sources`` (JSON); and ``dropped``, cells by reason.
+        """
+        with self._reading():
+            facts = self._tables.info()
+        return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
+
+    @cached_property
+    def _by_id(self) -> NDArray[np.int64]:
+        return np.argsort(self.ids, kind="stable")
+
+    def _rows_of(self, cell: Any) -> NDArray[np.int64]:
+        slide, cell_id = _parts(cell)
+        if not isinstance(cell_id, int | np.integer) or not 0 <= cell_id < 2**64:
+            return np.empty(0, np.int64)
+        bounds = [np.searchsorted(self.ids, np.uint64(cell_id), side, sorter=self._by_id) for side in ("left", "right")]
+        rows = self._by_id[slice(*bounds)]
+        if slide is None:
+            return rows
+        return rows[[name == slide for name in self._slides_of(rows)]]
+
+    def _slides_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Name of each row's slide; files of scPortrait have none."""
+        return list(self.obs["slide"].iloc[rows]) if "slide" in self.obs else [""] * len(rows)
+
+    def _hint(self, cell: Any) -> str:
+        """Why a cell may not be there."""
+        slide, cell_id = _parts(cell)
+        dropped = self.dropped[self.dropped["cell_id"] == cell_id]
+        if slide is not None:
+            dropped = dropped[dropped["slide"] == slide]
+        if len(dropped):
+            return f"; it was dropped: {dropped['reason'].iloc[0]}"
+        return f"; ids run from {self.ids.min()} to {self.ids.max()}, rows are read by cells.read([row])"
+
+    @contextmanager
+    def _reading(self, where: str = "") -> Iterator[None]:
+        if not self._file:
+            raise OutputError(f"{self.path} is closed; open it again")
+        with reporting_damage(self.path, where):
+            yield
+
+
+def _spelled(cell: object) -> str:
+    slide, cell_id = _parts(cell)
+    return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
+
+
+def _parts(cell: Any) -> tuple[Any, Any]:
+    """Slide, None if it was not given, and id."""
+    return cell if isinstance(cell, tuple) and len(cell) == 2 else (None, cell)

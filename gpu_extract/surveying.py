@@ -1,0 +1,306 @@
+"""What an extraction will take and give, told before it runs: sizes, ids, pixel values, bytes, memory and time.
+
+What can be counted is counted on the label planes; what depends on the machine (time, compression, memory) is
+measured by extracting a sample of the plan's own cells.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract import pipeline
+from gpu_extract.backends import Backend
+from gpu_extract.components import find_components
+from gpu_extract.matching import find_overlaps
+from gpu_extract.model import DropReason, Slide, strips
+from gpu_extract.planning import Plan, batches
+from gpu_extract.store import CellStore, Contents
+
+__all__ = ["ChannelValues", "LabelProblem", "Survey", "survey"]
+
+# More of an image than this is looked at in rows spread over it, so that a plan of a terabyte takes seconds.
+VALUES_NBYTES = 2 << 30
+# Rows of one channel that are read at a time.
+STRIP_PIXELS = 4 << 20
+# Cells that are extracted on trial: enough that every core has several batches.
+N_TRIED = 1024
+# Memory of a run that grows with its cells: table rows, journal and index, measured from 7,000 to 110,000 cells.
+CELL_NBYTES = 350
+# Bars of the distribution of sizes, and ids that are given as examples of a problem.
+N_BARS, N_EXAMPLES = 10, 5
+# What can be done about ids, as long as it has not been.
+BY_OVERLAP = "--match overlap pairs nuclei and cytosols by their pixels, not by their ids"
+LARGEST_PIECE = "--pieces largest keeps the largest piece only"
+SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class ChannelValues:
+    """The pixels of a channel, of all slides.
+
+    Parameters
+    ----------
+    name, dtype : str
+    lowest, highest : float or None
+        Of the finite pixels, if there is one.
+    n_nonfinite : int
+        NaN and infinite pixels.
+    """
+
+    name: str
+    dtype: str
+    lowest: float | None
+    highest: float | None
+    n_nonfinite: int
+
+
+@dataclass(frozen=True)
+class LabelProblem:
+    """Something about ids that a careful reader should know before cells are extracted.
+
+    Parameters
+    ----------
+    problem : str
+    remedy : str
+        What could be done, or ``""``.
+    count : int
+    examples : tuple of (slide name, id)
+    """
+
+    problem: str
+    count: int
+    examples: tuple[tuple[str, int], ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a plan will take and give.
+
+    Parameters
+    ----------
+    plan : Plan
+    device : str
+    threads : int
+    problems : tuple of LabelProblem
+    channels : tuple of ChannelValues
+    share_read : float
+        The part of the images that ``channels`` tells of; 1 but for very large ones.
+    n_tried : int
+        Cells that were extracted to measure the next three.
+    seconds : float
+        Estimated time of the run, from the first pixel of the image to the finished file.
+    file_nbytes, memory_nbytes : int
+        Estimated size of the file, and the process' largest memory.
+    """
+
+    plan: Plan
+    device: str
+    threads: int
+    problems: tuple[LabelProblem, ...]
+    channels: tuple[ChannelValues, ...]
+    share_read: float
+    n_tried: int
+    seconds: float
+    file_nbytes: int
+    memory_nbytes: int
+
+    def tile_sizes(self) -> dict[float, int]:
+        """For some shares of the cells the tile side, in pixels, that holds them whole."""
+        return {share: self.plan.fitting_tile_size(share) for share in SHARES}
+
+    def histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Edges (n + 1,) of equal ranges of tile sides in pixels, and how many cells need one in each."""
+        sides = self.plan.fitting_sides()
+        width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
+        edges = np.arange(sides.min(), sides.max() + width + 1, width)
+        return edges, np.histogram(sides, edges)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        plan, cells = self.plan, self.plan.cells
+        edges, counts = self.histogram()
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "n_cells": len(cells),
+            "dropped": cells.dropped.counts(),
+            "n_truncated": int(cells.truncated.sum()),
+            "tile_size": plan.program.recipe.tile_size,
+            "fitting_tile_size": {f"{share:g}": side for share, side in self.tile_sizes().items()},
+            "cell_sizes": {"edges": edges.tolist(), "counts": counts.tolist()},
+            "slides": [self._slide(index) for index in range(len(plan.slides))],
+            "planes": list(plan.plane_names),
+            "output_dtype": plan.program.output_dtype.name,
+            "label_problems": [asdict(problem) for problem in self.problems],
+            "channels": [asdict(channel) for channel in self.channels],
+            "share_of_pixels_read": self.share_read,
+            "nbytes": plan.nbytes,
+            "n_tried": self.n_tried,
+            "estimated_file_nbytes": self.file_nbytes,
+            "estimated_memory_nbytes": self.memory_nbytes,
+            "estimated_seconds": self.seconds,
+            "warnings": list(plan.warnings),
+            "recipe": plan.program.recipe.to_toml(),
+        }
+
+    def _slide(self, index: int) -> dict[str, Any]:
+        slide, cells = self.plan.slides[index], self.plan.cells
+        dropped = cells.dropped.part(cells.dropped.slide == index)
+        return {
+            "name": slide.name,
+            "metadata": dict(slide.metadata),
+            "image": slide.image.source,
+            "size": list(slide.size),
+            "n_cells": int(np.count_nonzero(cells.slide == index)),
+            "dropped": dropped.counts(),
+        }
+
+
+def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any] = MappingProxyType({})) -> Survey:
+    """Look at the plan's labels and pixels, and extract some of its cells into a temporary file.
+
+    Parameters
+    ----------
+    plan : Plan
+    backend : Backend
+    threads : int
+    storage : mapping
+        ``compression``, ``layout`` and ``chunk_cells``, as for `gpu_extract.extract`; its defaults if left out.
+
+    Raises
+    ------
+    InputError
+        If the pixels cannot be read.
+    """
+    problems = _label_problems(plan)
+    start = time.perf_counter()
+    channels, share_read = _channel_values(plan.slides)
+    pass_seconds = (time.perf_counter() - start) / share_read
+    sample = _sample(plan, backend)
+    seconds, nbytes = _trial(sample, backend, threads, storage)
+    n_tried, n_cells = len(sample.cells), len(plan.cells)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + CELL_NBYTES * (n_cells - n_tried)
+    return Survey(
+        plan=plan,
+        device=backend.device,
+        threads=threads,
+        problems=problems,
+        channels=channels,
+        share_read=share_read,
+        n_tried=n_tried,
+        seconds=seconds * n_cells / n_tried + pass_seconds * _n_passes(plan),
+        file_nbytes=nbytes * n_cells // n_tried,
+        memory_nbytes=memory,
+    )
+
+
+def _label_problems(plan: Plan) -> tuple[LabelProblem, ...]:
+    """The problems of all slides, each kind once."""
+    found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for index, slide in enumerate(plan.slides):
+        for kind, ids in [*_without_partner(plan, index), *_problems_of(slide)]:
+            found.setdefault(kind, []).extend((slide.name, int(cell_id)) for cell_id in ids)
+    done = BY_OVERLAP if plan.program.recipe.match == "overlap" else None
+    return tuple(
+        LabelProblem(problem, len(cells), tuple(cells[:N_EXAMPLES]), "" if remedy == done else remedy)
+        for (problem, remedy), cells in found.items()
+        if cells
+    )
+
+
+def _without_partner(plan: Plan, index: int) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:
+    """(problem, remedy) and the ids of a slide that only one of its planes has, kept or dropped."""
+    cells, dropped = plan.cells, plan.cells.dropped
+    for m, name in enumerate(plan.slides[index].masks):
+        kept = cells.ids[(cells.slide == index) & (cells.areas[:, m] == 0)]
+        gone = dropped.ids[(dropped.slide == index) & (dropped.reason == DropReason.without(name))]
+        yield (f"id without {name}", BY_OVERLAP), np.union1d(kept, gone)
+
+
+def _problems_of(slide: Slide) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:
+    """(problem, remedy) and the ids that have it, of one slide."""
+    for name, raster in slide.masks.items():
+        yield (f"{name} in several pieces", LARGEST_PIECE), find_components(raster).ids
+    if len(slide.masks) < 2:
+        return
+    overlaps = find_overlaps(*slide.masks.values())
+    nuclei, holders = overlaps.holders()
+    cells, counts = np.unique(holders, return_counts=True)
+    yield ("nucleus mostly in a cytosol of another id", BY_OVERLAP), nuclei[nuclei != holders]
+    yield ("cytosol that holds several nuclei", BY_OVERLAP), cells[counts > 1]
+
+
+def _channel_values(slides: tuple[Slide, ...]) -> tuple[tuple[ChannelValues, ...], float]:
+    """The range of each channel over all slides, and the share of the pixels that were read."""
+    first = slides[0]
+    n_channels, dtype = first.image.shape[0], first.image.dtype
+    nbytes = sum(slide.image.shape[1] * slide.image.shape[2] for slide in slides) * n_channels * dtype.itemsize
+    step = max(1, -(-nbytes // VALUES_NBYTES))
+    low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
+    bad = np.zeros(n_channels, np.int64)
+    n_read = 0
+    for _, strip in chain.from_iterable(strips(slide.image, STRIP_PIXELS, step) for slide in slides):
+        n_read += strip[0].size
+        for c, pixels in enumerate(strip):
+            if dtype.kind == "f":
+                finite = pixels[np.isfinite(pixels)]
+                bad[c] += pixels.size - finite.size
+                pixels = finite
+            if pixels.size:
+                low[c], high[c] = min(low[c], pixels.min()), max(high[c], pixels.max())
+    total = sum(slide.size[0] * slide.size[1] for slide in slides)
+    channels = []
+    for name, lo, hi, n in zip(first.channel_names, low.tolist(), high.tolist(), bad.tolist(), strict=True):
+        lowest, highest = (lo, hi) if lo <= hi else (None, None)
+        channels.append(ChannelValues(name, dtype.name, lowest, highest, n))
+    return tuple(channels), n_read / total
+
+
+def _sample(plan: Plan, backend: Backend) -> Plan:
+    """The plan of some whole batches, spread over the slides, with N_TRIED cells or a few more."""
+    every = list(batches(plan, backend.batch_size))
+    chosen = np.random.default_rng(0).permutation(len(every))
+    rows: list[int] = []
+    for i in chosen.tolist():
+        if len(rows) >= min(N_TRIED, len(plan.cells)):
+            break
+        rows += every[i].rows.tolist()
+    return _part(plan, np.sort(np.array(rows)))
+
+
+def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
+    """The same plan for some of its cells, without passes over whole images."""
+    table = plan.cells.part(rows, plan.cells.dropped.part(np.zeros(0, np.int64)))
+    recipe = plan.program.recipe.replace(nonfinite="zero", quantile_scope="cell")
+    return replace(plan, cells=table, program=replace(plan.program, recipe=recipe))
+
+
+def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, Any]) -> tuple[float, int]:
+    """Seconds and bytes that the sample takes, once everything is compiled."""
+    with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
+        for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
+            contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
+            store = CellStore.create(Path(folder, name), contents, **storage)
+            report = pipeline.run(part, backend, store, threads)
+        return report.seconds, report.path.stat().st_size
+
+
+def _n_passes(plan: Plan) -> int:
+    """How often a run reads the images whole, before it extracts."""
+    recipe, dtype = plan.program.recipe, plan.program.image_dtype
+    n = int(recipe.nonfinite == "error" and dtype.kind == "f")
+    if recipe.normalization == "quantile" and recipe.quantile_scope != "cell":
+        n += -(-dtype.itemsize // 2)  # exact quantiles fix 16 bits a pass
+    return n
