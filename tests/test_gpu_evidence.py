@@ -345,7 +345,12 @@ def test_the_evidence_is_put_together():
     assert (evidence["ok"], evidence["failed"], evidence["missed"]) == (False, ["two"], ["fused"])
     assert evidence["skipped"] == ["x: why"]
     assert set(evidence["sources"]["kernels"]) >= {"extract.cu"}
-    assert set(evidence["sources"]["launchers"]) >= {"cuda/backend.py", "cuda/extract.py", "cuda/registry.py", "cuda/device.py"}
+    assert set(evidence["sources"]["launchers"]) >= {
+        "cuda/backend.py",
+        "cuda/extract.py",
+        "cuda/registry.py",
+        "cuda/device.py",
+    }
     text = gpu_evidence.table(evidence)
     assert "900,000 cells/s; cells_per_s 9e+05 (>= 1e+06 MISSED)" in text
     assert "checks: 1 of 2 passed, 0 skipped" in text
