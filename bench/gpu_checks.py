@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import synthetic
 from agreement import GPU_RTOL, LEAST_EQUAL
+from made.slides import MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, small_slide
 from numpy.typing import NDArray
-from slides import MASK_NAMES, as_slide, bare_batch, bare_window, one_batch, small_slide
 
 from gpu_extract import Recipe, demo_data, labels, ops
 from gpu_extract.backends import reference
@@ -40,7 +40,7 @@ SIZES = (16, 31, 64, 65, 98, 99, 128, 257, 512)
 POISONS = (0xCD, 0xFF)
 # The same text on two libraries: float64, but sums in another order.
 LIBRARIES_RTOL = 1e-12
-# Softened masks of `ops`, float32; the bound of tests/test_cuda_ops.py.
+# Softened masks of `ops`, float32; the bound of tests/backends/cuda/test_ops.py.
 BLUR_ATOL = 1e-6
 
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import synthetic
 from gpu_checks import agreement, pick
+from made.slides import as_slide
 from numpy.typing import NDArray
-from slides import as_slide
 
 from gpu_extract import Recipe, labels, planning
 from gpu_extract.backends import reference

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from slides import small_slide
+from made.slides import small_slide
 
 import gpu_extract as gx
 from gpu_extract.backends import choose

@@ -6,7 +6,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from classic_files import (
+from made.classic_files import (
     CYTOSOL,
     IMAGE,
     LABEL_NAMES,
@@ -17,22 +17,14 @@ from classic_files import (
     write_segmentation,
     write_time_course,
 )
-from slides import GOLDEN, SHARED, ht29
+from made.slides import GOLDEN, ht29, needs_shared
+from made.theirs import CLASSIC, COURSE, assert_is_theirs, extracted, ulps
 
 import gpu_extract as gx
 from gpu_extract import cli
 from gpu_extract.model import CellImages
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.store import verify
-
-CLASSIC, COURSE = SHARED / "golden" / "classic", SHARED / "golden" / "timecourse"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
-
-
-def ulps(images, expected):
-    """How many float16 values lie between the two, of arrays that hold float16 values in any type."""
-    bits = [np.asarray(each).astype(np.float16).view(np.int16).astype(int) for each in (images, expected)]
-    return np.abs(bits[0] - bits[1])
 
 
 @pytest.fixture
@@ -57,25 +49,6 @@ def run_classic(run):
         assert run(source, "--ids", ids, *options, "-o", output) == 0
 
     return run_classic
-
-
-def assert_is_theirs(ours, theirs, device):
-    """The same datasets, but for the stale running number that SPARCSpy leaves in the labelled index."""
-    with h5py.File(ours) as found, h5py.File(theirs) as expected:
-        assert set(found) == set(expected)
-        for name in expected:
-            assert (found[name].shape, found[name].dtype) == (expected[name].shape, expected[name].dtype)
-            assert found[name].chunks == expected[name].chunks
-            if name == "single_cell_data":
-                # As stored: float32 that holds more than float16 does would differ.
-                assert (found[name][:] == found[name][:].astype(np.float16)).all()
-                assert ulps(found[name], expected[name]).max() <= (0 if device == "reference" else 1)
-            elif name == "single_cell_index_labelled":
-                labelled = found[name].asstr()[:]
-                assert (labelled[:, 0] == np.arange(len(labelled)).astype(str)).all()
-                assert (labelled[:, 1:] == expected[name].asstr()[:, 1:]).all()
-            else:
-                assert (found[name][:] == expected[name][:]).all()
 
 
 @needs_shared
@@ -121,14 +94,6 @@ def test_the_shipped_sample_gives_sparcspy_s_values(run_classic, tmp_path, devic
         assert ulps(data, golden["images"]).max() <= (0 if device == "reference" else 1)
         assert found["single_cell_index"][:].tolist() == [[row, cell_id] for row, cell_id in enumerate(ids)]
         assert set(found) == {"single_cell_data", "single_cell_index"}
-
-
-def extracted(image, nucleus, cytosol, **choices):
-    """(ids, tiles) of a slide in memory, by the reference."""
-    batches = list(gx.iter_cells(image, nucleus=nucleus, cytosol=cytosol, device="reference", **choices))
-    order = np.argsort(np.concatenate([cells.rows for cells in batches]))
-    ids, images = (np.concatenate([getattr(cells, name) for cells in batches])[order] for name in ("ids", "images"))
-    return ids, images
 
 
 def test_a_segmentation_and_its_classes(run_classic, tmp_path):

@@ -8,39 +8,9 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from slides import small_slide
+from made.slides import small_slide
 
 import gpu_extract as gx
-from gpu_extract import cli
-
-IMAGE, NUCLEUS, CYTOSOL = small_slide(4)
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """A folder with a slide as files, which is the working directory."""
-    monkeypatch.chdir(tmp_path)
-    tifffile.imwrite("image.tif", IMAGE, photometric="minisblack")
-    tifffile.imwrite("nucleus.tif", NUCLEUS)
-    tifffile.imwrite("cytosol.tif", CYTOSOL)
-    return tmp_path
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the command line; gives (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gpu-extract", *map(str, arguments)])
-        # A terminal as wide as the longest line, so that help and usage are not wrapped.
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return call
-
 
 SLIDE = ["image.tif", "--nucleus", "nucleus.tif", "--cytosol", "cytosol.tif"]
 RUN = ["run", *SLIDE, "-o", "cells.h5sc", "--size", "24"]
@@ -241,18 +211,19 @@ def bad_inputs():
 
 @pytest.fixture
 def bad_files(files):
-    tifffile.imwrite("small.tif", NUCLEUS[:-7])
-    tifffile.imwrite("transposed.tif", NUCLEUS.T.copy())
-    tifffile.imwrite("float.tif", NUCLEUS.astype(np.float32))
-    tifffile.imwrite("negative.tif", np.where(NUCLEUS == 3, -3, NUCLEUS.astype(np.int32)))
-    tifffile.imwrite("empty.tif", np.zeros_like(NUCLEUS))
+    image, nucleus, _ = small_slide(4)
+    tifffile.imwrite("small.tif", nucleus[:-7])
+    tifffile.imwrite("transposed.tif", nucleus.T.copy())
+    tifffile.imwrite("float.tif", nucleus.astype(np.float32))
+    tifffile.imwrite("negative.tif", np.where(nucleus == 3, -3, nucleus.astype(np.int32)))
+    tifffile.imwrite("empty.tif", np.zeros_like(nucleus))
     (files / "text.tif").write_text("this is not a picture\n")
     (files / "truncated.tif").write_bytes((files / "image.tif").read_bytes()[:30000])
     np.save("pickled.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    nan = IMAGE.astype(np.float32)
+    nan = image.astype(np.float32)
     nan[1, 20, 30] = np.nan
     tifffile.imwrite("nan.tif", nan, photometric="minisblack")
-    np.save("complex.npy", IMAGE.astype(np.complex64))
+    np.save("complex.npy", image.astype(np.complex64))
     (files / "key.toml").write_text("colour = 'blue'\n")
     (files / "ids.csv").write_text("1\n99999\n")
     (files / "taken.h5sc").write_text("mine")

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.ndimage
-from classic_files import (
+from made.classic_files import (
     CYTOSOL,
     IMAGE,
     NUCLEUS,
@@ -17,7 +17,8 @@ from classic_files import (
     write_segmentation,
     write_time_course,
 )
-from test_classic import CLASSIC, COURSE, assert_is_theirs, extracted, needs_shared, ulps
+from made.slides import needs_shared
+from made.theirs import CLASSIC, COURSE, assert_is_theirs, extracted, ulps
 
 import gpu_extract as gx
 from gpu_extract.compat import HDF5CellExtraction, TimecourseHDF5CellExtraction

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cuda_on_cpu.device import shim
-from slides import GOLDEN, SHARED, as_slide, ht29, one_batch
+from made.slides import GOLDEN, SHARED, as_slide, ht29, one_batch
 
 from gpu_extract import Recipe
 from gpu_extract.backends import choose

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from slides import SHARED, as_slide
+from made.slides import SHARED, as_slide
 
 from gpu_extract import InputError, Recipe, extract, iter_cells, open_cells
 from gpu_extract.labels import label_statistics

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import h5py
 import numpy as np
 import pytest
-from slides import as_slide, small_slide
+from made.slides import as_slide, small_slide
 
 from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slides import as_slide, small_slide
+from made.slides import as_slide, small_slide
 
 from gpu_extract import InputError, Recipe, pixels
 from gpu_extract.pixels import check_finite, image_quantiles, slide_limits

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made.slides import as_slide, small_slide
 from skimage.measure import regionprops
-from slides import as_slide, small_slide
 
 from gpu_extract import InputError, LabelError, Recipe
 from gpu_extract.labels import label_statistics

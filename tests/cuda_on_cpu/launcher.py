@@ -18,7 +18,8 @@ GRID_LIMITS = (2**31 - 1, 65535, 65535)
 BLOCK_LIMITS = (1024, 1024, 64)
 THREADS_LIMIT = 1024
 SHARED_DEFAULT = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
-SHARED_LIMIT = 227 << 10  # what the largest devices give a block; test_cuda_compile.py knows each architecture's
+# What the largest devices give a block; backends/cuda/test_compile.py knows each architecture's.
+SHARED_LIMIT = 227 << 10
 
 
 class KernelError(Exception):

@@ -1,0 +1,1 @@
+"""Makers of small input, shared by the tests."""

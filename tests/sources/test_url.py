@@ -1,0 +1,115 @@
+"""Stores behind a URL."""
+
+import itertools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import zarr
+from made.slides import small_slide
+from made.stores import BOX, IMAGE, LABELS, crop, write_ome_zarr, write_spatialdata
+
+import gpu_extract as gx
+from gpu_extract.errors import SourceError
+from gpu_extract.sources import open_image, open_labels, open_slide
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder on a local HTTP server without listings that drops every tenth request, and its address."""
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+
+    class Handler(SimpleHTTPRequestHandler):
+        n_requests = itertools.count(1)
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=tmp_path)
+
+        def do_GET(self):
+            if next(self.n_requests) % 10 == 0:
+                self.close_connection = True
+            else:
+                super().do_GET()
+
+        def list_directory(self, path):
+            self.send_error(404)
+
+        def log_message(self, *_): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_over_http(served, version):
+    folder, url = served
+    write_ome_zarr(folder / "a.zarr", version=version, labels={"cells": LABELS}, chunks=(16, 16))
+    slide = open_slide(f"{url}/a.zarr#c=0,2", nucleus="cells")
+    assert (slide.name, slide.channel_names) == ("a", ("DNA", "actin"))
+    assert slide.masks["nucleus"].source == f"{url}/a.zarr#label=cells"
+    window = slide.read(BOX)
+    np.testing.assert_array_equal(window.image, crop(IMAGE[[0, 2]]))
+    np.testing.assert_array_equal(window.labels[0], crop(LABELS))
+
+
+def test_absent_chunks_over_http(served):
+    folder, url = served
+    labels = LABELS.copy()
+    labels[:32, :48] = 0
+    zarr.create_array(folder / "a.zarr", data=labels, chunks=(32, 48))
+    raster = open_labels(f"{url}/a.zarr", "nucleus")
+    with pytest.raises(SourceError, match=r"lacks the chunk c/0/0, .* add #missing=fill"):
+        raster.read(*BOX)
+    filled = open_labels(f"{url}/a.zarr#missing=fill", "nucleus")
+    np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
+
+
+def test_spatialdata_over_http(served):
+    folder, url = served
+    write_spatialdata(folder / "a.zarr", labels={"seg_all_nucleus": LABELS})
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(folder / "a.zarr", zarr_format=3)
+    np.testing.assert_array_equal(open_slide(f"{url}/a.zarr").read(BOX).image, crop(IMAGE))
+
+
+@pytest.mark.parametrize("address", ["{url}/nothing.zarr", "http://127.0.0.1:1/a.zarr", "nonsense://a.zarr"])
+def test_addresses_that_lead_nowhere(served, address):
+    address = address.format(url=served[1])
+    with pytest.raises(SourceError, match=r"cannot be opened as Zarr: .*; check the address") as caught:
+        open_image(address)
+    assert str(caught.value).startswith(f"image {address} ")
+    assert "\n" not in str(caught.value)
+
+
+def test_cells_over_http_are_those_of_the_disk(served):
+    folder, url = served
+    image, nucleus, cytosol = small_slide(1, size=(200, 260))
+    labels = {"nucleus": nucleus, "cytosol": cytosol}
+    write_ome_zarr(folder / "a.zarr", image, labels=labels, chunks=(32, 32))
+    reports = [
+        gx.extract(place, output=folder / f"{n}.h5sc", tile_size=24, device="cpu")
+        for n, place in enumerate((f"{url}/a.zarr", folder / "a.zarr"))
+    ]
+    with gx.open_cells(reports[0].path) as remote, gx.open_cells(reports[1].path) as local:
+        assert len(local) > 5
+        np.testing.assert_array_equal(remote.ids, local.ids)
+        np.testing.assert_array_equal(remote.read(range(len(remote))), local.read(range(len(local))))
+
+
+def test_a_damaged_chunk_from_a_server_ends_the_run_with_one_line(served):
+    folder, url = served
+    image, nucleus, _ = small_slide(1, size=(200, 260))
+    write_ome_zarr(folder / "a.zarr", image, labels={"nucleus": nucleus}, chunks=(32, 32))
+    for chunk in (folder / "a.zarr" / "s0" / "c" / "1").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"not a chunk")
+    with pytest.raises(SourceError, match="cannot be read at rows") as caught:
+        gx.extract(f"{url}/a.zarr", output=folder / "a.h5sc", tile_size=24, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("a.h5sc*"))

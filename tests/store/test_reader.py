@@ -1,0 +1,243 @@
+"""Reading cells back, by id and by row."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
+import numpy as np
+import pytest
+from made.cells import SCPORTRAIT_FILE, make_contents, make_images, make_slide, write
+
+from gpu_extract import UnknownCellError
+from gpu_extract.errors import InputError, OutputError
+from gpu_extract.recipe import Recipe
+from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.reader import open_cells
+
+IMAGES = "obsm/single_cell_images"
+BIG = 2**63 + 5
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cells.h5sc"
+
+
+@pytest.fixture
+def two_slides(path):
+    """Cells 1, 2, BIG of slide A and 2, 3 of slide B."""
+    slides = (make_slide("A", {"well": "D03"}), make_slide("B", {"well": "D04"}))
+    contents = make_contents(5, slides, n_dropped=2, ids=[1, 2, BIG, 2, 3])
+    write(path, contents)
+    return path, make_images(contents).images
+
+
+@pytest.mark.parametrize("compression", CODECS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
+def test_tiles_come_back_as_they_were(path, dtype, compression):
+    contents = make_contents(50, recipe=Recipe(tile_size=5, output_dtype=dtype))
+    images = make_images(contents).images
+    write(path, contents, compression=compression)
+    with open_cells(path) as cells:
+        assert len(cells) == 50
+        assert cells.dtype == dtype
+        assert cells.tile_size == 5
+        rows = [49, 0, 7, 7]
+        np.testing.assert_array_equal(cells.read(rows), images[rows])
+        np.testing.assert_array_equal(cells.read(np.arange(50)), images)
+        np.testing.assert_array_equal(cells[12], images[2])
+        for row, (cell_id, tile) in enumerate(cells):
+            assert cell_id == row + 10
+            np.testing.assert_array_equal(tile, images[row])
+        assert cells.read([]).shape == (0, 4, 5, 5)
+
+
+def test_names_and_tables(two_slides):
+    path, _ = two_slides
+    with open_cells(path) as cells:
+        assert cells.planes == ("seg_all_nucleus", "seg_all_cytosol", "DNA", "tubulin")
+        assert cells.mask_planes == cells.planes[:2]
+        assert cells.channel_planes == cells.planes[2:]
+        assert cells.ids.dtype == np.uint64
+        assert cells.ids.tolist() == [1, 2, BIG, 2, 3]
+        assert list(cells.obs["well"]) == ["D03", "D03", "D03", "D04", "D04"]
+        assert list(cells.dropped["reason"]) == ["mask touches the slide's border"] * 2
+        assert "5 cells of 4 planes, 6 x 6 float16" in repr(cells)
+
+
+def test_info(two_slides):
+    path, _ = two_slides
+    with open_cells(path) as cells:
+        info = cells.info
+    assert info["compression"] == "gzip"
+    assert info["normalization"] is True
+    assert (info["normalization_range_lower"], info["normalization_range_upper"]) == (0.001, 0.999)
+    assert info["dropped"] == {"mask touches the slide's border": 2}
+    assert "A.tif" in info["sources"]
+    assert "tile_size = 6" in info["recipe"]
+    assert isinstance(info["version"], str)
+
+
+def test_a_cell_by_its_id(two_slides):
+    path, images = two_slides
+    with open_cells(path) as cells:
+        np.testing.assert_array_equal(cells[1], images[0])
+        np.testing.assert_array_equal(cells[BIG], images[2])
+        np.testing.assert_array_equal(cells[np.uint64(3)], images[4])
+        np.testing.assert_array_equal(cells["A", 2], images[1])
+        np.testing.assert_array_equal(cells["B", 2], images[3])
+        assert 3 in cells
+        assert ("B", 3) in cells
+        assert ("A", 3) not in cells
+
+
+@pytest.mark.parametrize(
+    ("cell", "match"),
+    [
+        (2, r"has 2 cells 2, of slides A, B; name one: cells\[slide, 2\]"),
+        (0, r"no cell 0; ids run from 1 to 9223372036854775813, rows are read by cells.read"),
+        (-1, "no cell -1"),
+        (2**64, "no cell 18446744073709551616"),
+        ("A", "no cell A"),
+        (("C", 1), "no cell 1 of slide C"),
+        (2**40, "no cell 1099511627776; it was dropped: mask touches"),
+        (("A", 2**40), "it was dropped"),
+    ],
+)
+def test_a_cell_that_cannot_be_named_so(two_slides, cell, match):
+    path, _ = two_slides
+    with open_cells(path) as cells:
+        with pytest.raises(UnknownCellError, match=match) as error:
+            cells[cell]
+        assert isinstance(error.value, KeyError)
+        assert isinstance(error.value, InputError)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [[-1], [0, 5], [0.5], [[0]], 0, ["a"], [True]])
+def test_rows_that_are_not_in_the_file(two_slides, rows):
+    path, _ = two_slides
+    with open_cells(path) as cells, pytest.raises(InputError, match=r"^rows? "):
+        cells.read(rows)
+
+
+def test_scportraits_own_file():
+    if not SCPORTRAIT_FILE.exists():
+        pytest.skip(f"{SCPORTRAIT_FILE} is not here")
+    with open_cells(SCPORTRAIT_FILE) as cells, h5py.File(SCPORTRAIT_FILE) as file:
+        np.testing.assert_array_equal(cells.read(range(0, 226, 5)), file[IMAGES][::5])
+        np.testing.assert_array_equal(cells[int(cells.ids[3])], file[IMAGES][3])
+        assert cells.planes == ("seg_all_nucleus", "seg_all_cytosol", "ch0", "ch1", "ch2")
+        assert cells.info["compression"] == "lzf"
+        assert len(cells.dropped) == 0
+        with pytest.raises(UnknownCellError, match="no cell 3 of slide x"):
+            cells["x", 3]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"chunks": (1, 4, 6, 6), "compression": "gzip", "shuffle": True},
+        {"chunks": (1, 4, 6, 6), "fletcher32": True},
+        {"chunks": (2, 1, 6, 6), "compression": "gzip"},
+        {"chunks": (1, 1, 6, 6), "compression": "lzf"},
+        {},
+    ],
+)
+def test_other_layouts_are_read_through_h5py(two_slides, layout):
+    path, images = two_slides
+    with h5py.File(path, "r+") as file:
+        del file[IMAGES]
+        file.create_dataset(IMAGES, data=images, **layout)
+    with open_cells(path) as cells:
+        np.testing.assert_array_equal(cells.read([4, 0]), images[[4, 0]])
+
+
+def test_many_threads_read_one_file(path):
+    contents = make_contents(500)
+    images = make_images(contents).images
+    write(path, contents)
+    with open_cells(path) as cells, ThreadPoolExecutor(4) as workers:
+        rows = [range(start, 500, 10) for start in range(10)]
+        for some, tiles in zip(rows, workers.map(cells.read, rows), strict=True):
+            np.testing.assert_array_equal(tiles, images[some])
+
+
+def test_cells_pickle_as_their_path(two_slides):
+    path, images = two_slides
+    with open_cells(path) as cells, pickle.loads(pickle.dumps(cells)) as again:
+        np.testing.assert_array_equal(again[1], images[0])
+
+
+def test_a_closed_file(two_slides):
+    path, _ = two_slides
+    with open_cells(path) as cells:
+        pass
+    cells.close()
+    for use in (lambda: cells.read([0]), lambda: cells.obs, lambda: cells.info, lambda: cells.dropped):
+        with pytest.raises(OutputError, match="is closed"):
+            use()
+
+
+def test_files_that_are_none_of_ours(tmp_path):
+    with pytest.raises(OutputError, match="does not exist"):
+        open_cells(tmp_path / "missing.h5sc")
+    with pytest.raises(OutputError, match="is a folder"):
+        open_cells(tmp_path)
+    (tmp_path / "text.h5sc").write_text("hello")
+    with pytest.raises(OutputError, match="not a file of cells"):
+        open_cells(tmp_path / "text.h5sc")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["data"] = [1, 2]
+    with pytest.raises(OutputError, match="not a file of cells"):
+        open_cells(tmp_path / "foreign.h5")
+
+
+def test_tiles_behind_a_link_are_not_read(two_slides, tmp_path):
+    path, _ = two_slides
+    other = write(tmp_path / "other.h5sc", make_contents(5))
+    with h5py.File(path, "r+") as file:
+        del file[IMAGES]
+        file[IMAGES] = h5py.ExternalLink(other, IMAGES)
+    with pytest.raises(OutputError, match="in other files"):
+        open_cells(path)
+
+
+def test_tiles_in_other_files_are_not_read(two_slides, tmp_path):
+    path, _ = two_slides
+    with h5py.File(path, "r+") as file:
+        del file[IMAGES]
+        elsewhere = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset(IMAGES, (5, 4, 6, 6), "f2", external=elsewhere)
+    with pytest.raises(OutputError, match="in other files"):
+        open_cells(path)
+
+
+def test_a_damaged_tile_is_named(two_slides):
+    path, images = two_slides
+    with h5py.File(path, "r+") as file:
+        dataset = file[IMAGES].id
+        _, chunk = dataset.read_direct_chunk((1, 0, 0, 0))
+        dataset.write_direct_chunk((1, 0, 0, 0), chunk[:-4] + bytes(4))
+    with open_cells(path) as cells:
+        np.testing.assert_array_equal(cells.read([0]), images[:1])
+        with pytest.raises(OutputError, match=r"row 1 \(cell 2\) is damaged"):
+            cells.read([1])
+
+
+def test_random_damage_is_one_line_or_none(two_slides):
+    path, _ = two_slides
+    data, dice = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(data)
+        for position in dice.integers(0, len(data), 3):
+            broken[position] ^= 1 << int(dice.integers(8))
+        path.write_bytes(broken)
+        try:
+            with open_cells(path) as cells:
+                cells.read(range(5))
+                _ = cells.obs, cells.info
+        except OutputError as error:
+            assert "\n" not in str(error)  # noqa: PT017

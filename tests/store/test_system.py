@@ -1,0 +1,68 @@
+"""Room on the disk that is taken ahead of the chunks, and given back."""
+
+import ctypes
+import os
+
+import pytest
+from made.cells import make_contents, make_images, write
+
+from gpu_extract.store import CellStore, encode, verify
+from gpu_extract.store.chunk_log import ROOM_NBYTES
+from gpu_extract.store.system import give_back_memory, give_back_room, take_room
+
+
+def on_disk(path):
+    return 512 * path.stat().st_blocks
+
+
+@pytest.fixture
+def file(tmp_path):
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    if not take_room(descriptor, 0, 1 << 20):
+        pytest.skip("this file system takes no room ahead")
+    yield tmp_path / "file", descriptor
+    os.close(descriptor)
+
+
+def test_room_is_beyond_the_files_end(file):
+    path, descriptor = file
+    os.pwrite(descriptor, b"text", 0)
+    assert (path.read_bytes(), on_disk(path)) == (b"text", 1 << 20)
+    give_back_room(descriptor)
+    assert path.read_bytes() == b"text"
+    assert on_disk(path) < 1 << 16
+
+
+def test_no_room_is_left_behind(tmp_path, file):
+    contents = make_contents(40)
+    images = make_images(contents)
+    for name in ("finished", "kept"):
+        path = tmp_path / f"{name}.h5sc"
+        store = CellStore.create(path, contents)
+        store.append(encode(images, store.format))
+        partial = next(tmp_path.glob(f"{name}.*partial"))
+        assert on_disk(partial) > ROOM_NBYTES
+        store.finish() if name == "finished" else store.keep()
+        assert on_disk(path if name == "finished" else partial) < ROOM_NBYTES / 2
+    verify(tmp_path / "finished.h5sc")
+
+
+@pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is no name of a library")])
+def test_systems_that_cannot(tmp_path, monkeypatch, missing):
+    def no_library(name):
+        raise missing
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    with open(tmp_path / "file", "w+b") as file:
+        assert not take_room(file.fileno(), 0, 1 << 20)
+    give_back_memory()
+    contents = make_contents(4)
+    path = tmp_path / "cells.h5sc"
+    write(path, contents, make_images(contents))
+    verify(path)
+
+
+def test_room_that_is_refused_is_none(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    with open(tmp_path / "file", "rb") as file:
+        assert not take_room(file.fileno(), 0, 1 << 20)

@@ -1,0 +1,178 @@
+"""Where a file of cells may be written, and what is never lost there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from made.cells import fill, make_contents, make_images, only_file, write
+
+from gpu_extract.errors import OutputError, RunStoppedError
+from gpu_extract.store import CellStore, check_output, verify
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cells.h5sc"
+
+
+def refused(path, match, **choices):
+    """Both the early check and the store itself refuse a path, in one line, and leave nothing behind."""
+    for attempt in (
+        lambda: check_output(path, "gzip", overwrite=choices.get("overwrite", False)),
+        lambda: CellStore.create(path, make_contents(1), **choices),
+    ):
+        with pytest.raises(OutputError, match=match) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+
+
+def test_an_existing_file_needs_overwrite(path):
+    path.write_text("precious")
+    refused(path, "exists; .* --overwrite")
+    assert path.read_text() == "precious"
+    assert only_file(path)
+
+
+def test_an_existing_file_stays_until_the_new_one_is_complete(path):
+    path.write_text("precious")
+    contents = make_contents(20)
+    store = CellStore.create(path, contents, overwrite=True)
+    fill(store, make_images(contents))
+    assert path.read_text() == "precious"
+    store.finish()
+    assert verify(path).n_cells == 20
+    assert only_file(path)
+
+
+def test_an_abandoned_run_leaves_the_existing_file(path):
+    path.write_text("precious")
+    store = CellStore.create(path, make_contents(20), overwrite=True)
+    store.abandon()
+    store.abandon()
+    store.keep()
+    assert path.read_text() == "precious"
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_places_that_cannot_be_written_to(tmp_path, overwrite):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "fifo")
+    refused(tmp_path, "is a folder", overwrite=overwrite)
+    refused(tmp_path / "no" / "cells.h5sc", "there is no folder", overwrite=overwrite)
+    refused(tmp_path / "file" / "cells.h5sc", "is not a folder", overwrite=overwrite)
+    refused(tmp_path / "fifo", "not a regular file", overwrite=overwrite)
+    refused(tmp_path / ("x" * 250), "File name too long", overwrite=overwrite)
+    with pytest.raises(OutputError, match="cannot be written"):
+        CellStore.create(Path("/proc/cells.h5sc"), make_contents(1), overwrite=overwrite)
+
+
+def test_a_read_only_folder(path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    refused(path, "is read-only")
+
+
+def test_a_folder_that_refuses_at_the_last_moment(path, monkeypatch):
+    real = os.open
+
+    def refusing(name, *arguments, **keywords):
+        if str(name).endswith(".partial"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refusing)
+    store = CellStore.create(path, make_contents(1))
+    with pytest.raises(OutputError, match="Read-only file system"):
+        store.finish()
+    store.keep()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_unfinished_run_is_not_dropped_without_asking(path):
+    contents = make_contents(20)
+    store = CellStore.create(path, contents)
+    fill(store, make_images(contents), batch=10)
+    store.keep()
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
+    assert set(before) == {"cells.h5sc.partial", "cells.h5sc.journal"}
+    refused(path, r"cells.h5sc.partial holds 20 cells of an unfinished run; start again with --overwrite")
+    assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
+    write(path, contents, overwrite=True)
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("name", ["cells.h5sc.partial", "cells.h5sc.journal"])
+def test_half_of_an_unfinished_run(path, name):
+    (path.parent / name).write_text("something")
+    refused(path, "holds 0 cells of an unfinished run")
+    assert (path.parent / name).read_text() == "something"
+    write(path, make_contents(2), overwrite=True)
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_run_is_kept_out(path, overwrite):
+    contents = make_contents(2)
+    store = CellStore.create(path, contents)
+    refused(path, "another run is writing", overwrite=overwrite)
+    fill(store, make_images(contents))
+    assert store.finish() == path
+    assert verify(path).n_cells == 2
+
+
+def test_a_run_that_came_between_check_and_lock(path, monkeypatch):
+    monkeypatch.setattr("gpu_extract.store.target.unfinished", lambda path: None)
+    path.with_name("cells.h5sc.partial").write_text("theirs")
+    with pytest.raises(OutputError, match="another run has just written"):
+        CellStore.create(path, make_contents(1))
+    assert path.with_name("cells.h5sc.partial").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_that_was_taken_meanwhile_is_not_replaced(path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    contents = make_contents(2)
+    store = CellStore.create(path, contents)
+    fill(store, make_images(contents))
+    path.write_text("theirs")
+    with pytest.raises(OutputError, match=r"the finished file is .*partial"):
+        store.finish()
+    store.keep()
+    assert path.read_text() == "theirs"
+    assert verify(path.with_name("cells.h5sc.partial")).n_cells == 2
+
+
+def no_links(old, new):
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_file_systems_without_links(path, monkeypatch):
+    monkeypatch.setattr(os, "link", no_links)
+    write(path, make_contents(2))
+    assert verify(path).n_cells == 2
+    assert only_file(path)
+
+
+def test_a_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "cells.h5sc"
+    link.symlink_to(tmp_path / "disk" / "real.h5sc")
+    assert write(link, make_contents(2)) == tmp_path / "disk" / "real.h5sc"
+    assert link.is_symlink()
+    assert verify(link).n_cells == 2
+
+
+def test_a_folder_removed_during_the_run(path):
+    contents = make_contents(2)
+    store = CellStore.create(path, contents)
+    fill(store, make_images(contents))
+    for entry in path.parent.iterdir():
+        entry.unlink()
+    path.parent.rmdir()
+    with pytest.raises((OutputError, RunStoppedError)):
+        store.finish()
+    store.keep()
