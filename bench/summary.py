@@ -1,4 +1,4 @@
-"""The README's table and plot of speed, made from ``bench/results``.
+"""Write the speed table and plot of the README from ``bench/results``.
 
 python -m bench.summary          writes both; needs matplotlib
 """
@@ -13,10 +13,15 @@ HERE = Path(__file__).parent
 README, PLOT = HERE.parent / "README.md", HERE.parent / "docs" / "speed.png"
 BEGIN, END = "<!-- speed: made by `python -m bench.summary` -->\n", "<!-- end of speed -->\n"
 NAMES = {"scportrait": "scPortrait 1.8.0"}
+# Readers in the results of `read_back`; those of our files are "ours, " and the compression.
+READERS = {
+    "scPortrait's, ours": "scPortrait's file with `open_cells`",
+    "scPortrait's, h5py": "scPortrait's file with h5py",
+}
 
 
 def main() -> None:
-    """Put the table into the README and draw the plot."""
+    """Write the table into the README and draw the plot."""
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     README.write_text(before + BEGIN + "\n" + "\n".join(table(HERE / "results")) + "\n\n" + END + after)
@@ -24,18 +29,19 @@ def main() -> None:
 
 
 def table(results: Path) -> list[str]:
-    """The figures of all benches as lines of Markdown; only what was measured."""
-    lines = ["| files on disk to a finished file | cells/s | KiB a cell | peak memory |", "|---|---|---|---|"]
+    """Return the results of all benchmarks as lines of Markdown; benchmarks that were not run are left out."""
+    lines = ["| from files on disk to a finished file | cells/s | KiB per cell | peak memory |", "|---|---|---|---|"]
     runs = [one for name in ("end-to-end", "end-to-end-large") for one in loaded(results, name).get("results", [])]
     for one in runs:
         lines.append(
-            f"| ours, `{one['recipe']}`, {one['n_cells']:,} cells | {one['cells_per_second']:,.0f} | "
+            f"| gpu-extract, `{one['recipe']}`, {one['n_cells']:,} cells | {one['cells_per_second']:,.0f} | "
             f"{one['file_bytes_per_cell'] / 1024:.1f} | {one['peak_memory_mb']:,.0f} MB |"
         )
     for one in loaded(results, "peers").get("results", []):
         file_nbytes = one["theirs"][-1].get("file_bytes_per_cell")
         size = f"{file_nbytes / 1024:.1f}" if file_nbytes else ""
-        ratios = f"ours is {one['ratio']:.0f} x ({one['ratio_without_set_up']:.0f} x without its set-up)"
+        faster, faster_loop = one["ratio"], one["ratio_without_set_up"]
+        ratios = f"gpu-extract is {faster:.0f} times as fast ({faster_loop:.0f} without the peer's setup)"
         speed = one["n_cells"] / one["seconds"]
         lines.append(f"| {NAMES.get(one['peer'], one['peer'])}: {ratios} | {speed:,.0f} | {size} | |")
     writer, read = (
@@ -43,20 +49,25 @@ def table(results: Path) -> list[str]:
         loaded(results, "read-back").get("seconds_per_cell", {}),
     )
     speeds = ", ".join(f"`{one['compression']}` {one['raw_mb_per_second'] / 1000:.1f}" for one in writer)
-    times = "; ".join(f"{name} {ways['one at random'] * 1e6:.0f}" for name, ways in read.items())
-    lines += ["", f"The writer alone, fed from memory, GB/s of raw tiles: {speeds}.", ""]
-    return [*lines, f"Reading a cell at random, microseconds: {times}."]
+    times = ", ".join(f"{reader(name)} {ways['one at random'] * 1e6:.0f}" for name, ways in read.items())
+    lines += ["", f"The writer alone, from memory, in GB/s of raw tiles: {speeds}.", ""]
+    return [*lines, f"Reading one cell at random, in microseconds: {times}."]
+
+
+def reader(name: str) -> str:
+    """Return the text for a reader in the results of `read_back`."""
+    return READERS.get(name, f"`{name.removeprefix('ours, ')}`")
 
 
 def loaded(results: Path, name: str) -> dict[str, Any]:
-    """What a bench wrote; empty if it was not run."""
+    """Return the results of a benchmark; empty if it was not run."""
     file = results / f"cpu-{name}.json"
     figures: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return figures
 
 
 def plot(results: Path) -> None:
-    """Cells per second of each peer, and of ours on the same slide in the same run."""
+    """Plot the cells per second of each peer, and of gpu-extract on the same slide in the same run."""
     import matplotlib.pyplot as plt
 
     peers = loaded(results, "peers")["results"]
