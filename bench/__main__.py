@@ -1,8 +1,8 @@
-"""Everything that is measured on a CPU: one table, and the JSON that it is made from.
+"""Run all benchmarks of the CPU: one table, and the JSON files that it is made from.
 
     python -m bench [--scportrait VENV/bin/python] [--repeats 5] [--results bench/results]
 
-Some twenty minutes on two cores. ``python -m bench.summary`` then puts table and plot into the README.
+Takes about twenty minutes on two cores. ``python -m bench.summary`` then puts the table and the plot into the README.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:
-    """Run the benches, one after the other, and print the table."""
+    """Run the benchmarks one after the other and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scportrait", type=Path, help="the python of a virtual environment that has scPortrait")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     repeats = ["--repeats", str(arguments.repeats)]
@@ -30,7 +30,7 @@ def main() -> None:
     for name, figures, options in (
         ("peers", "peers", [*peers, *repeats]),
         ("end_to_end", "end-to-end", ["--sizes", "1536", "4096", *repeats]),
-        # 110,000 cells on a slide that takes 3 GB.
+        # 110,000 cells, on a slide of 3 GB.
         ("end_to_end", "end-to-end-large", ["--sizes", "16384", "--recipe", "scportrait", "--repeats", "3"]),
         ("scaling", "scaling", []),
         ("primitives", "primitives", repeats),

@@ -1,8 +1,9 @@
-"""The files that `compat_scportrait.sh` shows to scPortrait: one slide, a time course, and a table of slides.
+"""Write the files that `compat_scportrait.sh` tests with scPortrait: one slide, a time course, and a table of slides.
 
     python bench/compat_files.py FOLDER
 
-All from the shipped sample, and through the ways that users have: an OME-TIFF with a time axis, a CSV table.
+All are made from the sample that ships with the package, in the ways that users do it: an OME-TIFF with a time axis,
+a CSV table.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main() -> None:
 
     for name, pixels in zip(("image", "nucleus", "cytosol"), map(tifffile.imread, sample), strict=True):
         axes = "TCYX" if pixels.ndim == 3 else "TYX"
-        # The cells wander to the left, and out of the picture.
+        # The cells move to the left and out of the image.
         frames = np.stack([shifted(pixels, n) for n in (0, 100, 200)])
         tifffile.imwrite(folder / f"{name}.ome.tif", frames, ome=True, metadata={"axes": axes})
     planes = {name: folder / f"{name}.ome.tif" for name in ("image", "nucleus", "cytosol")}
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def shifted(pixels: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
-    """The pixels moved left by n columns, 0 where nothing is known."""
+    """Return the pixels moved left by n columns, with 0 where there are no pixels."""
     return np.concatenate([pixels[..., n:], np.zeros_like(pixels[..., :n])], axis=-1)
 
 

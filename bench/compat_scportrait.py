@@ -1,7 +1,7 @@
-"""Checks with scPortrait's own code that it reads, trains from and plots a file of cells.
+"""Check with scPortrait's own code that it can read, train from and plot a file of cells.
 
-``compat_scportrait.py FILE.h5sc`` prints one line a check and exits with 1 if any failed. It runs where
-scPortrait is installed and does not import gpu_extract: scPortrait is compared with what h5py reads. See
+``compat_scportrait.py FILE.h5sc`` prints one line per check and exits with 1 if any failed. It runs in an environment
+with scPortrait and does not import gpu_extract: what scPortrait returns is compared with what h5py reads. See
 compat_scportrait.sh.
 """
 
@@ -32,7 +32,7 @@ N_PLOTTED = 4
 
 @dataclass(frozen=True)
 class Expected:
-    """What h5py reads: ids (N,), images (N, K, S, S), K plane names, and how many planes are masks."""
+    """The contents of a file as h5py reads them: ids (N,), images (N, K, S, S), K planes, and the number of masks."""
 
     path: Path
     ids: np.ndarray
@@ -42,7 +42,7 @@ class Expected:
 
     @classmethod
     def read(cls, path: Path) -> Expected:
-        """The whole file."""
+        """Read the whole file."""
         with h5py.File(path, "r") as file:
             images = file["obsm/single_cell_images"]
             planes = as_text(images.attrs["channel_names"])
@@ -92,7 +92,7 @@ def check_dataset_selection(expected: Expected) -> str:
 
 
 def check_labelled_dataset(expected: Expected) -> str:
-    # The one numeric column that every file has.
+    # The only numeric column that every file has.
     dataset = quietly(LabelledH5ScSingleCellDataset, dir_list=[expected.path], label_colum="scportrait_cell_id")
     labels = np.array([float(dataset[row][1]) for row in range(len(dataset))], np.float32)
     np.testing.assert_array_equal(labels, expected.ids.astype(np.float32))
@@ -116,26 +116,26 @@ def check_plot_all_planes(expected: Expected) -> str:
 
 
 def plotted(expected: Expected) -> tuple[list[int], list[int]]:
-    """Rows and ids of some cells whose id is that of one row only: scPortrait's plots know cells by id."""
+    """Return the rows and ids of some cells whose ids are unique in the file: scPortrait's plots find cells by id."""
     ids, first, counts = np.unique(expected.ids, return_index=True, return_counts=True)
     rows = np.sort(first[counts == 1])[:N_PLOTTED].tolist()
-    assert len(rows) == N_PLOTTED, f"{len(ids)} ids, too few of which are those of a single row"
+    assert len(rows) == N_PLOTTED, f"{len(ids)} ids, of which too few are unique"
     return rows, expected.ids[rows].tolist()
 
 
 def as_text(names: Iterable[str | bytes]) -> list[str]:
-    """Names as str; scPortrait itself writes them as bytes."""
+    """Return the names as str; scPortrait itself writes bytes."""
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
 def quietly(make: Callable[..., Any], **arguments: Any) -> Any:
-    """The dataset, without the statistics that scPortrait prints while making it."""
+    """Make the dataset without the statistics that scPortrait prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         return make(**arguments)
 
 
 def drawn(figure: Any, pictures: np.ndarray) -> str:
-    """Whether the figure shows these pictures (n, S, S) in this order, and can be saved as PNG."""
+    """Check that the figure shows these pictures (n, S, S) in this order and can be saved as PNG."""
     shown = [axes.images[0].get_array() for axes in figure.axes[0].child_axes]
     np.testing.assert_array_equal(np.stack(shown), pictures)
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def main() -> int:
     for name, check in CHECKS.items():
         try:
             print(f"ok    {name}: {check(expected)}")
-        except Exception:  # whatever scPortrait raises is this check's result
+        except Exception:  # whatever scPortrait raises is a failure of this check
             n_failed += 1
             print(f"FAIL  {name}")
             traceback.print_exc()

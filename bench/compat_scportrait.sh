@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Checks that scPortrait 1.8.0 itself opens, trains from and plots our .h5sc files: of a slide, a time course, a table.
+# Check that scPortrait 1.8.0 itself opens, trains from and plots our .h5sc files: a slide, a time course, a table.
 #
 #   bench/compat_scportrait.sh [VENV_DIR [FILE]]
 #
-# Without FILE the checkout is installed and compat_files.py writes the files that are checked; with FILE that
-# one is checked and the checkout is not installed. The virtual environment is made if it is missing, reused if it
-# is there, and thrown away at the end if no folder is named.
+# Without FILE, the checkout is installed and compat_files.py writes the files to check. With FILE, only that file is
+# checked and the checkout is not installed. The virtual environment is created if it does not exist, reused if it
+# does, and deleted at the end if no folder is given.
 #
 #   VENV        the same as the first argument
 #   PYTHON      interpreter for the virtual environment (default python3; 3.11 to 3.13)
-#   TORCH_SPEC  what pip installs for torch (default torch). On a plain machine pip's default torch brings several
-#               GB of CUDA libraries; name a CPU build to avoid that, for example TORCH_SPEC=torch==2.13.0 where
-#               pip is set up to find one. torch and scPortrait are resolved in one step: by itself scPortrait would
-#               pull the newest torchvision, which replaces the torch that is there.
+#   TORCH_SPEC  the requirement that pip installs for torch (default torch). By default, pip's torch brings several
+#               GB of CUDA libraries. To avoid that, give a CPU build, for example TORCH_SPEC=torch==2.13.0 if pip
+#               is configured to find one. torch and scPortrait are resolved in one step, because scPortrait alone
+#               would pull the newest torchvision, which replaces the installed torch.
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -25,8 +25,8 @@ file=${2:-}
 [[ -x $venv/bin/python ]] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet "${TORCH_SPEC:-torch}" "scportrait==1.8.0"
 
-# torchvision's usual wheel is built for CUDA; beside a CPU build of torch its compiled operators do not load, and
-# its import fails where it registers two of them. Nothing that is checked here calls them: declaring them is enough.
+# torchvision's usual wheel is built for CUDA. With a CPU build of torch, its compiled operators do not load, and its
+# import fails when it registers two of them. No check calls them, so it is enough to declare them.
 if ! "$venv/bin/python" -c 'import torchvision' 2>"$scratch/torchvision.log"; then
     if ! grep -q 'operator torchvision::nms does not exist' "$scratch/torchvision.log"; then
         cat "$scratch/torchvision.log" >&2

@@ -1,12 +1,12 @@
-"""Files on disk to a finished gzip .h5sc: cells per second, the stages, and peak memory.
+"""Measure extraction from files on disk to a finished gzip .h5sc: cells per second, stages, and peak memory.
 
     python -m bench.end_to_end [--sizes 1024 4096 ...] [--recipe standard ...] [--repeats 5] [--threads N] [--json FILE]
 
-A slide of three uint16 channels and two label planes is made in a temporary folder as uncompressed TIFFs. For each
-recipe it is extracted in a process of its own: the first call of `gpu_extract.extract`, which also imports what it
-needs and loads the compiled kernels, and then the median of ``repeats`` calls. ``whole_program_seconds`` is
-``gpu-extract run`` from a shell. How far a stage is from the machine's limit is told by the bytes that it must at
-least move and the speed of a plain copy, or of the disk, in the same run.
+A slide with three uint16 channels and two label planes is written to a temporary folder as uncompressed TIFFs. Each
+recipe runs in a process of its own: first one call of `gpu_extract.extract`, which also imports modules and loads the
+compiled kernels, then ``repeats`` calls, of which the median is reported. ``whole_program_seconds`` is the time of
+``gpu-extract run`` in a shell. ``share_of_limit`` compares each stage with the machine's limit: the least number of
+bytes that it must move, at the speed of a plain copy, or of the disk, in the same run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any
 from bench import ours
 from bench.machine import machine
 
-# Bytes of a cell's tile: two masks and three channels of 128 x 128 float16; and of its window on the slide.
+# Bytes of a tile: two masks and three channels of 128 x 128 float16.
 TILE_NBYTES = 5 * ours.TILE_SIZE**2 * 2
 
 
 def main() -> None:
-    """Run, print a line per slide and recipe, and write the JSON."""
+    """Run, print one line per slide and recipe, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[4096], help="sides of the slides in pixels")
     parser.add_argument("--recipe", nargs="+", default=["standard", "scportrait", "sparcspy"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
     limits = machine()
     results = []
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(folder: Path, size: int, recipe: str, threads: int, repeats: int, limits: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a recipe on a slide."""
+    """Return the results of a recipe on a slide."""
     border = "mask" if recipe == "standard" else "window"
     figures = ours.run(folder, "tif", recipe, border, threads, repeats)
     median, n_cells = statistics.median(figures["call_seconds"]), figures["n_cells"]
@@ -67,7 +67,7 @@ def measure(folder: Path, size: int, recipe: str, threads: int, repeats: int, li
     print(
         f"{size} {recipe:<11} {n_cells} cells in {median:.2f} s: {n_cells / median:,.0f} cells/s; "
         f"first call {figures['first_call_seconds']:.1f} s, whole program {result['whole_program_seconds']:.1f} s; "
-        f"plan {figures['plan_seconds']:.2f}, {stages} s; {figures['file_bytes_per_cell'] / 1024:.1f} KiB a cell, "
+        f"plan {figures['plan_seconds']:.2f}, {stages} s; {figures['file_bytes_per_cell'] / 1024:.1f} KiB per cell, "
         f"peak memory {figures['peak_memory_mb']:,.0f} MB",
         flush=True,
     )
@@ -75,7 +75,7 @@ def measure(folder: Path, size: int, recipe: str, threads: int, repeats: int, li
 
 
 def whole_program(folder: Path, recipe: str, threads: int) -> float:
-    """Seconds of ``gpu-extract run``, the quicker of two."""
+    """Return the seconds of ``gpu-extract run``, the faster of two runs."""
     command = [
         *(str(Path(sys.executable).parent / "gpu-extract"), "run", str(folder / "image.tif")),
         *("--nucleus", str(folder / "nucleus.tif"), "--cytosol", str(folder / "cytosol.tif")),
@@ -91,10 +91,11 @@ def whole_program(folder: Path, recipe: str, threads: int) -> float:
 
 
 def shares_of_limit(size: int, figures: dict[str, Any], threads: int, limits: dict[str, Any]) -> dict[str, float]:
-    """For each stage the time that its least bytes would take at the machine's own speed, over the time it took.
+    """Return for each stage the shortest possible time divided by the measured time.
 
-    Plan and read must read the slide once; compute must write the tiles; encode must read them; write must put the
-    file on the disk. Stages that several threads work in are given as many times the speed of one.
+    The shortest possible time is that of the bytes that the stage must at least move, at the machine's own speed. Plan
+    and read must read the slide once; compute must write the tiles; encode must read them; write must write the file to
+    disk. Measured times are summed over threads, so each thread is compared with the copy speed of one core.
     """
     n_cells, seconds = figures["n_cells"], figures["stage_seconds"] | {"plan": figures["plan_seconds"]}
     memory, disk = limits["memory_copy_gb_per_second"] * 1e9, limits["disk_write_gb_per_second"] * 1e9

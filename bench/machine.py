@@ -1,4 +1,4 @@
-"""What figures were taken on, and how fast its memory and disk are by themselves."""
+"""Describe the machine of a benchmark, and measure the speed of its memory and disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NBYTES = 256 << 20
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, memory and disk speed, versions, commit."""
+    """Return processor, cores, memory and disk speed, versions, and commit."""
     packages = ("gpu-extract", "numpy", "numba", "h5py", "isal")
     return {
         "processor": processor(),
@@ -30,7 +30,7 @@ def machine() -> dict[str, object]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -38,7 +38,7 @@ def processor() -> str:
 
 
 def memory_copy() -> float:
-    """Bytes read and written per second by one core that copies memory, the best of five."""
+    """Return the bytes read and written per second when one core copies memory, the best of five."""
     source = np.ones(NBYTES, np.uint8)
     target = np.zeros_like(source)
     seconds = []
@@ -50,7 +50,7 @@ def memory_copy() -> float:
 
 
 def disk_write() -> float:
-    """Bytes per second written to a temporary file and synced, the best of three."""
+    """Return the bytes per second written to a temporary file and synced, the best of three."""
     data = np.random.default_rng(0).bytes(NBYTES)
     seconds = []
     for _ in range(3):

@@ -1,9 +1,9 @@
-"""`gpu_extract.extract` in a process of its own, called several times; a part of the other benches.
+"""Call `gpu_extract.extract` several times in a process of its own; used by the other benchmarks.
 
     python -m bench.ours FOLDER KIND RECIPE BORDER THREADS REPEATS
 
-Prints JSON: seconds of the import, seconds of each call (the first one also imports what it needs and loads the
-compiled kernels), the stages of the last one, and the process' peak memory.
+Prints JSON: seconds of the import, seconds of each call (the first one also imports modules and loads the compiled
+kernels), the stages of the last call, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TILE_SIZE = 128
 
 
 def main() -> None:
-    """Extract, and print what it took."""
+    """Extract, and print the times and the memory."""
     folder, kind, recipe, border = Path(sys.argv[1]), *sys.argv[2:5]
     threads, repeats = map(int, sys.argv[5:7])
     start = time.perf_counter()
@@ -32,8 +32,8 @@ def main() -> None:
     output = folder / "ours.h5sc"
     seconds = []
     for _ in range(repeats + 1):
-        output.unlink(missing_ok=True)  # peers do not replace a file, either
-        os.sync()  # or what others have left to be written would be waited for
+        output.unlink(missing_ok=True)  # the peers do not replace a file either
+        os.sync()  # otherwise the call would wait for what others have left to write
         start = time.perf_counter()
         report = extract(
             **planes,
@@ -59,16 +59,16 @@ def main() -> None:
 
 
 def run(folder: Path, kind: str, recipe: str, border: str, threads: int, repeats: int) -> dict[str, Any]:
-    """What `main` prints, from a new process."""
+    """Run `main` in a new process and return what it prints."""
     arguments = [str(folder), kind, recipe, border, str(threads), str(repeats)]
-    # By a shell that stays: a process' peak memory counts what its parent held when it was started.
-    told = subprocess.run(
+    # Started by a shell that stays: the peak memory of a process includes what its parent held when it was started.
+    done = subprocess.run(
         ["sh", "-c", '"$0" -m bench.ours "$@"; exit $?', sys.executable, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    figures: dict[str, Any] = json.loads(told.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
 

@@ -1,8 +1,8 @@
-"""What one would write by hand: a loop over cells with NumPy, SciPy and scikit-image, one process a core.
+"""Extract with a hand-written loop over cells in NumPy, SciPy and scikit-image, with one process per core.
 
-Two recipes, stated here once more without gpu_extract: SPARCSpy's, as its documentation describes it, and the plain
-one that a microscopist would write with scikit-image, which is `standard`. Tiles go through a pool of processes to one
-HDF5 writer (lzf), as SPARCSpy has it.
+There are two recipes, implemented without gpu_extract: SPARCSpy's, as its documentation describes it, and the plain one
+that a microscopist would write with scikit-image, which is `standard`. A pool of processes passes the tiles to one HDF5
+writer (lzf), as in SPARCSpy.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from skimage.measure import regionprops_table
 from skimage.morphology import dilation, disk
 
 Array = NDArray[Any]
-# Tiles that a process hands over at a time.
+# Cells per task of the pool.
 CELLS = 50
 
 
 def extract(recipe: str, folder: Path, output: Path, threads: int, tile_size: int) -> dict[str, Any]:
-    """Extract the slide (image.npy, nucleus.npy, cytosol.npy); seconds of all, and of the loop alone."""
+    """Extract a slide (image.npy, nucleus.npy, cytosol.npy); return the total seconds, and those of the loop alone."""
     start = time.perf_counter()
     slide = _load(folder)
     ids, centers = _centers(slide[1], tile_size)
@@ -48,7 +48,7 @@ def _load(folder: Path) -> tuple[Array, ...]:
 
 
 def _centers(nucleus: Array, tile_size: int) -> tuple[Array, Array]:
-    """Ids and rounded centres of the nuclei whose tiles lie on the slide."""
+    """Return the ids and rounded centres of the nuclei whose tiles lie on the slide."""
     table = regionprops_table(np.asarray(nucleus), properties=("label", "centroid"))
     centers = np.round(np.stack([table["centroid-0"], table["centroid-1"]], axis=1)).astype(int)
     w = tile_size // 2
@@ -56,7 +56,7 @@ def _centers(nucleus: Array, tile_size: int) -> tuple[Array, Array]:
     return table["label"][inside], centers[inside]
 
 
-SLIDE: list[Array] = []  # of this process of the pool
+SLIDE: list[Array] = []  # the slide as opened by this process of the pool
 
 
 def _open(folder: Path) -> None:
@@ -75,7 +75,7 @@ def _tiles(task: tuple[str, Array, Array, int]) -> Array:
 
 
 def sparcspy_tile(image: Array, nucleus: Array, cytosol: Array, cell_id: int) -> Array:
-    """The five planes of a cell as SPARCSpy makes them."""
+    """Return the five planes of a cell as SPARCSpy computes them."""
     nucleus_mask = (nucleus == cell_id).astype(float)
     cytosol_mask = binary_fill_holes(cytosol == cell_id).astype(float)
     planes = [gaussian_filter(nucleus_mask, 1, mode="nearest"), gaussian_filter(cytosol_mask, 1, mode="nearest")]
@@ -90,7 +90,7 @@ def sparcspy_tile(image: Array, nucleus: Array, cytosol: Array, cell_id: int) ->
 
 
 def plain_tile(image: Array, nucleus: Array, cytosol: Array, cell_id: int) -> Array:
-    """The five planes of a cell by the recipe ``standard``."""
+    """Return the five planes of a cell of the recipe ``standard``."""
     masks, cuts, regions = [], [], []
     for labels in (nucleus, cytosol):
         mask = binary_fill_holes(labels == cell_id)

@@ -1,10 +1,10 @@
-"""scPortrait's own extraction of a slide, timed; runs where scPortrait is installed, without gpu_extract.
+"""Time scPortrait's own extraction of a slide; runs in an environment with scPortrait, without gpu_extract.
 
     python bench/peer_scportrait.py SLIDE_FOLDER OUTPUT_FOLDER THREADS TILE_SIZE
 
-``SLIDE_FOLDER`` has image.npy (C, H, W), nucleus.npy and cytosol.npy (H, W). The image and labels become a scPortrait
-project first, which is not timed; then ``Project.extract`` is, with the default recipe (quantiles 0.001 and 0.999,
-lzf). The last line of stdout is JSON: its own figures of time, ours of the whole call, and the file.
+``SLIDE_FOLDER`` has image.npy (C, H, W), nucleus.npy and cytosol.npy (H, W). The script converts them to a scPortrait
+project, which is not timed. Then it times ``Project.extract`` with the default recipe (quantiles 0.001 and 0.999, lzf).
+The last line of stdout is JSON: the times that scPortrait reports, the time of the whole call, and the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spatialdata.models import Image2DModel, Labels2DModel
 
 
 def main() -> None:
-    """Make the project, extract it, print the figures."""
+    """Make the project, extract it, and print the results."""
     slide, output = map(Path, sys.argv[1:3])
     threads, tile_size = map(int, sys.argv[3:5])
     config = {"threads": threads, "image_size": tile_size, "cache": str(output / "cache")}
@@ -40,30 +40,30 @@ def main() -> None:
     store = output / "slide.zarr"
     as_spatialdata(slide).write(store)
     project.load_input_from_sdata(store, "image", "nucleus", "cytosol")
-    os.sync()  # the project's own files
+    os.sync()  # so that writing the project's own files is not timed
     start = time.perf_counter()
     project.extract()
     seconds = time.perf_counter() - start
-    told = pd.read_csv(next((output / "project").rglob("benchmarking.csv"))).iloc[-1]
+    reported = pd.read_csv(next((output / "project").rglob("benchmarking.csv"))).iloc[-1]
     figures = {
         "file": project.extraction_f.output_path,
-        "n_cells": int(told["Number of classes extracted"]),
+        "n_cells": int(reported["Number of classes extracted"]),
         "seconds": seconds,
-        "reported_total_seconds": float(told["Total extraction time"]),
-        "reported_extraction_seconds": float(told["Time taken to extract single cell images"]),
+        "reported_total_seconds": float(reported["Total extraction time"]),
+        "reported_extraction_seconds": float(reported["Time taken to extract single cell images"]),
     }
     print("\n" + json.dumps(figures))
 
 
 def as_spatialdata(folder: Path) -> SpatialData:
-    """The slide as scPortrait wants it."""
+    """Return the slide in the form that scPortrait needs."""
     image, nucleus, cytosol = (np.load(folder / f"{name}.npy") for name in ("image", "nucleus", "cytosol"))
     labels = {
         name: Labels2DModel.parse(xr.DataArray(plane, dims=("y", "x")), chunks=(1000, 1000))
         for name, plane in (("nucleus", nucleus), ("cytosol", cytosol))
     }
     channels = [f"ch{c}" for c in range(len(image))]
-    # scPortrait reads images with a pyramid only.
+    # scPortrait can only read images that have a pyramid.
     pixels = Image2DModel.parse(
         image, dims=("c", "y", "x"), c_coords=channels, chunks=(1, 1000, 1000), scale_factors=[2]
     )

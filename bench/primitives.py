@@ -1,10 +1,10 @@
-"""Each primitive of `gpu_extract.ops` by itself: first call, steady state, and GB/s of the bytes it must move.
+"""Measure each primitive of `gpu_extract.ops` alone: first call, steady state, and GB/s of the bytes it must move.
 
     python -m bench.primitives [--n-cells 512] [--size 128] [--repeats 7] [--json FILE]
 
-On NumPy arrays. The ideal bytes of a primitive are what it reads and
-writes once; ``share_of_copy`` is its speed over that of a plain copy in the same run. Each first call is made in a
-process of its own, after the import.
+The input is NumPy arrays. The ideal bytes of a primitive are its input read once and its output written once;
+``share_of_copy`` is its speed divided by that of a plain copy in the same run. Each first call is made in a process of
+its own, after the import.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Calls = dict[str, tuple[Callable[[], Any], int]]
 
 
 def main() -> None:
-    """Run, print a line per primitive, and write the JSON."""
+    """Run, print one line per primitive, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-cells", type=int, default=512)
     parser.add_argument("--size", type=int, default=128, help="side of a tile in pixels")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", help="print the seconds of one primitive's first call")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--only", help="only print the seconds of the first call of this primitive")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
     if arguments.only:
         print(timed(calls(arguments.n_cells, arguments.size)[arguments.only][0]))
@@ -50,11 +50,11 @@ def main() -> None:
 
 
 def calls(n: int, S: int) -> Calls:
-    """Every primitive on typical tiles, and the bytes that it must read."""
+    """Return a call of each primitive on typical tiles, and the bytes that it must read."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:S, :S] - S // 2
     radius = rng.uniform(0.15, 0.35, (n, 1, 1)) * S
-    masks = ((y * y + x * x < radius**2) & (y * y + x * x > 9)).astype(np.uint8)  # rings, which have a hole
+    masks = ((y * y + x * x < radius**2) & (y * y + x * x > 9)).astype(np.uint8)  # rings, so that there are holes
     images = rng.integers(0, 4096, (n, S, S)).astype(np.uint16)
     soft = masks * np.float32(0.5)
     lower, upper = np.full(n, 10.0), np.full(n, 4000.0)
@@ -75,7 +75,7 @@ def calls(n: int, S: int) -> Calls:
 
 
 def measure(name: str, call: Callable[[], Any], n_read: int, arguments: Any, limits: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one primitive."""
+    """Return the results of one primitive."""
     options = ["--n-cells", str(arguments.n_cells), "--size", str(arguments.size)]
     first = subprocess.run(
         [sys.executable, "-m", "bench.primitives", "--only", name, *options],
@@ -102,7 +102,7 @@ def measure(name: str, call: Callable[[], Any], n_read: int, arguments: Any, lim
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

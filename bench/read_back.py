@@ -1,11 +1,11 @@
-"""Reading cells back: at random one by one, in batches, and in order; from our file and from one as scPortrait writes.
+"""Measure reading cells one by one at random, in batches, and in order, from our file and from scPortrait's.
 
     python -m bench.read_back [--cells 2000] [--seconds 2] [--json FILE] [--folder DIR]
 
-The same tiles are written by us, in each compression, and by h5py as scPortrait 1.8 does it: lzf, a chunk a plane. Ours
-are read by `open_cells`. scPortrait's file is read as its own torch dataset reads it, ``images[row]`` by h5py, and by
-`open_cells`. Everything is in the page cache. Ways are measured in turn, and the best of the turns is told: what is
-compared has then met the same noise.
+The same tiles are written by gpu_extract with each compression, and by h5py in the way of scPortrait 1.8: lzf, with one
+chunk per plane. Our files are read with `open_cells`. scPortrait's file is read as its own torch dataset reads it
+(``images[row]`` with h5py), and with `open_cells`. All data are in the page cache. The readers take turns, so that
+noise affects all of them alike, and the best turn is reported.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ TURNS = 5
 
 
 def main() -> None:
-    """Run, print a line per file, and write the JSON."""
+    """Run, print one line per file and reader, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each way of reading")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--folder", type=Path, help="where to write; the folder for temporary files by default")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each reader and access pattern")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--folder", type=Path, help="folder of the files; by default that for temporary files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         readers = make_readers(Path(name), arguments.cells)
         results = measure(readers, arguments.cells, arguments.seconds)
     for name, result in results.items():
-        print(f"{name:<22} " + ", ".join(f"{what} {value * 1e6:6.1f}" for what, value in result.items()) + " us a cell")
+        times = ", ".join(f"{what} {value * 1e6:6.1f}" for what, value in result.items())
+        print(f"{name:<22} {times} us per cell")
     if arguments.json:
         head = {"machine": machine(), "cells": arguments.cells}
         arguments.json.write_text(json.dumps({**head, "seconds_per_cell": results}, indent=1) + "\n")
 
 
 def make_readers(folder: Path, n_cells: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What reads some rows, by the name of the file and its reader."""
+    """Return functions that read some rows, by the name of the file and the reader."""
     plan, some = make_tiles()
     contents = repeated(plan, n_cells)
     readers = {}
@@ -72,12 +73,12 @@ def make_readers(folder: Path, n_cells: int) -> dict[str, Callable[[np.ndarray],
 
 
 def measure(readers: dict, n_cells: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Seconds a cell of each reader: one cell at random, a batch at random, and a batch in order."""
-    dice = np.random.default_rng(0)
+    """Return the seconds per cell of each reader: one cell at random, a batch at random, and a batch in order."""
+    rng = np.random.default_rng(0)
     ways = {
-        "one at random": lambda: dice.integers(0, n_cells, 1),
-        f"{N_BATCH} at random": lambda: dice.integers(0, n_cells, N_BATCH),
-        f"{N_BATCH} in order": lambda: dice.integers(0, n_cells - N_BATCH) + np.arange(N_BATCH),
+        "one at random": lambda: rng.integers(0, n_cells, 1),
+        f"{N_BATCH} at random": lambda: rng.integers(0, n_cells, N_BATCH),
+        f"{N_BATCH} in order": lambda: rng.integers(0, n_cells - N_BATCH) + np.arange(N_BATCH),
     }
     best: dict[str, dict[str, float]] = {name: {} for name in readers}
     for way, rows in ways.items():
@@ -89,7 +90,7 @@ def measure(readers: dict, n_cells: int, seconds: float) -> dict[str, dict[str, 
 
 
 def seconds_per_cell(read: Callable, rows: Callable, seconds: float) -> float:
-    """The mean of as many calls as there is time for."""
+    """Return the mean of as many calls as fit into the given time."""
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         wanted = rows()

@@ -1,9 +1,9 @@
-"""One thread against two: compute and encode of the same cells, beside a loop that only counts.
+"""Compare one thread with two: compute and encode the same cells, and for comparison run a loop of arithmetic.
 
     python -m bench.scaling [--json FILE]
 
-Windows are in memory; each thread takes the next batch, as in a run. What the machine gives a loop that needs
-no memory is the limit.
+Windows are in memory, and each thread takes the next batch, as in a run. The ratio of the arithmetic loop, which needs
+no memory, is the best that the machine can give.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPEATS = 25
 
 @numba.njit(nogil=True)
 def count(n: int) -> float:
-    """A loop of dependent sums, all in registers."""
+    """Compute dependent sums, all in registers."""
     a = b = 0.5
     for _ in range(n):
         a = a * 0.999 + b
@@ -42,9 +42,9 @@ def count(n: int) -> float:
 
 
 def main() -> None:
-    """Run, print a line per task, and write the JSON."""
+    """Run, print one line per task, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
     slide = make_slide(2048)
     opened = open_slide(slide.image, nucleus=slide.nucleus, cytosol=slide.cytosol)
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def seconds(task: list[Callable[[], Any]]) -> tuple[float, float]:
-    """The least of many times of a task's parts, by one thread and shared by two, measured in turn."""
+    """Return the shortest time of a task with one thread and with two, measured in turns."""
     least = [np.inf, np.inf]
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
         for n in range(REPEATS + 1):
             for threads, workers in enumerate((one, two)):
                 start = time.perf_counter()
                 list(workers.map(lambda part: part(), task))
-                if n:  # the first compiles
+                if n:  # the first call compiles
                     least[threads] = min(least[threads], time.perf_counter() - start)
     return least[0], least[1]
 

@@ -1,6 +1,6 @@
-"""A slide made in place: textured cells of realistic size that touch their neighbours, with nuclei.
+"""Make a synthetic slide: textured cells of realistic size that touch their neighbours, with nuclei.
 
-python -m bench.synthetic FOLDER SIZE [tif|npy]     image, nucleus and cytosol, uncompressed
+python -m bench.synthetic FOLDER SIZE [tif|npy]     writes image, nucleus and cytosol, uncompressed
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Slide(NamedTuple):
 
 
 def make_slide(size: int = 4096, spacing: int = 49, n_channels: int = 3, seed: int = 0) -> Slide:
-    """A ``size`` x ``size`` slide with a cell about every ``spacing`` pixels: 7,000 cells for 4096 and 49.
+    """Make a ``size`` x ``size`` slide with one cell about every ``spacing`` pixels: 7,000 cells for 4096 and 49.
 
-    Each cell is what lies nearest to its seed within some radius, so neighbours share borders; nuclei are
-    disks of varying size. Channels are smooth texture and camera noise, brighter in cells.
+    A cell consists of the pixels that are nearest to its seed and within some radius, so neighbours share borders.
+    Nuclei are disks of varying size. Channels are smooth texture and camera noise, brighter in cells.
     """
     rng = np.random.default_rng(seed)
     grid = np.arange(spacing // 2, size, spacing)

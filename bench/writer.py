@@ -1,11 +1,12 @@
-"""The writer alone, fed from memory: MB of raw tiles a second for each compression, beside the disk's own speed.
+"""Measure the writer alone, from memory: MB of raw tiles per second for each compression, next to the disk's speed.
 
     python -m bench.writer [--cells 12000] [--threads 2] [--repeats 3] [--json FILE] [--folder DIR]
 
-Tiles are those of a synthetic slide (`synthetic`), made by the cpu backend with recipe ``scportrait`` at tile 128 and
-repeated until there are enough. They are encoded by as many threads as the machine has cores, appended, finished and
-renamed, as in a run; ``encode`` is one thread alone without any file. The disk's own speed is that of one file of the
-same bytes, written in pieces of 8 MiB and synced, once for each compression.
+The tiles are those of a synthetic slide (`synthetic`), extracted by the cpu backend with recipe ``scportrait`` at tile
+128, and repeated until there are enough. As in a run, they are encoded by as many threads as the machine has cores and
+appended to a file, which is then finished and renamed. ``encode`` is the time of a single thread without any file. The
+disk's own speed is measured for each compression, with a file of the same size that is written in blocks of 8 MiB and
+synced.
 """
 
 from __future__ import annotations
@@ -32,23 +33,25 @@ from gpu_extract.sources import open_slide
 from gpu_extract.store import CellStore, Contents, encode
 from gpu_extract.store.codecs import CODECS
 
-# Cells that are encoded at a time, as in a run.
+# Cells per call of `encode`, as in a run.
 BATCH = 8
-PIECE = 8 << 20
+# Bytes per write of the plain file that measures the disk.
+DISK_BLOCK = 8 << 20
 
 
 def main() -> None:
-    """Run, print a line per compression, and write the JSON."""
+    """Run, print one line per compression, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=12000)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--folder", type=Path, help="where to write; the folder for temporary files by default")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--folder", type=Path, help="folder of the files; by default that for temporary files")
     arguments = parser.parse_args()
     plan, some = make_tiles()
     lzf = sum(len(imagecodecs.lzf_encode(plane)) for tile in some.images for plane in tile) / len(some) / 1024
-    print(f"{arguments.cells} cells of {some.images[0].nbytes / 1024:.0f} KiB; scPortrait's lzf: {lzf:.1f} KiB a cell")
+    raw = some.images[0].nbytes / 1024
+    print(f"{arguments.cells} cells of {raw:.0f} KiB; scPortrait's lzf: {lzf:.1f} KiB per cell")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         results = [measure(Path(name), plan, some, compression, arguments) for compression in CODECS]
     if arguments.json:
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 def make_tiles() -> tuple[Plan, CellImages]:
-    """A plan, and all tiles of it."""
+    """Return a plan, and all of its tiles."""
     slide = make_slide(2048)
     recipe = Recipe.preset("scportrait").replace(tile_size=128)
     plan = make_plan([open_slide(slide.image, nucleus=slide.nucleus, cytosol=slide.cytosol)], recipe)
@@ -71,7 +74,7 @@ def make_tiles() -> tuple[Plan, CellImages]:
 
 
 def repeated(plan: Plan, n_cells: int) -> Contents:
-    """The contents of a file of so many cells."""
+    """Return the contents of a file with the given number of cells."""
     n = np.arange(n_cells)
     cells = CellTable(
         slide=n * 0,
@@ -88,9 +91,9 @@ def repeated(plan: Plan, n_cells: int) -> Contents:
 def measure(
     folder: Path, plan: Plan, some: CellImages, compression: str, arguments: argparse.Namespace
 ) -> dict[str, object]:
-    """The best of some repetitions, and what the disk itself takes.
+    """Return the best of some repetitions, and the speed of the disk.
 
-    Processor time tells more than time on a machine with other work on it.
+    On a machine with other work, processor time is more reliable than elapsed time.
     """
     contents, path = repeated(plan, arguments.cells), folder / "cells.h5sc"
     runs = [write(path, contents, some, compression, arguments.threads) for _ in range(arguments.repeats)]
@@ -111,14 +114,14 @@ def measure(
     shown = {name: value for name, value in result.items() if isinstance(value, float)}
     print(
         "{c:<5} {raw_mb_per_second:7,.0f} MB/s of raw tiles, {cells_per_second:7,.0f} cells/s; cpu "
-        "{cpu_us_per_cell:5.1f}, encoding {encode_us_per_cell:5.1f} us a cell, {kib_per_cell:6.1f} KiB; written "
+        "{cpu_us_per_cell:5.1f}, encoding {encode_us_per_cell:5.1f} us per cell, {kib_per_cell:6.1f} KiB; written "
         "{written_mb_per_second:5,.0f} MB/s, disk {disk_mb_per_second:5,.0f}".format(c=compression, **shown)
     )
     return result
 
 
 def write(path: Path, contents: Contents, some: CellImages, compression: str, threads: int) -> tuple[float, float]:
-    """Seconds from the first cell to the finished file, and processor seconds of all threads."""
+    """Write a file; return the seconds from the first cell to the finished file, and the processor seconds."""
     store = CellStore.create(path, contents, compression=compression, overwrite=True)
 
     def encoded(start: int) -> object:
@@ -139,7 +142,7 @@ def write(path: Path, contents: Contents, some: CellImages, compression: str, th
 
 
 def encode_seconds(some: CellImages, contents: Contents, compression: str) -> float:
-    """Seconds a cell of one thread that only encodes; the least of ten passes."""
+    """Return the seconds per cell of one thread that only encodes; the shortest of ten passes."""
     from gpu_extract.store.hdf5.layout import LAYOUTS
 
     format = LAYOUTS["h5sc"].format(contents, compression)
@@ -153,12 +156,12 @@ def encode_seconds(some: CellImages, contents: Contents, compression: str) -> fl
 
 
 def disk_speed(path: Path, nbytes: int) -> float:
-    """Bytes a second of a plain file of that size, synced."""
-    piece = np.random.default_rng(0).bytes(min(PIECE, nbytes))
+    """Return the bytes per second of writing and syncing a plain file of the given size."""
+    block = np.random.default_rng(0).bytes(min(DISK_BLOCK, nbytes))
     start = time.perf_counter()
     with open(path, "wb", buffering=0) as file:
-        for _ in range(max(nbytes // PIECE, 1)):
-            file.write(piece)
+        for _ in range(max(nbytes // DISK_BLOCK, 1)):
+            file.write(block)
         os.fsync(file.fileno())
     seconds = time.perf_counter() - start
     path.unlink()
