@@ -83,7 +83,7 @@ def repeated(plan: Plan, n_cells: int) -> Contents:
         boxes=np.zeros((n_cells, 4), np.int64),
         areas=np.zeros((n_cells, plan.cells.areas.shape[1]), np.int64),
         truncated=n < 0,
-        dropped=DroppedCells(n[:0], n[:0].astype(np.uint64), np.array([], object)),
+        dropped=DroppedCells(n[:0], n[:0].astype(np.uint64), np.array([], np.uint8)),
     )
     return Contents(cells, plan.slides, plan.program)
 
@@ -143,7 +143,7 @@ def write(path: Path, contents: Contents, some: CellImages, compression: str, th
 
 def encode_seconds(some: CellImages, contents: Contents, compression: str) -> float:
     """Return the seconds per cell of one thread that only encodes; the shortest of ten passes."""
-    from gpu_extract.store.hdf5.layout import LAYOUTS
+    from gpu_extract.store.hdf5.layouts import LAYOUTS
 
     format = LAYOUTS["h5sc"].format(contents, compression)
     few = CellImages(some.rows[:200], some.ids[:200], some.images[:200], some.limits[:200])
