@@ -1,7 +1,7 @@
-"""What `gpu_evidence.py` checks: everything that runs on a device, against the same on the CPU.
+"""The checks of `gpu_evidence.py`: everything that runs on a device is compared with the same on the CPU.
 
-A check is a name and a function that takes a `gpu` (see `gpu_evidence.Gpu`), gives figures, and raises `CheckError`
-where something is wrong. To add one, add it to `checks`.
+A check is a name and a function that takes a `gpu` (see `gpu_evidence.Gpu`) and returns figures, or raises `CheckError`
+if something is wrong. To add one, add it to `checks`.
 """
 
 from __future__ import annotations
@@ -33,33 +33,34 @@ Figures = dict[str, Any]
 Task = tuple[Window, Batch, Program]
 
 PRESETS = ("standard", "sparcspy", "scportrait")
-# Odd and even; 98 and 99 need just less than the 48 KiB that a kernel has unasked, its own variables not counted;
-# 257 and 512 work in global memory on every device.
+# Odd and even. 98 and 99 need just less than the 48 KiB of shared memory that every kernel may use, not counting its
+# own variables. 257 and 512 use global memory on every device.
 SIZES = (16, 31, 64, 65, 98, 99, 128, 257, 512)
-# What memory is filled with before a run: twice, with bytes that no value has in common. 0xff is NaN as a float.
+# Memory is filled with one of these bytes before each of two runs; a value that is not written differs between them.
+# 0xff makes a float NaN.
 POISONS = (0xCD, 0xFF)
-# The same text on two libraries: float64, but sums in another order.
+# The same code with two libraries: float64, but sums are taken in another order.
 LIBRARIES_RTOL = 1e-12
-# Softened masks of `ops`, float32; the bound of tests/backends/cuda/test_ops.py.
+# Blurred masks of `ops`, float32; the tolerance of tests/backends/cuda/test_ops.py.
 BLUR_ATOL = 1e-6
 
 
 class CheckError(Exception):
-    """A result is wrong; the message says how."""
+    """Raised if a result is wrong; the message says how."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is checked, and how; ``run`` takes a `gpu`."""
+    """A check with its name; ``run`` takes a `gpu`."""
 
     name: str
     run: Callable[[Any], Figures]
 
 
 def run_checks(gpu: Any, wanted: list[Check], deadline: float) -> list[Figures]:
-    """The result of each check, in order; what has not begun at ``deadline`` (of `time.monotonic`) is skipped.
+    """Return the result of each check, in order; checks not begun at ``deadline`` (of `time.monotonic`) are skipped.
 
-    Several at a time: the references take one core each, and streams that get in each other's way are to be found.
+    Several checks run at a time: each reference takes one core, and streams that interfere with each other are found.
     """
 
     def result(check: Check) -> Figures:
@@ -70,7 +71,7 @@ def run_checks(gpu: Any, wanted: list[Check], deadline: float) -> list[Figures]:
             found = {"name": check.name, "ok": True, **check.run(gpu)}
         except ModuleNotFoundError as error:
             return {"name": check.name, "skipped": str(error)}
-        except Exception as error:  # a check that breaks off is a check that fails, and the others go on
+        except Exception as error:  # a check that raises has failed; the others go on
             found = {"name": check.name, "ok": False, "error": f"{type(error).__name__}: {error}"}
         return {**found, "seconds": round(time.perf_counter() - start, 3)}
 
@@ -79,7 +80,10 @@ def run_checks(gpu: Any, wanted: list[Check], deadline: float) -> list[Figures]:
 
 
 def checks(*, quick: bool = False) -> list[Check]:
-    """All checks, the most telling first. ``quick`` leaves out tiles that are slow on the CPU and rare instances."""
+    """Return all checks, the most important first.
+
+    ``quick`` leaves out tiles that are slow on the CPU, and rarely used kernel instances.
+    """
     sizes = [size for size in SIZES if size <= 128 or not quick]
     return [
         *(extraction(f"synthetic, random cells, {name}", partial(random_cells, name)) for name in PRESETS),
@@ -100,7 +104,7 @@ def checks(*, quick: bool = False) -> list[Check]:
 
 
 def sanitizer_checks() -> list[Check]:
-    """A few cells through every kind of kernel, for a tool that makes each memory access slow."""
+    """Return checks of a few cells with every kind of kernel, for a tool that makes each memory access slow."""
     return [
         *(
             extraction(f"{name}, tile {S}{where}", partial(small, 3, tile_size=S, preset=name), shared_nbytes=nbytes)
@@ -118,7 +122,7 @@ def sanitizer_checks() -> list[Check]:
 
 
 def extraction(name: str, task: Callable[[], Task], **options: Any) -> Check:
-    """The check of the fused kernel on a task; ``options`` as for `check_extraction`."""
+    """Return the check of the fused kernel on a task; ``options`` are those of `check_extraction`."""
     return Check(name, lambda gpu: check_extraction(gpu.open_stream, *task(), **options))
 
 
@@ -131,7 +135,7 @@ def check_extraction(
     *,
     shared_nbytes: int | None = None,
 ) -> Figures:
-    """A batch against the reference, from poisoned memory; ``shared_nbytes`` instead of the device's own limit."""
+    """Compare a batch with the reference, in poisoned memory; ``shared_nbytes`` replaces the device's own limit."""
     runs = []
     for poison in POISONS:
         stream = PoisonedDevice(open_stream(), poison, shared_nbytes)
@@ -143,14 +147,14 @@ def check_extraction(
 
 
 def check_largest_tile(gpu: Any) -> Figures:
-    """A tile for which all of a block's shared memory is taken."""
+    """Check a tile that uses all of a block's shared memory."""
     limit = gpu.open_stream().shared_nbytes_limit
     tile_size = max(size for size in range(1, 300) if workspace_nbytes(size) <= limit)
     return {"tile_size": tile_size, **check_extraction(gpu.open_stream, *ht29("standard", tile_size))}
 
 
 class PoisonedDevice:
-    """A `Device` whose memory, on both sides, is full of one byte when it is handed out."""
+    """A `Device` whose new arrays, on the device and in host memory, are filled with one byte."""
 
     def __init__(self, device: Device, poison: int, shared_nbytes_limit: int | None = None) -> None:
         self._device, self._poison = device, poison
@@ -161,23 +165,23 @@ class PoisonedDevice:
         return getattr(self._device, name)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """See `Device.empty`."""
+        """Return an array as `Device.empty` does, filled with the byte."""
         return self._device.to_device(self.empty_host(shape, dtype))
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """See `Device.empty_host`."""
+        """Return an array as `Device.empty_host` does, filled with the byte."""
         array = self._device.empty_host(shape, dtype)
         array.reshape(-1).view(np.uint8)[:] = self._poison
         return array
 
 
 def agreement(found: CellImages, expected: CellImages, program: Program) -> Figures:
-    """How far cells are from the reference, as tests/agreement.py has it.
+    """Return how much cells differ from the reference, by the criteria of tests/agreement.py.
 
     Raises
     ------
     CheckError
-        If that is too far.
+        If they differ too much.
     """
     M, dtype = len(program.stored), program.output_dtype
     if found.images.dtype != expected.images.dtype or found.images.shape != expected.images.shape:
@@ -212,37 +216,37 @@ def agreement(found: CellImages, expected: CellImages, program: Program) -> Figu
 
 
 def first_cells(task: Task, n: int) -> Task:
-    """A task with its first n cells only."""
+    """Return a task with its first n cells only."""
     window, batch, program = task
     return window, pick(batch, slice(n)), program
 
 
 def pick(batch: Batch, rows: Any) -> Batch:
-    """Some cells of a batch."""
+    """Return some cells of a batch."""
     return replace(batch, rows=batch.rows[rows], ids=batch.ids[rows], corners=batch.corners[rows])
 
 
 @cache
 def demo_slide() -> Slide:
-    """The shipped HT29 sample."""
+    """Return the HT29 sample that ships with the package."""
     sample = demo_data.paths()
     return as_slide(sample.image, sample.nucleus, sample.cytosol)
 
 
 @cache
 def synthetic_slide() -> Slide:
-    """2048 x 2048 pixels of bench/synthetic.py: 1,700 cells."""
+    """Make a slide of 2048 x 2048 pixels with bench/synthetic.py: 1,700 cells."""
     return as_slide(*synthetic.make_slide(2048))
 
 
 def ht29(preset: str, tile_size: int) -> Task:
-    """Cells of the demo data; fewer where tiles are large, for the reference's sake."""
+    """Return cells of the demo data; fewer if tiles are large, because the reference is slow."""
     recipe = Recipe.preset(preset).replace(tile_size=tile_size, border="keep")
     return first_cells(one_batch(demo_slide(), recipe), max(2, 24 * 64**2 // max(tile_size, 64) ** 2))
 
 
 def random_cells(preset: str, n: int = 48) -> Task:
-    """Cells of the synthetic slide, other ones each time."""
+    """Return random cells of the synthetic slide, different ones each time."""
     window, batch, program = one_batch(synthetic_slide(), Recipe.preset(preset))
     return window, pick(batch, np.sort(np.random.default_rng().choice(len(batch), n, replace=False))), program
 
@@ -257,7 +261,7 @@ def small(
     ground: float | None = None,
     **changes: Any,
 ) -> Task:
-    """A small slide of awkward cells; with ``ground``, of small contrasts on that much light."""
+    """Return a small slide of difficult cells; with ``ground``, with low contrast on that background intensity."""
     image, *planes = small_slide(seed, dtype=dtype if ground is None else "float32", label_dtype=labels, ids=ids)
     if ground is not None:
         image = (image / 40 + ground).astype(dtype)
@@ -265,7 +269,7 @@ def small(
 
 
 def large_mask(preset: str, tile_size: int) -> Task:
-    """A mask larger than its tile, or a tile larger than the slide."""
+    """Return a mask larger than its tile, or a tile larger than the slide."""
     plane = np.ones((20, 24), np.uint32)
     plane[8:12, 8:12] = 0
     image = np.random.default_rng(6).integers(0, 999, (2, 20, 24)).astype(np.uint16)
@@ -285,7 +289,7 @@ NORMALISATIONS: dict[str, dict[str, Any]] = {
 
 
 def awkward_extractions() -> Iterator[Check]:
-    """Pixel types, label types, normalisations, outputs, large ids, high grounds, large masks, given limits."""
+    """Yield checks of pixel types, label types, normalisations, outputs, large ids, backgrounds, masks, and limits."""
     for dtype in C_TYPES:
         for preset in PRESETS:
             yield extraction(f"{dtype} pixels, {preset}", partial(small, 1, dtype=dtype, preset=preset))
@@ -308,7 +312,7 @@ def awkward_extractions() -> Iterator[Check]:
 
 
 def every_instance() -> Iterator[Check]:
-    """Each instance of the fused kernel that no other check has; they take long to compile."""
+    """Yield checks of the fused kernel instances that no other check uses; they take long to compile."""
     for image in C_TYPES:
         for output in ("float16", "float32", "uint8", "uint16"):
             if extract_kernel(np.dtype(image), np.dtype(output)) in all_kernels():
@@ -322,7 +326,7 @@ def every_instance() -> Iterator[Check]:
 
 
 def check_pipeline(preset: str, gpu: Any) -> Figures:
-    """Every cell of the synthetic slide through the real pipeline, against the cpu backend."""
+    """Compare every cell of the synthetic slide, through the real pipeline, with the cpu backend."""
     from gpu_extract import backends, planning
 
     plan = planning.make_plan([synthetic_slide()], Recipe.preset(preset).replace(tile_size=64))
@@ -331,7 +335,7 @@ def check_pipeline(preset: str, gpu: Any) -> Figures:
 
 
 def all_cells(plan: Any, backend: Any) -> CellImages:
-    """All cells of a plan, in order of rows."""
+    """Return all cells of a plan, in the order of rows."""
     from gpu_extract import pipeline
 
     with ThreadPoolExecutor(4) as workers:
@@ -342,7 +346,7 @@ def all_cells(plan: Any, backend: Any) -> CellImages:
 
 
 def check_libraries(preset: str, gpu: Any) -> Figures:
-    """The reference's text on CuPy against the same on NumPy."""
+    """Compare the reference on CuPy with the same code on NumPy."""
     task = ht29(preset, 64)
     found = reference.extract(*task, libraries=gpu.libraries)
     figures = agreement(found, reference.extract(*task), task[2])
@@ -352,7 +356,7 @@ def check_libraries(preset: str, gpu: Any) -> Figures:
 
 
 def label_planes() -> dict[str, Callable[[], NDArray[Any]]]:
-    """Label planes by what is special about them."""
+    """Return label planes by what is special about them."""
     rng = np.random.default_rng(0)
     planes: dict[str, Callable[[], NDArray[Any]]] = {
         "HT29": lambda: demo_slide().masks["cytosol"].read(0, 0, *demo_slide().size)[0],
@@ -367,7 +371,7 @@ def label_planes() -> dict[str, Callable[[], NDArray[Any]]]:
 
 
 def check_labels(plane: Callable[[], NDArray[Any]], gpu: Any) -> Figures:
-    """Label statistics, which are integers and must be equal."""
+    """Compare label statistics; they are integers and must be equal."""
     from gpu_extract.sources.arrays import ArrayRaster
 
     raster = ArrayRaster(plane(), "cytosol")
@@ -381,7 +385,7 @@ def check_labels(plane: Callable[[], NDArray[Any]], gpu: Any) -> Figures:
 
 
 def check_ops(tile_size: int, gpu: Any) -> Figures:
-    """Each function of `gpu_extract.ops` on arrays of the device against the same on NumPy's."""
+    """Compare each function of `gpu_extract.ops` on arrays of the device with the same on NumPy arrays."""
     window, batch, _ = one_batch(demo_slide(), Recipe(tile_size=tile_size, border="keep"))
     some = list(zip(batch.ids[:20], batch.corners[:20], strict=True))
     masks = np.stack([reference.cut_tile(window.labels[1], *corner, tile_size) == i for i, corner in some])

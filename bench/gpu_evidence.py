@@ -1,10 +1,10 @@
-"""Evidence from a real GPU: what it is, every check of the cuda backend, what is fast and how fast, memory checkers.
+"""Collect evidence from a real GPU: its properties, all checks of the cuda backend, timings, and memory checkers.
 
     python bench/gpu_evidence.py [--json FILE] [--quick]
 
-Runs from a checkout, within five minutes, and ends in one JSON (by default ``bench/results/gpu-<name>.json``) and a
-short table. The exit code is 1 where there is no GPU, or where anything failed; figures that miss their target, and
-what was skipped, are told but do not fail.
+Runs from a checkout and takes at most five minutes. Writes one JSON file (by default
+``bench/results/gpu-<name>.json``) and prints a short table. The exit code is 1 if there is no GPU or if anything
+failed. Missed targets and skipped entries are reported, but do not count as failures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# The tests' slides and tolerances; and the package itself, where it is not installed.
+# For the slides and tolerances of the tests, and for the package itself if it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -39,20 +39,20 @@ from gpu_extract.backends.cuda import source as cuda_source
 Figures = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds from the start after which a section begins nothing new; the last one is cut off there.
+# Seconds from the start after which a section starts no new entry; the last section is stopped then.
 DEADLINES = {"checks": 110.0, "timings": 225.0, "sanitizer": 285.0}
 PACKAGES = ("numpy", "scipy", "h5py", "isal", "anndata", "gpu-extract")
 
 
 class Gpu:
-    """The first GPU, as checks and timings use it.
+    """The first GPU, for the checks and timings.
 
     Attributes
     ----------
     libraries : Libraries
         CuPy and cupyx.scipy.ndimage.
     device : CudaDevice
-        One stream, with CuPy's own memory pool; timings are of this stream.
+        One stream, with CuPy's own memory pool; timings measure this stream.
     """
 
     def __init__(self) -> None:
@@ -62,25 +62,25 @@ class Gpu:
         self.device = cuda.CudaDevice(0, self._cp.get_default_memory_pool(), self._stream)
 
     def open_stream(self) -> cuda.CudaDevice:
-        """A `Device` of its own, without a pool: each array is an allocation, whose ends a memory checker watches."""
+        """Open a new `Device` without a pool: each array is an allocation, so that a memory checker sees its bounds."""
         return cuda.CudaDevice(0, _NoPool(self._cp))
 
     def open_backend(self) -> backends.Backend:
-        """The cuda backend, as a user gets it."""
+        """Open the cuda backend as a user gets it."""
         return backends.choose("cuda")
 
     def upload(self, array: Any) -> Any:
-        """A copy on the device, there when this returns."""
+        """Return a copy on the device; the transfer is complete when this returns."""
         copy = self.device.to_device(array)
         self.device.synchronize()
         return copy
 
     def to_host(self, array: Any) -> Any:
-        """A copy in host memory."""
+        """Return a copy in host memory."""
         return self._cp.asnumpy(array)
 
     def seconds(self, work: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
-        """How long each repeat took on the device, by events on its stream."""
+        """Return how long each repeat took on the device, by events on its stream."""
         for _ in range(warm_up):
             with self._stream:
                 work()
@@ -97,16 +97,16 @@ class Gpu:
         return times
 
     def free_nbytes(self) -> int:
-        """Bytes of device memory that are free."""
+        """Return the bytes of free device memory."""
         return int(self._cp.cuda.runtime.memGetInfo()[0])
 
     def release(self) -> None:
-        """Give back the memory that pools keep."""
+        """Free the memory that is kept in pools."""
         self._cp.get_default_memory_pool().free_all_blocks()
         self._cp.get_default_pinned_memory_pool().free_all_blocks()
 
     def kernel_facts(self, kernel: Any, shared_nbytes: int) -> Figures:
-        """What a compiled kernel uses, and how many of its blocks a multiprocessor holds."""
+        """Return the resources of a compiled kernel, and how many of its blocks fit on a multiprocessor."""
         function = cuda.compiled(0, kernel, cuda.CudaDevice(0, self._cp.get_default_memory_pool()).shared_nbytes_limit)
         blocks = self._cp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
             function.kernel.ptr, kernel.threads, shared_nbytes
@@ -120,7 +120,7 @@ class Gpu:
         }
 
     def facts(self) -> Figures:
-        """What it is, and what drives it."""
+        """Return the properties of the GPU, and the versions of driver and libraries."""
         runtime = self._cp.cuda.runtime
         properties = runtime.getDeviceProperties(0)
         return {
@@ -137,7 +137,7 @@ class Gpu:
 
 
 class _NoPool:
-    """Allocates directly; in the place of a `cupy.cuda.MemoryPool`."""
+    """A replacement for `cupy.cuda.MemoryPool` that allocates directly."""
 
     def __init__(self, cp: Any) -> None:
         self._cp = cp
@@ -147,10 +147,10 @@ class _NoPool:
 
 
 def main() -> int:
-    """Run everything, write the JSON, print the table; the exit code."""
+    """Run everything, write the JSON file, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write; by default bench/results/gpu-<name>.json")
-    parser.add_argument("--quick", action="store_true", help="fewer checks, a slide of a quarter of the size")
+    parser.add_argument("--json", type=Path, help="file to write; by default bench/results/gpu-<name>.json")
+    parser.add_argument("--quick", action="store_true", help="fewer checks, and a slide of a quarter of the size")
     parser.add_argument("--start-up", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sanitizer-case", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,7 +173,7 @@ def main() -> int:
 
 
 def gather(gpu: Any, *, quick: bool) -> Figures:
-    """All sections, one after the other, each until its deadline."""
+    """Run all sections, one after the other, each until its deadline, and return the evidence."""
     begin = time.monotonic()
     ends = {name: begin + seconds for name, seconds in DEADLINES.items()}
     print("checks ...", file=sys.stderr, flush=True)
@@ -182,7 +182,7 @@ def gather(gpu: Any, *, quick: bool) -> Figures:
     print("timings ...", file=sys.stderr, flush=True)
     try:
         bench = Bench(gpu, 4096, 2 if quick else 4)
-    except Exception as error:  # the checks are worth keeping
+    except Exception as error:  # keep the results of the checks
         timed, notes = [{"name": "the slide", "ok": False, "error": f"{type(error).__name__}: {error}"}], []
     else:
         timed, notes = run_timings(bench, ends["timings"]), [bench.about, *bench.notes]
@@ -193,7 +193,7 @@ def gather(gpu: Any, *, quick: bool) -> Figures:
 
 
 def assemble(facts: Figures, sections: dict[str, list[Figures]], notes: list[str]) -> Figures:
-    """The evidence as it is written: facts, hashes of the sources, the sections, and what came of them."""
+    """Return the contents of the JSON file: facts, hashes of the sources, the sections, and their outcome."""
     entries = [entry for section in sections.values() for entry in section]
     return {
         "ok": not any(failed(entry) for entry in entries),
@@ -208,12 +208,12 @@ def assemble(facts: Figures, sections: dict[str, list[Figures]], notes: list[str
 
 
 def failed(entry: Figures) -> bool:
-    """Whether a check or a timing went wrong; timings that were made carry no ``ok``."""
+    """Return whether a check or a timing failed; timings that were measured have no ``ok``."""
     return entry.get("ok") is False
 
 
 def report_failures(results: list[Figures]) -> int:
-    """Print what failed; the exit code."""
+    """Print the failures and return the exit code."""
     wrong = [result for result in results if failed(result)]
     for result in wrong:
         print(f"{result['name']}: {result['error']}", file=sys.stderr)
@@ -221,7 +221,7 @@ def report_failures(results: list[Figures]) -> int:
 
 
 def sources() -> Figures:
-    """The SHA-256 of each file that decides what runs on the GPU: kernels, and the Python that launches them."""
+    """Return the SHA-256 of each file that determines what runs on the GPU: kernels and their Python launchers."""
     folder = Path(backends.__file__).parent
     launchers = sorted([*folder.glob("cuda/*.py"), folder / "program_tables.py"])
     hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in launchers}
@@ -229,7 +229,7 @@ def sources() -> Figures:
 
 
 def facts_of_the_host() -> Figures:
-    """The machine without its GPU, the versions of what is installed, the commit, the day."""
+    """Return facts about the machine without its GPU: versions of packages, commit, date."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -249,7 +249,7 @@ def facts_of_the_host() -> Figures:
 
 
 def first_line(command: list[str]) -> str | None:
-    """The first line that a program prints, or None if it is not there, fails or prints nothing."""
+    """Return the first line that a program prints, or None if it is missing, fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -259,12 +259,12 @@ def first_line(command: list[str]) -> str | None:
 
 
 def slug(name: str) -> str:
-    """A GPU's name for a file: ``NVIDIA H200`` is ``h200``."""
+    """Return the name of a GPU for a file name: ``NVIDIA H200`` becomes ``h200``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-")
 
 
 def start_up() -> Figures:
-    """Seconds until the first batch of this process is finished, and for the second one; imports apart."""
+    """Return the seconds of the first and the second batch in this process, and separately those of the imports."""
     start = time.perf_counter()
     cuda.reference_libraries()
     imported = time.perf_counter()
@@ -285,7 +285,7 @@ def start_up() -> Figures:
 
 
 def table(evidence: Figures) -> str:
-    """What to read first."""
+    """Return a summary of the evidence as text."""
     facts, gpu = evidence["facts"], evidence["facts"]["gpu"]
     lines = [f"{gpu['name']}, driver {gpu['driver']}, CuPy {gpu['cupy']}, {facts['seconds']} s"]
     lines += [f"note: {note}" for note in evidence["notes"]]
@@ -301,7 +301,7 @@ def table(evidence: Figures) -> str:
 
 
 def in_words(entry: Figures) -> str:
-    """A timing's main figures and its targets."""
+    """Return the main figures of a timing and its targets as text."""
     if "skipped" in entry:
         return f"skipped: {entry['skipped']}"
     if failed(entry):

@@ -1,4 +1,4 @@
-"""NVIDIA's compute-sanitizer over the kernels on a few cells, in processes of their own."""
+"""Run the kernels on a few cells under NVIDIA's compute-sanitizer, in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = ("memcheck", "racecheck")
-# Where CUDA's toolkits put it when it is not on PATH.
+# Where CUDA toolkits install it if it is not on PATH.
 PLACES = (
     "/usr/local/cuda/bin/compute-sanitizer",
     "/usr/local/cuda/compute-sanitizer/compute-sanitizer",
     "/opt/cuda/bin/compute-sanitizer",
 )
 SUMMARY = re.compile(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)")
-# What the tools exit with when they have found something; the script itself never does.
+# The exit code of the tools when they have found an error; the script itself never uses it.
 FOUND = 86
 
 
 def find_sanitizer() -> str | None:
-    """Where compute-sanitizer is, or None."""
+    """Return the path of compute-sanitizer, or None."""
     roots = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     places = [shutil.which("compute-sanitizer"), *(f"{root}/bin/compute-sanitizer" for root in roots), *PLACES]
     return next((place for place in places if place and Path(place).is_file()), None)
 
 
 def run_sanitizer(deadline: float, program: str | None = None) -> list[dict[str, Any]]:
-    """The result of each tool; what has not ended at ``deadline`` (of `time.monotonic`) is skipped."""
+    """Return the result of each tool; tools not finished at ``deadline`` (of `time.monotonic`) are skipped."""
     program = program or find_sanitizer()
     if program is None:
-        reason = "compute-sanitizer is neither on PATH nor at the usual places of CUDA's toolkit"
+        reason = "compute-sanitizer is neither on PATH nor in the usual folders of the CUDA toolkit"
         return [{"name": tool, "skipped": reason} for tool in TOOLS]
     return [_run(program, tool, deadline) for tool in TOOLS]
 

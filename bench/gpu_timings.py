@@ -1,6 +1,6 @@
-"""What `gpu_evidence.py` times, each figure beside its target and beside the bandwidth measured in the same run.
+"""The timings of `gpu_evidence.py`: each figure with its target and the bandwidth measured in the same run.
 
-A timing is a function of a `Bench` that gives entries made by `entry`; to add one, add it to `TIMINGS`.
+A timing is a function that takes a `Bench` and returns entries made by `entry`. To add one, add it to `TIMINGS`.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ Figures = dict[str, Any]
 
 PRESETS = ("standard", "sparcspy", "scportrait")
 GB = 1e9
-# Cells of one launch on the resident slide: their tiles are 2.7 GB, far more than any cache.
+# Cells per launch on the resident slide: their tiles are 2.7 GB, much more than any cache.
 CELLS_PER_LAUNCH = 16384
-# Tiles that the hand-written version works on at a time, and cells that are enough to time the slow versions.
+# Tiles that the hand-written version processes at a time, and cells that are enough to time the slow versions.
 HAND_WRITTEN_BATCH, HAND_WRITTEN_CELLS, REFERENCE_CELLS = 1024, 8192, 96
-# The hand-written version is float32 throughout: the value it may be off by, and how many values may be further off
-# (a mask or a quantile that falls on the other side).
+# The hand-written version computes in float32: the error that its values may have, and the share of values that may
+# have larger errors (where rounding changes a mask or a quantile).
 HAND_WRITTEN_ERROR, HAND_WRITTEN_SHARE = 2e-3, 1e-3
 
 
 class Target(NamedTuple):
-    """What a figure should reach: at least ``least``, or at most ``most``."""
+    """A limit that a figure should meet: at least ``least``, or at most ``most``."""
 
     figure: str
     least: float | None = None
     most: float | None = None
 
     def against(self, figures: Figures) -> Figures:
-        """The target next to what was measured."""
+        """Return the target together with the measured value."""
         value = figures.get(self.figure)
         limit = {"at_least": self.least} if self.least is not None else {"at_most": self.most}
         met = None
@@ -68,12 +68,12 @@ class Target(NamedTuple):
 
 
 def entry(name: str, figures: Figures, *targets: Target) -> Figures:
-    """One line of the timings."""
+    """Return one entry of the timings."""
     return {"name": name, **figures, "targets": [target.against(figures) for target in targets]}
 
 
 def run_timings(bench: Bench, deadline: float) -> list[Figures]:
-    """The entries of all timings; what has not begun at ``deadline`` (of `time.monotonic`) is skipped."""
+    """Return the entries of all timings; those not begun at ``deadline`` (of `time.monotonic`) are skipped."""
     entries: list[Figures] = []
     for timing in TIMINGS:
         name = timing.__name__.replace("_", " ")
@@ -86,7 +86,7 @@ def run_timings(bench: Bench, deadline: float) -> list[Figures]:
             found = timing(bench)
         except ModuleNotFoundError as error:
             found = [{"name": name, "skipped": str(error)}]
-        except Exception as error:  # a timing that breaks off is a failure of the run, and the others go on
+        except Exception as error:  # a timing that raises has failed; the others go on
             found = [{"name": name, "ok": False, "error": f"{type(error).__name__}: {error}"}]
         found[-1]["took_seconds"] = round(time.monotonic() - start, 1)
         entries += found
@@ -95,19 +95,19 @@ def run_timings(bench: Bench, deadline: float) -> list[Figures]:
 
 
 class Bench:
-    """The slide that everything is timed on, and the figures that later timings are held against.
+    """The slide on which everything is timed, and the figures with which later timings are compared.
 
     Parameters
     ----------
     gpu : Gpu
         See `gpu_evidence`.
     base_size : int, pixels
-        Side of the synthetic slide that is repeated.
+        Side of the synthetic slide, which is repeated.
     repeats : int
-        How often, down and across; fewer where memory is short, which ``notes`` then says.
+        Number of repeats down and across; fewer if memory is short, which is then said in ``notes``.
     tile_size : int
     device : str
-        What `gpu_extract.extract` is called with.
+        The device with which `gpu_extract.extract` is called.
     """
 
     def __init__(self, gpu: Any, base_size: int, repeats: int, tile_size: int = 128, device: str = "cuda") -> None:
@@ -120,23 +120,23 @@ class Bench:
             self.notes.append(f"memory is short: the slide is {fitting}, not {repeats} times {base_size} pixels wide")
         self.slide = repeated(synthetic.make_slide(base_size), fitting)
         self.plan = planning.make_plan([as_slide(*self.slide)], Recipe(tile_size=tile_size, border="window"))
-        # As the pipeline takes them, so that neighbours are worked on side by side.
+        # In the order of the pipeline, so that neighbouring cells are processed together.
         order = np.concatenate([batch.rows for batch in planning.batches(self.plan, BatchSize(2048, 512 << 20))])
         self.ids, self.centers = self.plan.cells.ids[order], self.plan.cells.centers[order]
 
     @property
     def about(self) -> str:
-        """What the figures are of, in a line."""
+        """One line about the slide of the figures."""
         C, H, W = self.slide.image.shape
         return f"slide {H} x {W}, {C} uint16 channels, 2 label planes, {len(self.ids)} cells, tile {self.tile_size}"
 
     @property
     def corners(self) -> NDArray[np.int32]:
-        """(N, 2) first pixel of each tile, cells in the order of work."""
+        """First pixel of each tile, (N, 2), cells in the order of processing."""
         return (self.centers - self.tile_size // 2).astype(np.int32)
 
     def plan_of(self, preset: str) -> planning.Plan:
-        """The plan with another recipe for the same cells."""
+        """Return the plan with another recipe for the same cells."""
         recipe = Recipe.preset(preset).replace(tile_size=self.tile_size, border="window")
         slide = self.plan.slides[0]
         program = recipe.program(slide.mask_names, slide.image.shape[0], slide.image.dtype)
@@ -144,17 +144,17 @@ class Bench:
 
     @cached_property
     def image(self) -> Array:
-        """The slide's image on the device."""
+        """Image of the slide, on the device."""
         return self.gpu.upload(self.slide.image)
 
     @cached_property
     def labels(self) -> Array:
-        """The slide's label planes on the device, (2, H, W)."""
+        """Label planes of the slide, on the device, (2, H, W)."""
         return self.gpu.upload(np.stack([self.slide.nucleus, self.slide.cytosol]))
 
 
 def repeated(base: synthetic.Slide, repeats: int) -> synthetic.Slide:
-    """A slide ``repeats`` times as wide and as high; the ids of each repeat are its own."""
+    """Return a slide ``repeats`` times as wide and as high; each repeat has ids of its own."""
     n_ids = max(int(base.nucleus.max()), int(base.cytosol.max()))
     assert n_ids * repeats**2 < 2**32
 
@@ -170,7 +170,7 @@ def repeated(base: synthetic.Slide, repeats: int) -> synthetic.Slide:
 
 
 def fitting_repeats(base_size: int, repeats: int, device_nbytes: int, host_nbytes: int) -> int:
-    """How many of the wanted repeats fit in memory: on the device with 4 GB of tiles, in the host three times over."""
+    """Return how many repeats fit in memory: on the device with 4 GB of tiles, and three times in host memory."""
 
     def fits(n: int) -> bool:
         slide = (n * base_size) ** 2 * (3 * 2 + 2 * 4)
@@ -180,7 +180,7 @@ def fitting_repeats(base_size: int, repeats: int, device_nbytes: int, host_nbyte
 
 
 def free_host_nbytes() -> int:
-    """Bytes of host memory that may be taken."""
+    """Return the bytes of available host memory."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -191,7 +191,7 @@ def free_host_nbytes() -> int:
 
 
 def copy_bandwidth(bench: Bench) -> list[Figures]:
-    """Copies of the slide's own pixels: within the device (bytes read and written), and from and to pinned memory."""
+    """Time copies of the slide's pixels: within the device (bytes read and written), and from and to pinned memory."""
     gpu = bench.gpu
     pixels = bench.image.reshape(-1)
     n = min(len(pixels), 1 << 29)
@@ -213,7 +213,7 @@ def copy_bandwidth(bench: Bench) -> list[Figures]:
 
 
 def fused_kernel(bench: Bench) -> list[Figures]:
-    """The fused kernel with the slide resident, for each recipe."""
+    """Time the fused kernel with the slide resident, for each recipe."""
     return [_fused(bench, preset) for preset in PRESETS]
 
 
@@ -224,7 +224,7 @@ def _fused(bench: Bench, preset: str) -> Figures:
     arrays = type(program_arrays(program, None))(*(gpu.upload(array) for array in program_arrays(program, None)))
     n, most = len(ids), min(len(ids), CELLS_PER_LAUNCH)
     images = gpu.device.empty((most, *program.tile_shape), program.output_dtype)
-    images[...] = np.nan  # which the comparison below would find
+    images[...] = np.nan  # a value that is not written fails the comparison below
     used = gpu.device.empty((most, len(program.cut), 2), np.float64)
 
     def work() -> None:
@@ -247,10 +247,10 @@ def _fused(bench: Bench, preset: str) -> Figures:
     figures = {
         "n_cells": n,
         "cells_per_s": rate,
-        "bytes_per_cell": ideal,  # each pixel of a tile read once, each written once
+        "bytes_per_cell": ideal,  # each pixel of a tile is read once and written once
         "GB_per_s": rate * ideal / GB,
         "share_of_copy": rate * ideal / bench.bandwidth["device"],
-        # What must go through memory where the cache serves pixels that several tiles share.
+        # The bytes that must go through memory if the cache serves the pixels that several tiles share.
         "least_bytes_per_cell": tile_nbytes + slide_nbytes / n,
         "least_share_of_copy": rate * (tile_nbytes + slide_nbytes / n) / bench.bandwidth["device"],
         "kernel": gpu.kernel_facts(kernel, workspace_nbytes(bench.tile_size)),
@@ -262,14 +262,14 @@ def _fused(bench: Bench, preset: str) -> Figures:
 
 
 def tiles_nbytes(program: Program, label_nbytes: int, pixel_nbytes: int) -> int:
-    """Bytes of one cell: labels and pixels under its tile, and the tile written."""
+    """Return the bytes of one cell: labels and pixels under its tile, and the tile that is written."""
     area = program.recipe.tile_size**2
     M, C = len(program.stored), len(program.cut)
     return area * (M * label_nbytes + C * pixel_nbytes + (M + C) * program.output_dtype.itemsize)
 
 
 def _batch(bench: Bench, rows: NDArray[np.int64]) -> Batch:
-    """Cells, by their places in the order of work, as one batch on the smallest window that holds them."""
+    """Return cells, by their position in the order of processing, as one batch with the smallest window."""
     corners = bench.corners[rows].astype(np.int64)
     low = np.maximum(corners.min(axis=0), 0)
     high = np.minimum(corners.max(axis=0) + bench.tile_size, bench.plan.slides[0].size)
@@ -279,7 +279,7 @@ def _batch(bench: Bench, rows: NDArray[np.int64]) -> Batch:
 def _compare_some(
     bench: Bench, program: Program, rows: NDArray[np.int64], images: NDArray[Any], used: NDArray[np.float64]
 ) -> None:
-    """Hold a few of the tiles that were timed against the reference."""
+    """Compare a few of the tiles that were timed with the reference."""
     some = np.random.default_rng().choice(len(rows), min(8, len(rows)), replace=False)
     for k in some.tolist():
         batch = _batch(bench, rows[k : k + 1])
@@ -288,7 +288,7 @@ def _compare_some(
 
 
 def cupy_reference(bench: Bench) -> list[Figures]:
-    """The reference's text on CuPy, a tile at a time, from and to host memory."""
+    """Time the reference on CuPy, one tile at a time, from and to host memory."""
     rows = np.arange(min(REFERENCE_CELLS, len(bench.ids)))
     batch = _batch(bench, rows)
     window = bench.plan.slides[0].read(batch.box)
@@ -307,12 +307,12 @@ def cupy_reference(bench: Bench) -> list[Figures]:
 
 
 def _ratio(bench: Bench, preset: str, rate: float) -> float | None:
-    """How many times faster the fused kernel is; None where that was not timed."""
+    """Return how many times as fast the fused kernel is; None if it was not timed."""
     return bench.fused[preset] / rate if preset in bench.fused else None
 
 
 def hand_written_cupy(bench: Bench) -> list[Figures]:
-    """What one would write with CuPy: stacks of tiles, slide and result on the device."""
+    """Time a hand-written CuPy version: stacks of tiles, with slide and result on the device."""
     gpu = bench.gpu
     xp = gpu.libraries.xp
     n = min(HAND_WRITTEN_CELLS, len(bench.ids))
@@ -330,7 +330,7 @@ def hand_written_cupy(bench: Bench) -> list[Figures]:
         seconds = gpu.seconds(work, 3)
         far = _share_far_off(bench, program, gpu.to_host(out[:16]))
         if far > HAND_WRITTEN_SHARE:
-            raise ValueError(f"the hand-written {preset} is no fair comparison: {far:.2%} of its values are off")
+            raise ValueError(f"the hand-written {preset} is not a fair comparison: {far:.2%} of its values are wrong")
         rate = n / statistics.median(seconds)
         ratio = _ratio(bench, preset, rate)
         figures = {"n_cells": n, "cells_per_s": rate, "ratio": ratio, "share_far_off": far, "seconds": seconds}
@@ -340,7 +340,7 @@ def hand_written_cupy(bench: Bench) -> list[Figures]:
 
 
 def _share_far_off(bench: Bench, program: Program, images: NDArray[Any]) -> float:
-    """The share of values of the first tiles that are off by more than `HAND_WRITTEN_ERROR`."""
+    """Return the share of values in the first tiles with an error above `HAND_WRITTEN_ERROR`."""
     batch = _batch(bench, np.arange(len(images)))
     expected = reference.extract(bench.plan.slides[0].read(batch.box), batch, program).images
     return float((np.abs(images.astype(np.float32) - expected.astype(np.float32)) > HAND_WRITTEN_ERROR).mean())
@@ -349,7 +349,7 @@ def _share_far_off(bench: Bench, program: Program, images: NDArray[Any]) -> floa
 def hand_written(
     libraries: Libraries, image: Array, planes: Array, ids: Array, corners: Array, program: Program
 ) -> Array:
-    """Tiles (n, K, S, S) of cells whose windows lie within the slide; every step on whole stacks, in float32."""
+    """Return the tiles (n, K, S, S) of cells whose windows lie within the slide; float32, each step on whole stacks."""
     xp, ndimage = libraries
     recipe, n, S = program.recipe, len(ids), program.recipe.tile_size
     y = corners[:, 0, None, None] + xp.arange(S)[:, None]
@@ -392,7 +392,7 @@ def hand_written(
 
 
 def without_holes(masks: Array, libraries: Libraries) -> Array:
-    """Masks (n, S, S) with holes filled: background whose component, within its tile, does not reach the edge."""
+    """Return masks (n, S, S) with holes filled: background components that do not reach the edge of their tile."""
     xp, ndimage = libraries
     in_plane = np.zeros((3, 3, 3), bool)
     in_plane[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
@@ -405,7 +405,7 @@ def without_holes(masks: Array, libraries: Libraries) -> Array:
 
 
 def masked_quantiles(values: Array, masks: Array, quantiles: tuple[float, float], xp: Any) -> tuple[Array, Array]:
-    """The quantiles (n,) of each tile's values where its mask is set: sorted with everything else at the end."""
+    """Return the quantiles (n,) of each tile's values within its mask; all other values are sorted to the end."""
     n = len(values)
     ranked = xp.sort(xp.where(masks, values, np.float32(np.inf)).reshape(n, -1), axis=1)
     count = masks.reshape(n, -1).sum(axis=1)
@@ -419,7 +419,7 @@ def masked_quantiles(values: Array, masks: Array, quantiles: tuple[float, float]
 
 
 def label_statistics(bench: Bench) -> list[Figures]:
-    """Label statistics of one plane: resident, from host memory, and on the CPU."""
+    """Time label statistics of one plane: resident, from host memory, and on the CPU."""
     gpu, plane = bench.gpu, bench.labels[1]
     H, W = plane.shape
     capacity = 1 << int(np.ceil(np.log2(H * W / cuda_labels.PIXELS_PER_ENTRY)))
@@ -445,7 +445,7 @@ def label_statistics(bench: Bench) -> list[Figures]:
         "nbytes": plane.nbytes,
         "GB_per_s": bandwidth / GB,
         "share_of_copy": bandwidth / bench.bandwidth["device"],
-        "seconds": seconds,  # with an empty table made before
+        "seconds": seconds,  # includes making an empty table
         "from_host_seconds": from_host,
         "cpu_seconds": on_cpu,
     }
@@ -453,7 +453,7 @@ def label_statistics(bench: Bench) -> list[Figures]:
 
 
 def host_to_host(bench: Bench) -> list[Figures]:
-    """The slide in host memory to tiles in host memory, through the pipeline; planning apart."""
+    """Time the pipeline from the slide in host memory to tiles in host memory, without planning."""
     from gpu_extract import pipeline
 
     def seconds(plan: planning.Plan) -> float:
@@ -474,7 +474,7 @@ def host_to_host(bench: Bench) -> list[Figures]:
             "cells_per_s": rate,
             "GB_per_s": rate * plan.nbytes / len(plan.cells) / GB,
             "share_of_download": rate * plan.nbytes / len(plan.cells) / bench.bandwidth["download"],
-            "first_seconds": first,  # pinned memory is allocated
+            "first_seconds": first,  # includes the allocation of pinned memory
             "seconds": times,
             "warnings": backend.warnings,
         }
@@ -483,7 +483,7 @@ def host_to_host(bench: Bench) -> list[Figures]:
 
 
 def host_to_file(bench: Bench) -> list[Figures]:
-    """The slide in host memory to a gzip .h5sc on disk, as a script calls it; planning included."""
+    """Time `extract` from the slide in host memory to a gzip .h5sc on disk, including planning."""
     from gpu_extract import api
 
     image, nucleus, cytosol = bench.slide
@@ -491,9 +491,9 @@ def host_to_file(bench: Bench) -> list[Figures]:
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         free = shutil.disk_usage(folder).free
-        if 0.8 * free < bench.plan.nbytes:  # compressed it is a third of that, but not for certain
+        if 0.8 * free < bench.plan.nbytes:  # compressed it is about a third of that, but this is not guaranteed
             most = int(0.8 * free / (bench.plan.nbytes / len(bench.ids)))
-            bench.notes.append(f"the disk is small: {most} cells are written")
+            bench.notes.append(f"disk space is short: only {most} cells are written")
         for k in range(2):
             path = Path(folder, f"{k}.h5sc")
             options = {"tile_size": bench.tile_size, "n_cells": most, "border": "window", "device": bench.device}
@@ -518,7 +518,7 @@ def host_to_file(bench: Bench) -> list[Figures]:
 
 
 def start_up(bench: Bench) -> list[Figures]:
-    """The first batch of a new process: with nothing compiled before, and once more."""
+    """Time the first batch of a new process: without compiled kernels, and again with them."""
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "CUPY_CACHE_DIR": folder}
@@ -528,7 +528,7 @@ def start_up(bench: Bench) -> list[Figures]:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
             whole = time.perf_counter() - start
             if done.returncode:
-                raise RuntimeError(f"the process of its own failed: {done.stderr.strip().splitlines()[-1:]}")
+                raise RuntimeError(f"the new process failed: {done.stderr.strip().splitlines()[-1:]}")
             figures = {**json.loads(done.stdout.splitlines()[-1]), "process_seconds": whole}
             entries.append(entry(f"first batch, {name}", figures, Target("first_batch_seconds", most=most)))
     return entries
