@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings and fixtures for all tests."""
 
 import sys
 
@@ -9,7 +9,8 @@ from made.slides import small_slide
 
 from gpu_extract import cli
 
-# A commit is green or red, whenever it is tested. ``pytest --hypothesis-profile=explore`` draws other examples.
+# The same examples in each run, so that a commit always passes or always fails.
+# ``pytest --hypothesis-profile=explore`` draws other examples.
 settings.register_profile("explore", derandomize=False)
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
@@ -17,7 +18,7 @@ settings.load_profile("same")
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A folder with a slide as files, which is the working directory."""
+    """Make a folder with the files of a slide, and make it the working directory."""
     monkeypatch.chdir(tmp_path)
     image, nucleus, cytosol = small_slide(4)
     tifffile.imwrite("image.tif", image, photometric="minisblack")
@@ -28,11 +29,11 @@ def files(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Call the command line; gives (exit code, stdout, stderr)."""
+    """Return a function that calls the command line and returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["gpu-extract", *map(str, arguments)])
-        # A terminal as wide as the longest line, so that help and usage are not wrapped.
+        # A wide terminal, so that help and usage are not wrapped.
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as exit_:
             cli.main()

@@ -1,4 +1,4 @@
-"""The script that measures on a GPU, as far as it can be tried without one: on the CPU shim, at the smallest sizes."""
+"""Tests of `bench/gpu_evidence.py` as far as possible without a GPU: on the CPU shim, with the smallest sizes."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 class ShimEvidence:
-    """`gpu_evidence.Gpu` on the CPU."""
+    """The methods of `gpu_evidence.Gpu` on the CPU."""
 
     libraries = HOST
 
@@ -74,7 +74,7 @@ class ShimEvidence:
         return {"name": "shim", "driver": None, "cupy": None}
 
 
-def test_without_a_gpu_it_says_so_in_one_line_and_fails():
+def test_without_a_gpu_the_script_fails_with_one_line():
     if backends.why_not("cuda") is None:
         pytest.skip("there is a GPU")
     command = [sys.executable, str(BENCH / "gpu_evidence.py"), "--json", "/nowhere/at/all.json"]
@@ -144,7 +144,7 @@ def test_agreement_is_that_of_the_tests():
                 gpu_checks.agreement(found, cells, program)
 
 
-def test_one_ulp_is_told_as_one():
+def test_one_ulp_is_reported_as_one():
     _, _, program, cells = batch_and_cells()
     images = cells.images.copy()
     at = tuple(np.argwhere(images[:, 2:] > 0.1)[0] + (0, 2, 0, 0))
@@ -164,13 +164,13 @@ def test_one_ulp_is_told_as_one():
     ],
     ids=lambda check: check.name,
 )
-def test_checks_pass_where_all_is_well(check):
+def test_checks_pass(check):
     [result] = gpu_checks.run_checks(ShimEvidence(), [check], float("inf"))
     assert result["ok"], result
     assert result["name"] == check.name
 
 
-def test_an_element_that_is_not_written_is_found():
+def test_an_unwritten_element_is_found():
     class Forgetful(ShimEvidence):
         def open_stream(self):
             stream = super().open_stream()
@@ -188,7 +188,7 @@ def test_an_element_that_is_not_written_is_found():
     assert "not every element is written" in result["error"]
 
 
-def test_checks_that_fail_break_off_or_come_too_late_are_told_apart():
+def test_failed_and_skipped_checks_are_distinguished():
     def wrong(gpu):
         raise gpu_checks.CheckError("off by one")
 
@@ -203,7 +203,7 @@ def test_checks_that_fail_break_off_or_come_too_late_are_told_apart():
     assert [result["skipped"] for result in late] == ["no time left"] * 2
 
 
-def test_all_checks_have_names_of_their_own():
+def test_names_of_checks_are_unique():
     for some in (gpu_checks.checks(), gpu_checks.checks(quick=True), gpu_checks.sanitizer_checks()):
         names = [check.name for check in some]
         assert len(set(names)) == len(names) > 10
@@ -212,7 +212,7 @@ def test_all_checks_have_names_of_their_own():
 # Timings
 
 
-def test_a_repeated_slide_has_its_own_ids_and_all_cells():
+def test_a_repeated_slide_has_unique_ids_and_all_cells():
     base = synthetic.make_slide(256)
     slide = gpu_timings.repeated(base, 3)
     assert slide.image.shape == (3, 768, 768)
@@ -226,7 +226,7 @@ def test_a_repeated_slide_has_its_own_ids_and_all_cells():
     assert (slide.image[:, 512:, 256:512] == base.image).all()
 
 
-def test_a_slide_that_does_not_fit_is_repeated_less_often():
+def test_a_slide_that_does_not_fit_has_fewer_repeats():
     large = 1 << 40
     assert gpu_timings.fitting_repeats(4096, 4, large, large) == 4
     assert gpu_timings.fitting_repeats(4096, 4, 6 << 30, large) == 2
@@ -260,7 +260,7 @@ def test_the_issue_counts_the_same_bytes(bench):
     assert gpu_timings.tiles_nbytes(program, 4, 2) * (128 / 24) ** 2 == pytest.approx(393_216)
 
 
-def test_timings_that_break_off_or_come_too_late_are_told_apart(bench, monkeypatch):
+def test_failed_and_skipped_timings_are_distinguished(bench, monkeypatch):
     def broken(bench):
         raise ValueError("no")
 
@@ -278,7 +278,7 @@ def test_targets():
     assert slow["targets"] == [{"figure": "a", "at_most": 1.0, "measured": 2.0, "met": False}]
 
 
-def test_start_up_is_measured_in_processes_of_their_own(bench, monkeypatch):
+def test_start_up_is_measured_in_new_processes(bench, monkeypatch):
     calls = []
 
     def run(command, env, **options):
@@ -311,7 +311,7 @@ def fake_sanitizer(folder, body):
     return str(program)
 
 
-def test_the_sanitizers_words_are_kept(tmp_path):
+def test_the_output_of_the_sanitizer_is_kept(tmp_path):
     body = 'if [ "$2" = memcheck ]; then echo "========= ERROR SUMMARY: 0 errors"; exit 0; fi\n'
     body += 'echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"; exit $4'
     good, bad = gpu_sanitizer.run_sanitizer(time.monotonic() + 60, fake_sanitizer(tmp_path, body))
@@ -320,7 +320,7 @@ def test_the_sanitizers_words_are_kept(tmp_path):
     assert bad["lines"] == ["RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"]
 
 
-def test_a_sanitizer_that_says_nothing_or_is_missing_or_too_slow_is_no_success(tmp_path, monkeypatch):
+def test_a_silent_missing_or_slow_sanitizer_does_not_pass(tmp_path, monkeypatch):
     silent = gpu_sanitizer.run_sanitizer(time.monotonic() + 60, fake_sanitizer(tmp_path, "exit 0"))
     assert [result["ok"] for result in silent] == [False, False]
     slow = gpu_sanitizer.run_sanitizer(time.monotonic() - 1, fake_sanitizer(tmp_path, "exec sleep 9"))
@@ -333,7 +333,7 @@ def test_a_sanitizer_that_says_nothing_or_is_missing_or_too_slow_is_no_success(t
 # What is written
 
 
-def test_the_evidence_is_put_together():
+def test_evidence_and_table():
     targets = [gpu_timings.Target("cells_per_s", least=1e6)]
     sections = {
         "checks": [{"name": "one", "ok": True, "max_ulp": 1.0}, {"name": "two", "ok": False, "error": "E: no"}],
@@ -359,7 +359,7 @@ def test_the_evidence_is_put_together():
     assert gpu_evidence.table(gpu_evidence.assemble(facts, sections, [])).endswith("ok")
 
 
-def test_all_sections_in_a_row(bench, monkeypatch):
+def test_all_sections_run_in_order(bench, monkeypatch):
     check = gpu_checks.Check("one", lambda gpu: {"max_ulp": 0.0})
     monkeypatch.setattr(gpu_evidence, "checks", lambda quick: [check])
     monkeypatch.setattr(gpu_evidence, "Bench", lambda gpu, size, repeats: bench)
@@ -379,7 +379,7 @@ def test_all_sections_in_a_row(bench, monkeypatch):
     assert "MemoryError: 3 GB" in gpu_evidence.table(evidence)
 
 
-def test_names_of_files():
+def test_file_names_of_gpus():
     assert gpu_evidence.slug("NVIDIA H200") == "h200"
     assert gpu_evidence.slug("NVIDIA GeForce RTX 4090") == "geforce-rtx-4090"
 

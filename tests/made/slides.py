@@ -1,4 +1,4 @@
-"""Slides and programs for tests."""
+"""Make slides, windows and batches for tests."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from gpu_extract.sources import open_slide
 
 SHARED = Path(__file__).parents[3] / "shared"
 GOLDEN = Path(__file__).parents[1] / "golden"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data in ../shared")
 
 MASK_NAMES = ("nucleus", "cytosol")
 
 
 def small_slide(seed=0, size=(90, 110), dtype=np.uint16, label_dtype=np.uint32, channels=3, ids=None):
-    """An image with noise and (nucleus, cytosol) label planes of some touching, holed and split cells."""
+    """Return a noisy image, and nucleus and cytosol label planes with touching, holed and split cells."""
     rng = np.random.default_rng(seed)
     H, W = size
     if np.dtype(dtype).kind == "f":
@@ -44,11 +44,12 @@ def small_slide(seed=0, size=(90, 110), dtype=np.uint16, label_dtype=np.uint32, 
 
 
 def as_slide(image, nucleus=None, cytosol=None) -> Slide:
+    """Open a slide."""
     return open_slide(image, nucleus=nucleus, cytosol=cytosol)
 
 
 def one_batch(slide: Slide, recipe: Recipe):
-    """(window, batch, program) of all cells of a slide that the recipe keeps, as one batch."""
+    """Return (window, batch, program) for all cells of a slide that the recipe keeps, in one batch."""
     plan = make_plan([slide], recipe)
     S, cells = recipe.tile_size, plan.cells
     batch = Batch(0, np.arange(len(cells)), cells.ids, cells.centers - S // 2, (0, 0, *slide.size))
@@ -56,21 +57,22 @@ def one_batch(slide: Slide, recipe: Recipe):
 
 
 def bare_batch(ids, corners, size) -> Batch:
-    """A batch of cells on a window that is the whole slide."""
+    """Return a batch of cells whose window is the whole slide."""
     n = len(ids)
     return Batch(0, np.arange(n), np.array(ids, np.uint64), np.array(corners, np.int64).reshape(n, 2), (0, 0, *size))
 
 
 def bare_window(image, *labels) -> Window:
+    """Return a window that is the whole slide."""
     return Window(np.ascontiguousarray(image), tuple(np.ascontiguousarray(plane) for plane in labels), 0, 0)
 
 
 def first_cells(window, batch, program, n):
-    """The task of `one_batch` with its first n cells only."""
+    """Return the result of `one_batch` with its first n cells only."""
     return window, Batch(0, batch.rows[:n], batch.ids[:n], batch.corners[:n], batch.box), program
 
 
 def ht29() -> Slide:
-    """The shipped sample."""
+    """Return the HT29 sample that ships with the package."""
     sample = demo_data.paths()
     return as_slide(sample.image, sample.nucleus, sample.cytosol)

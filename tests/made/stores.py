@@ -1,4 +1,4 @@
-"""Pixels, and what writes them in the formats of stores, for tests."""
+"""Make pixels, and write them in the formats of stores, for tests."""
 
 import os
 
@@ -17,21 +17,23 @@ NAMES = ("DNA", "pH3", "actin")
 
 
 def crop(array, box=BOX):
+    """Return the pixels of a box."""
     y0, x0, y1, x1 = box
     return array[..., y0:y1, x0:x1]
 
 
 def shared(name):
+    """Return the path of a file of the team's data; skip the test if it is not there."""
     if not (FORMATS / name).exists():
         pytest.skip(f"{FORMATS / name} is not there")
     return FORMATS / name
 
 
-# Writers, each with its format's own library
+# Writers; each uses the library of its format
 
 
 def write_multiscale(group, levels, axes, *, names=(), version="0.5", **storage):
-    """Arrays s0, s1, ... in a group, with the metadata of OME-Zarr."""
+    """Write arrays s0, s1, ... into a group, with the metadata of OME-Zarr."""
     datasets = []
     for index, level in enumerate(levels):
         given = {key: (1,) * (level.ndim - 2) + sides for key, sides in {"chunks": (32, 48), **storage}.items()}
@@ -45,7 +47,7 @@ def write_multiscale(group, levels, axes, *, names=(), version="0.5", **storage)
 
 
 def write_ome_zarr(path, image=IMAGE, axes="cyx", *, version="0.5", labels=None, names=NAMES, **storage):
-    """An image of two levels with labels of two levels."""
+    """Write an image with two levels, and labels with two levels."""
     root = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2, overwrite=True)
     write_multiscale(root, [image, image[..., ::2, ::2]], axes, names=names, version=version, **storage)
     declared = {"labels": list(labels or {})}
@@ -57,6 +59,7 @@ def write_ome_zarr(path, image=IMAGE, axes="cyx", *, version="0.5", labels=None,
 
 
 def write_spatialdata(path, image=IMAGE, labels=None, images=("input_image",)):
+    """Write a SpatialData store."""
     root = zarr.create_group(path, overwrite=True)
     for name in images:
         write_multiscale(root.create_group(f"images/{name}"), [image], "cyx", names=NAMES)
@@ -66,6 +69,8 @@ def write_spatialdata(path, image=IMAGE, labels=None, images=("input_image",)):
 
 
 class Payload:
+    """A pickle that makes a folder when it is loaded: a trace that a reader unpickled the file."""
+
     def __init__(self, trace):
         self.trace = trace
 
