@@ -1,4 +1,4 @@
-"""A real slide that ships with the package: human HT29 cells, three channels, 316 cells; see SOURCE.md."""
+"""The sample slide that ships with the package: 316 human HT29 cells in three channels; see SOURCE.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DemoPaths(NamedTuple):
 
 
 def paths() -> DemoPaths:
-    """Where the image, (3, 512, 512) uint8, and its two label planes, (512, 512) uint16, are installed."""
+    """Return the paths of the image, (3, 512, 512) uint8, and of its two label planes, (512, 512) uint16."""
     folder = Path(str(resources.files(__name__)))
     return DemoPaths(
         image=folder / "ht29_image.ome.tif",
