@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         RunStoppedError,
         SourceError,
         UnknownCellError,
+        UnknownOptionError,
     )
     from gpu_extract.inputs import plan, plan_many
     from gpu_extract.model import CellImages
+    from gpu_extract.options import ExtractOptions, PlanOptions, RunOptions
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
@@ -45,6 +47,9 @@ _HOME = {
     "plan": "inputs",
     "plan_many": "inputs",
     "survey_many": "api",
+    "ExtractOptions": "options",
+    "PlanOptions": "options",
+    "RunOptions": "options",
     "SlideInput": "sources.slide_table",
     "match_slides": "sources.slide_table",
     "read_slide_table": "sources.slide_table",
@@ -64,6 +69,7 @@ _HOME = {
     "RunStoppedError": "errors",
     "SourceError": "errors",
     "UnknownCellError": "errors",
+    "UnknownOptionError": "errors",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -22,7 +22,6 @@ import typer
 
 from gpu_extract import api
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
-from gpu_extract.inputs import as_recipe
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
 from gpu_extract.sources.id_lists import read_ids
@@ -139,39 +138,42 @@ def _options(
 ) -> Asked:
     if resume:
         raise OutputError("--resume comes with a later version; --overwrite starts again")
-    changes = {
-        "tile_size": size,
-        "border": border,
-        "match": match,
-        "several_nuclei": several_nuclei,
-        "pieces": pieces,
-    }
     return Asked(
         slides=_slides(image, nucleus, cytosol, slides),
-        choices={
-            "recipe": as_recipe(recipe).replace(**{k: v for k, v in changes.items() if v is not None}),
-            "on_bad_slide": on_bad_slide,
-            "ids": None if ids is None else read_ids(ids),
-            "n_cells": n_cells,
-            "seed": seed,
-            "planes": planes,
-            "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
-            "nuclear_channel": nuclear_channel,
-            "pixel_size": pixel_size,
-            "tile_size_um": size_um,
-            "scale": scale,
-        },
-        running={
-            "device": device,
-            "threads": threads,
-            "gpu_memory": gpu_memory,
-            "compression": compression,
-            "layout": layout,
-            "chunk_cells": chunk_cells,
-            "overwrite": overwrite,
-        },
+        choices=_given(
+            recipe=recipe,
+            tile_size=size,
+            border=border,
+            match=match,
+            several_nuclei=several_nuclei,
+            pieces=pieces,
+            on_bad_slide=on_bad_slide,
+            ids=None if ids is None else read_ids(ids),
+            n_cells=n_cells,
+            seed=seed,
+            planes=planes,
+            channels=None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
+            nuclear_channel=nuclear_channel,
+            pixel_size=pixel_size,
+            tile_size_um=size_um,
+            scale=scale,
+        ),
+        running=_given(
+            device=device,
+            threads=threads,
+            gpu_memory=gpu_memory,
+            compression=compression,
+            layout=layout,
+            chunk_cells=chunk_cells,
+            overwrite=overwrite,
+        ),
         quiet=quiet,
     )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given, without those that were left out."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _asked(command: Callable[..., None]) -> Callable[..., None]:
