@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -160,9 +161,11 @@ def test_import_is_light():
 
 
 def test_every_public_name_is_there():
-    assert all(getattr(gx, name) is not None for name in gx.__all__)
-    assert set(dir(gx)) >= {"extract", "open_cells", "iter_cells", "Recipe", "plan"}
-    with pytest.raises(AttributeError):
+    assert sorted(gx.__all__) == sorted([*gx._HOME, "__version__"]) == dir(gx)
+    for name, home in gx._HOME.items():
+        assert getattr(gx, name).__module__ == f"gpu_extract.{home}"
+    assert re.match(r"\d+\.\d+", gx.__version__)
+    with pytest.raises(AttributeError, match="module 'gpu_extract' has no attribute 'nothing'"):
         gx.nothing  # noqa: B018
 
 
