@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_extract.api import extract, extract_many, iter_cells, survey_many
+    from gpu_extract.api import extract, extract_many, iter_cells, survey, survey_many
     from gpu_extract.errors import (
         DeviceError,
         GpuExtractError,
@@ -71,6 +71,7 @@ __all__ = [
     "plan",
     "plan_many",
     "read_slide_table",
+    "survey",
     "survey_many",
 ]
 
@@ -81,6 +82,7 @@ _HOME = {
     "iter_cells": "api",
     "plan": "inputs",
     "plan_many": "inputs",
+    "survey": "api",
     "survey_many": "api",
     "ExtractOptions": "options",
     "PlanOptions": "options",

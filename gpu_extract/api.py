@@ -1,4 +1,4 @@
-"""What a script or a notebook calls: `extract`, `iter_cells`, and the same for many slides."""
+"""What a script or a notebook calls: `extract`, `iter_cells`, `survey`, and the same for many slides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
 from gpu_extract.surveying import Survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "survey_many"]
+__all__ = ["extract", "extract_many", "iter_cells", "survey", "survey_many"]
 
 
 def extract(
@@ -102,25 +102,55 @@ def extract_many(
     return pipeline.run(job.plan, job.backend, store, job.threads, progress or (lambda written, total: None))
 
 
+def survey(
+    image: ImageInput,
+    *,
+    nucleus: LabelInput | None = None,
+    cytosol: LabelInput | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **options: Unpack[ExtractOptions],
+) -> Survey:
+    """Return the plan of `extract` with the same arguments, and estimates of its time, memory and file size.
+
+    The label planes and the image are read, and some cells are extracted into a temporary file. Nothing else is
+    written. For the plan alone see `plan`.
+
+    Parameters
+    ----------
+    image, nucleus, cytosol
+        See `plan`.
+    output : path, optional
+        Where the file would be written. It is checked, and not written.
+    **options
+        See `extract`.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError, UnknownOptionError
+        As for `extract`.
+    """
+    check_options(options, ExtractOptions, "image", "nucleus", "cytosol", "output")
+    return survey_many([SlideInput(image, nucleus, cytosol)], output=output, **options)
+
+
 def survey_many(
     slides: Sequence[SlideInput | Mapping[str, Any]],
     *,
     output: str | os.PathLike[str] | None = None,
     **options: Unpack[ExtractOptions],
 ) -> Survey:
-    """Return the plan of `extract_many` with the same arguments, and estimates of its time, memory and file size.
-
-    The label planes and the images are read, and some cells are extracted into a temporary file. Nothing else is
-    written. For the plan alone see `plan_many`.
+    """`survey` for several slides, as for `extract_many`.
 
     Parameters
     ----------
     slides : sequence of SlideInput or mapping
         See `plan_many`.
-    output : path, optional
-        Where the file would be written. It is checked, and not written.
-    **options
-        See `extract`.
+    output, **options
+        See `survey`.
 
     Returns
     -------

@@ -39,7 +39,7 @@ def plan(
     """Return what an extraction will do: cells kept, cells dropped and why, planes, bytes, a fitting tile size.
 
     The label planes are read, the pixels of the image are not. For estimates of time, memory and file size see
-    `gpu_extract.survey_many`.
+    `gpu_extract.survey`.
 
     Parameters
     ----------

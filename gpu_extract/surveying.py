@@ -27,7 +27,7 @@ from gpu_extract.model import DropReason, Slide, strips
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
 
-__all__ = ["ChannelValues", "LabelProblem", "Survey", "survey"]
+__all__ = ["ChannelValues", "LabelProblem", "Survey", "size_histogram", "survey"]
 
 # More of an image than this is looked at in rows spread over it, so that a plan of a terabyte takes seconds.
 VALUES_NBYTES = 2 << 30
@@ -121,11 +121,8 @@ class Survey:
         return {share: self.plan.fitting_tile_size(share) for share in SHARES}
 
     def histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Edges (n + 1,) of equal ranges of tile sides in pixels, and how many cells need one in each."""
-        sides = self.plan.fitting_sides()
-        width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
-        edges = np.arange(sides.min(), sides.max() + width + 1, width)
-        return edges, np.histogram(sides, edges)[0]
+        """`size_histogram` of the plan."""
+        return size_histogram(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -168,6 +165,26 @@ class Survey:
         }
 
 
+def size_histogram(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distribution of the sides of the smallest tiles that hold each cell whole.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Returns
+    -------
+    edges : (n + 1,) int64, pixels
+        Of at most `N_BARS` equal ranges, each including its lower edge; the last edge is above the largest side.
+    counts : (n,) int64
+        Cells in each range.
+    """
+    sides = plan.fitting_sides()
+    width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
+    edges = np.arange(sides.min(), sides.max() + width + 1, width)
+    return edges, np.histogram(sides, edges)[0]
+
+
 def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any] = MappingProxyType({})) -> Survey:
     """Look at the plan's labels and pixels, and extract some of its cells into a temporary file.
 
@@ -177,7 +194,8 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     backend : Backend
     threads : int
     storage : mapping
-        ``compression``, ``layout`` and ``chunk_cells``, as for `gpu_extract.extract`; its defaults if left out.
+        ``compression``, ``layout``, ``chunk_cells`` and ``overwrite``, as for `gpu_extract.extract`; its defaults
+        where they are missing.
 
     Raises
     ------

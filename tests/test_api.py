@@ -102,6 +102,23 @@ def test_plan_reads_no_pixel_of_the_image():
     assert plan.nbytes == len(plan.cells) * 5 * 20 * 20 * 2
 
 
+def test_a_survey_of_one_slide_is_that_of_a_list_of_one(tmp_path):
+    slide = {"image": IMAGE, "nucleus": NUCLEUS, "cytosol": CYTOSOL}
+    options = {"tile_size": 24, "device": "cpu", "layout": "sparcspy", "n_cells": 5, "output": tmp_path / "cells.h5"}
+    one, many = gx.survey(**slide, **options).to_dict(), gx.survey_many([slide], **options).to_dict()
+    for measured in ("estimated_seconds", "estimated_memory_nbytes"):
+        assert one.pop(measured) > 0
+        assert many.pop(measured) > 0
+    assert one == many
+    assert one["n_cells"] == 5
+    assert list(tmp_path.iterdir()) == []
+    options["output"].write_text("mine")
+    with pytest.raises(gx.OutputError, match="exists"):
+        gx.survey(**slide, **options)
+    assert gx.survey(**slide, **options, overwrite=True).n_tried == 5
+    assert options["output"].read_text() == "mine"
+
+
 def test_the_recipe_may_be_a_name_a_file_or_a_recipe(tmp_path):
     recipe = gx.Recipe.preset("scportrait").replace(tile_size=24)
     toml = tmp_path / "mine.toml"

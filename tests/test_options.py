@@ -115,6 +115,7 @@ def test_ids_may_be_any_iterable():
 FUNCTIONS = {
     gx.plan: SLIDE,
     gx.plan_many: {"slides": [SLIDE]},
+    gx.survey: SLIDE,
     gx.survey_many: {"slides": [SLIDE]},
     gx.extract: SLIDE | {"output": "cells.h5sc"},
     gx.extract_many: {"slides": [SLIDE], "output": "cells.h5sc"},

@@ -44,6 +44,7 @@ assert_type(report, gx.Report)
 assert_type(gx.extract_many(slides, output=Path("a.h5"), layout="sparcspy", planes=[0, 2], seed=1), gx.Report)
 assert_type(gx.extract_many([gx.SlideInput(image, labels)], output="b.h5sc", on_bad_slide="skip"), gx.Report)
 assert_type(gx.plan_many(slides, scale=0.65, tile_size_um=40), gx.Plan)
+assert_type(gx.survey(image, nucleus=labels, output="cells.h5sc", chunk_cells=16), gx.Survey)
 assert_type(gx.survey_many(slides, threads=2, overwrite=True), gx.Survey)
 with gx.open_cells("cells.h5sc") as cells:
     for batch in gx.iter_cells(image, cytosol=labels, gpu_memory=2.5, ids=cells.ids):
@@ -67,7 +68,7 @@ gx.plan("image.tif", nucleus=3)  # arg-type
 gx.extract("image.tif", output="cells.h5sc", compression="zip")  # arg-type
 gx.extract("image.tif", nucleus="nuclei.tif")  # call-arg
 gx.extract_many([{"image": "image.tif"}], output="cells.h5sc", devise="cpu")  # call-arg
-gx.plan("image.tif", n_cells="all")  # arg-type
+gx.survey("image.tif", n_cells="all")  # arg-type
 gx.iter_cells("image.tif", layout="sparcspy")  # call-arg
 gx.extarct("image.tif")  # attr-defined
 options: gx.PlanOptions = {"tile_size": "128"}  # typeddict-item
