@@ -209,12 +209,12 @@ def iter_cells(
 
 
 def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
-    """The backend of a device name, with at most ``gpu_memory`` GiB of a GPU's memory."""
+    """Return the backend of a device name; on a GPU it uses at most ``gpu_memory`` GiB."""
     return backends.choose(device, None if gpu_memory is None else int(gpu_memory * 2**30))
 
 
 def as_threads(threads: int | None) -> int:
-    """A positive number of threads; by default the cores that this process may use."""
+    """Return a valid number of threads; None becomes the number of cores that this process may use."""
     if threads is None:
         return default_threads()
     if threads < 1:
@@ -242,12 +242,12 @@ class _Job:
 
 
 def _prepared(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | None, options: ExtractOptions) -> _Job:
-    """Check the options and the output, and make the plan; the output must not be a file that is read."""
+    """Check the options and the output, and make the plan. The output must not be one of the inputs."""
     backend = choose_backend(options.get("device", "auto"), options.get("gpu_memory"))
     threads = as_threads(options.get("threads"))
     compression, overwrite = options.get("compression", "gzip"), options.get("overwrite", False)
     layout, chunk_cells = options.get("layout", "h5sc"), options.get("chunk_cells", 1)
-    choose_layout(layout)  # an unknown one is an error before anything is read
+    choose_layout(layout)  # refuse an unknown layout before anything is read
     inputs = [as_slide_input(given) for given in slides]
     if output is not None:
         check_output(output, compression, overwrite=overwrite)
@@ -255,18 +255,18 @@ def _prepared(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | N
             _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
     plan = plan_slides(inputs, options, backend.statistics)
     if output is not None:
-        for slide in plan.slides:  # the files of a project's folder are known only now
+        for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
             _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
     storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells, "overwrite": overwrite}
     return _Job(plan, backend, threads, storage)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:
-    """Refuse to write over a file that is read."""
+    """Raise OutputError if the output is one of the inputs."""
     for given in inputs:
         for one in given if isinstance(given, list | tuple) else [given]:
             if not isinstance(one, str | os.PathLike):
                 continue
-            path = located(os.fsdecode(one), None).path  # without what selects a part of the file
+            path = located(os.fsdecode(one), None).path  # without the selection
             if os.path.realpath(path) == os.path.realpath(output):
                 raise OutputError(f"output {output} is one of the inputs; choose another name")

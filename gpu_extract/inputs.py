@@ -1,4 +1,4 @@
-"""What a user gives -> the plan of its extraction: inputs are opened, brought to one scale, and planned together."""
+"""From inputs and options to a plan: open the inputs, bring them to one scale, and plan them together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_li
 __all__ = ["as_recipe", "plan", "plan_many", "plan_slides"]
 
 ON_BAD_SLIDE = ("stop", "skip")
-# The parameters of a recipe that are options too.
+# The parameters of a recipe that may be given as options.
 RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe)) - {"base"}
 
 
@@ -72,7 +72,7 @@ def plan(
 
 
 def plan_many(slides: Sequence[SlideInput | Mapping[str, Any]], **options: Unpack[PlanOptions]) -> planning.Plan:
-    """`plan` for several slides that become one dataset.
+    """Return the plan of several slides that become one dataset; see `plan`.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def plan_many(slides: Sequence[SlideInput | Mapping[str, Any]], **options: Unpac
 def plan_slides(
     inputs: Sequence[SlideInput], options: PlanOptions, statistics: Statistics = label_statistics
 ) -> planning.Plan:
-    """`plan_many` with a backend's own way to take the statistics of a label plane.
+    """Make the plan of `plan_many` with the label statistics of a backend.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def plan_slides(
     changes = {name: value for name, value in options.items() if name in RECIPE_OPTIONS}
     recipe = as_recipe(options.get("recipe", "standard")).replace(**changes)
     subset = planning.CellSubset(_as_ids(options.get("ids")), options.get("n_cells"), options.get("seed", 0))
-    # Called by the check of the slides and again by the plan.
+    # Cached, because both the check of the slides and the plan call it.
     statistics = cast(Statistics, functools.cache(statistics))
     check_listed_once(inputs)
     check = statistics if on_bad_slide == "skip" else None
@@ -142,7 +142,7 @@ def plan_slides(
 def _opened(
     inputs: Sequence[SlideInput], open_one: Callable[[SlideInput], list[Slide]], check: Statistics | None
 ) -> tuple[list[Slide], list[str]]:
-    """The slides of all inputs, and a line for each that is skipped: where ``check`` is given, what is wrong is."""
+    """Open all inputs. With ``check``, invalid slides are skipped, and a warning is returned for each."""
     opened, warnings = [], []
     for given in inputs:
         try:
@@ -161,7 +161,7 @@ def _opened(
 
 
 def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
-    """The slide, or one for each time point of a time course, at the pixel size asked for."""
+    """Open an input as one slide, or one per time point, resampled if ``scale`` is given."""
     channel_names, pixel_size = options.get("channel_names"), options.get("pixel_size")
     slides = open_slides(
         given.image,
@@ -183,7 +183,7 @@ def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
 
 
 def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
-    """Which of the channels that were chosen is the nuclear one, where nobody named it."""
+    """Return a warning that says which of the chosen channels is the nuclear channel, if a mask is applied to it."""
     at = recipe.nuclear_channel
     if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
         return []
@@ -194,7 +194,7 @@ def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
 
 
 def _with_vanished(planned: planning.Plan, slides: Sequence[Slide], statistics: Statistics) -> CellTable:
-    """The cells of the plan of slides, with those among the dropped of which resampling leaves no pixel."""
+    """Return the plan's cells; cells that resampling leaves without a pixel are added to the dropped ones."""
     vanished = [vanished_ids(slide, statistics) for slide in slides]
     if not any(map(len, vanished)):
         return planned.cells
@@ -217,7 +217,7 @@ def _as_ids(ids: Iterable[int] | None) -> NDArray[np.uint64] | None:
 
 
 def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
-    """The planes that are asked for; empty for all of them."""
+    """Return the indices of the chosen planes; empty means all planes."""
     if planes is None:
         return ()
     given = [plane.strip() for plane in planes.split(",")] if isinstance(planes, str) else list(map(str, planes))
@@ -231,7 +231,7 @@ def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, 
 
 
 def as_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """The recipe itself, the preset of that name, or the one in a TOML file."""
+    """Return a recipe unchanged, a preset by its name, or the recipe in a TOML file."""
     if isinstance(recipe, Recipe):
         return recipe
     name = os.fspath(recipe)

@@ -174,10 +174,8 @@ def test_what_the_user_should_know_is_a_warning(projects):
         extract_one(image_size=6)
 
 
-def test_unknown_keys_are_told(projects):
-    with pytest.warns(
-        UserWarning, match="keys that HDF5CellExtraction of gpu-extract does not know .*: rotate, chunks;"
-    ):
+def test_unknown_keys_raise_a_warning(projects):
+    with pytest.warns(UserWarning, match="unknown keys of the configuration, without effect: rotate, chunks; known"):
         HDF5CellExtraction({**CONFIG, "rotate": 3, "chunks": 50}, "one/extraction")
 
 
