@@ -46,7 +46,7 @@ def test_plan_as_json(files, call):
 def test_plan_says_what_a_run_would_refuse(bad_files, call):
     code, out, _ = call("plan", "nan.tif", "--nucleus", "nucleus.tif")
     assert code == 0
-    assert "1 NaN or infinite (a run refuses them" in out
+    assert "1 NaN or infinite (an error in a run; nonfinite" in out
 
 
 def test_cells_are_paired_by_overlap_where_that_is_asked_for(files, call):

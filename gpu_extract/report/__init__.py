@@ -1,4 +1,4 @@
-"""Pictures and texts about an extraction for people to look at."""
+"""Reports for people: the text of a plan or a survey, and the gallery of some cells."""
 
 from gpu_extract.report.gallery import contact_sheet, write_gallery
 from gpu_extract.report.survey_text import plan_lines, survey_lines

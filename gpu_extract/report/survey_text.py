@@ -33,13 +33,13 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     for channel in survey.channels:
         bad = f", {channel.n_nonfinite:,} NaN or infinite" if channel.n_nonfinite else ""
         if bad and survey.plan.program.recipe.nonfinite == "error":
-            bad += " (a run refuses them; see nonfinite = 'zero')"
+            bad += " (an error in a run; nonfinite = 'zero' in a recipe file replaces them with 0)"
         values = "no finite pixel" if channel.lowest is None else f"{channel.lowest:g} to {channel.highest:g}"
         yield f"  {channel.name:<{width}}  {channel.dtype}  {values}{bad}"
     if survey.share_read < 1:
-        yield f"  (of {survey.share_read:.0%} of the pixels)"
+        yield f"  (from {survey.share_read:.0%} of the pixels)"
     if survey.problems:
-        yield "labels:"
+        yield "label problems:"
     for problem in survey.problems:
         some = ", ".join(_example(survey, *example) for example in problem.examples)
         yield f"  {problem.count:,} x {problem.problem} ({some}{', ...' * (problem.count > len(problem.examples))})"

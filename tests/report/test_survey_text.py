@@ -17,7 +17,7 @@ class Unreadable:
         raise AssertionError("read")
 
 
-def test_a_plan_is_written_out_without_a_pixel_of_the_image():
+def test_plan_lines_do_not_read_the_image():
     plan = gx.plan(Unreadable(), nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=10, pixel_size=0.5)
     lines = list(plan_lines(plan))
     assert lines[0] == f"{len(plan.cells)} cells of one slide"
@@ -28,7 +28,7 @@ def test_a_plan_is_written_out_without_a_pixel_of_the_image():
     assert lines[-1] == f"{plan.nbytes / 1e6:.1f} MB before compression"
 
 
-def test_a_survey_begins_with_its_plan():
+def test_survey_lines_begin_with_the_plan():
     survey = gx.survey(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=24, device="cpu", threads=2)
     plan, lines = list(plan_lines(survey.plan)), list(survey_lines(survey))
     assert lines[: len(plan)] == plan
