@@ -95,7 +95,7 @@ def extract_many(
     """
     check_options(options, ExtractOptions, "slides", "output", "progress")
     path = Path(output)
-    job = _prepared(slides, path, options)
+    job = _prepare(slides, path, options)
     provenance = {"notices": "\n".join(job.plan.warnings)} if job.plan.warnings else {}
     contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
     store = CellStore.create(path, contents, **job.storage)
@@ -162,7 +162,7 @@ def survey_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output")
-    job = _prepared(slides, None if output is None else Path(output), options)
+    job = _prepare(slides, None if output is None else Path(output), options)
     return surveying.survey(job.plan, job.backend, job.threads, job.storage)
 
 
@@ -241,7 +241,7 @@ class _Job:
     storage: dict[str, Any]
 
 
-def _prepared(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | None, options: ExtractOptions) -> _Job:
+def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | None, options: ExtractOptions) -> _Job:
     """Check the options and the output, and make the plan. The output must not be one of the inputs."""
     backend = choose_backend(options.get("device", "auto"), options.get("gpu_memory"))
     threads = as_threads(options.get("threads"))
