@@ -1,4 +1,4 @@
-"""Single-cell image extraction: one small, masked, normalised picture per cell, all in one HDF5 file.
+"""Single-cell image extraction: one masked, normalised tile per cell, all in one HDF5 file.
 
     import gpu_extract as gx
 
@@ -6,7 +6,7 @@
     cells = gx.open_cells("cells.h5sc")
     cells[42]  # the (K, S, S) tile of cell 42
 
-Names are imported when they are first used, so that ``import gpu_extract`` is quick and touches no device.
+Names are imported on first use, so that ``import gpu_extract`` is quick and touches no device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_extract.api import extract, extract_many, iter_cells, survey_many
+    from gpu_extract.api import extract, extract_many, iter_cells, survey, survey_many
     from gpu_extract.errors import (
         DeviceError,
         GpuExtractError,
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         RunStoppedError,
         SourceError,
         UnknownCellError,
+        UnknownOptionError,
     )
     from gpu_extract.inputs import plan, plan_many
     from gpu_extract.model import CellImages
+    from gpu_extract.options import ExtractOptions, PlanOptions, RunOptions
     from gpu_extract.pipeline import Report
     from gpu_extract.planning import Plan
     from gpu_extract.recipe import Recipe
@@ -38,13 +40,53 @@ if TYPE_CHECKING:
 
     __version__: str
 
+# A list of literals, because type checkers do not evaluate expressions.
+__all__ = [
+    "CellImages",
+    "Cells",
+    "DeviceError",
+    "ExtractOptions",
+    "GpuExtractError",
+    "InputError",
+    "LabelError",
+    "OutputError",
+    "Plan",
+    "PlanOptions",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "RunOptions",
+    "RunStoppedError",
+    "SlideInput",
+    "SourceError",
+    "Survey",
+    "UnknownCellError",
+    "UnknownOptionError",
+    "__version__",
+    "extract",
+    "extract_many",
+    "iter_cells",
+    "match_slides",
+    "open_cells",
+    "plan",
+    "plan_many",
+    "read_slide_table",
+    "survey",
+    "survey_many",
+]
+
+# The module of each name.
 _HOME = {
     "extract": "api",
     "extract_many": "api",
     "iter_cells": "api",
     "plan": "inputs",
     "plan_many": "inputs",
+    "survey": "api",
     "survey_many": "api",
+    "ExtractOptions": "options",
+    "PlanOptions": "options",
+    "RunOptions": "options",
     "SlideInput": "sources.slide_table",
     "match_slides": "sources.slide_table",
     "read_slide_table": "sources.slide_table",
@@ -64,19 +106,20 @@ _HOME = {
     "RunStoppedError": "errors",
     "SourceError": "errors",
     "UnknownCellError": "errors",
+    "UnknownOptionError": "errors",
 }
 
-__all__ = [*_HOME, "__version__"]
 
+if not TYPE_CHECKING:  # A type checker would take every name for known.
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
 
-        return version("gpu-extract")
-    if name not in _HOME:
-        raise AttributeError(f"module 'gpu_extract' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gpu_extract.{_HOME[name]}"), name)
+            return version("gpu-extract")
+        if name not in _HOME:
+            raise AttributeError(f"module 'gpu_extract' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"gpu_extract.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,71 +1,52 @@
-"""What a script or a notebook calls: `extract`, `iter_cells`, and the same for many slides."""
+"""What a script or a notebook calls: `extract`, `iter_cells`, `survey`, and the same for many slides."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from gpu_extract import backends, pipeline
+from gpu_extract import backends, pipeline, surveying
 from gpu_extract.errors import InputError, OutputError
-from gpu_extract.inputs import plan, plan_many
+from gpu_extract.inputs import plan_slides
 from gpu_extract.model import CellImages
+from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.parallel import default_threads
 from gpu_extract.planning import Plan
 from gpu_extract.sources.selectors import located
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
-from gpu_extract.surveying import Survey, survey
+from gpu_extract.surveying import Survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "survey_many"]
+__all__ = ["extract", "extract_many", "iter_cells", "survey", "survey_many"]
 
 
 def extract(
-    image: Any,
+    image: ImageInput,
     *,
     output: str | os.PathLike[str],
-    nucleus: Any = None,
-    cytosol: Any = None,
-    device: str = "auto",
-    threads: int | None = None,
-    gpu_memory: float | None = None,
-    compression: str = "gzip",
-    layout: str = "h5sc",
-    chunk_cells: int = 1,
-    overwrite: bool = False,
+    nucleus: LabelInput | None = None,
+    cytosol: LabelInput | None = None,
     progress: pipeline.Progress | None = None,
-    **choices: Any,
+    **options: Unpack[ExtractOptions],
 ) -> pipeline.Report:
-    """Extract every cell of a slide into a file, and say what was done.
+    """Extract every cell of a slide into a file, and return a report.
 
     Parameters
     ----------
     image, nucleus, cytosol
-        As for `plan`.
+        See `plan`.
     output : path
-        The file to write. It appears under this name when it is complete.
-    device : str
-        ``auto`` (a GPU where one works, else the cpu), ``cpu``, ``cuda``, ``cuda:1``, ``reference``.
-    threads : int, optional
-        Threads that compute and encode; by default the cores that this process may use.
-    gpu_memory : float, GiB, optional
-        How much of a GPU's memory may be taken; by default most of what is free.
-    compression : {"gzip", "lzf", "lz4", "zstd", "none"}
-        ``lz4`` and ``zstd`` are read by other programs with a plugin only; see `gpu_extract.store.codecs`.
-    layout : {"h5sc", "sparcspy"}
-        ``sparcspy`` is the classic ``single_cells.h5``: a time course where there are several slides, or labels.
-    chunk_cells : int
-        Cells in a chunk of the file. More make reading all of them in order quicker, and reading one at random slower;
-        ids that are scattered over the slide make the extraction slower.
-    overwrite : bool
-        Replace ``output`` if it exists, once the new file is complete, and drop the remains of an unfinished run.
+        The file to write. It appears under this name once it is complete.
     progress : callable, optional
-        Called with the number of cells written so far, and of all.
-    **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, ``n_cells``, ``seed``, ``channel_names``, ``planes``,
-        ``channels``, ``nuclear_channel``, ``pixel_size``, ``tile_size_um``, ``scale``: as for `plan`.
+        Called with the number of cells written so far and the number of all cells.
+    **options
+        `PlanOptions`, among them ``recipe``, ``tile_size``, ``channels``, ``ids`` and every parameter of a `Recipe`;
+        and `RunOptions`: ``device``, ``threads``, ``gpu_memory``, ``compression``, ``layout``, ``chunk_cells``,
+        ``overwrite``.
 
     Returns
     -------
@@ -75,126 +56,165 @@ def extract(
     ------
     InputError, OutputError, DeviceError
         Before anything is written, where that can be known.
+    UnknownOptionError
+        If there is no option of that name. It is an `InputError` and a `TypeError`.
     RunStoppedError
-        If the output cannot be written on, for example because the disk is full.
+        If the output can no longer be written, for example because the disk is full.
     """
-    return extract_many(
-        [SlideInput(image, nucleus, cytosol)],
-        output=output,
-        device=device,
-        threads=threads,
-        gpu_memory=gpu_memory,
-        compression=compression,
-        layout=layout,
-        chunk_cells=chunk_cells,
-        overwrite=overwrite,
-        progress=progress,
-        **choices,
-    )
+    check_options(options, ExtractOptions, "image", "output", "nucleus", "cytosol", "progress")
+    return extract_many([SlideInput(image, nucleus, cytosol)], output=output, progress=progress, **options)
 
 
 def extract_many(
     slides: Sequence[SlideInput | Mapping[str, Any]],
     *,
     output: str | os.PathLike[str],
-    device: str = "auto",
-    threads: int | None = None,
-    gpu_memory: float | None = None,
-    compression: str = "gzip",
-    layout: str = "h5sc",
-    chunk_cells: int = 1,
-    overwrite: bool = False,
     progress: pipeline.Progress | None = None,
-    **choices: Any,
+    **options: Unpack[ExtractOptions],
 ) -> pipeline.Report:
     """`extract` for several slides, into one file.
 
-    ``obs`` says of each cell its slide and the slide's labels; rows are slides in the order given, ascending ids
-    within a slide. ``slides`` and ``on_bad_slide`` are those of `plan_many`, all else is as for `extract`.
+    Each cell's slide and the slide's metadata are in ``obs``. Rows are in the order of the slides, and in ascending
+    order of ids within a slide.
+
+    Parameters
+    ----------
+    slides : sequence of SlideInput or mapping
+        See `plan_many`.
+    output, progress, **options
+        See `extract`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError, UnknownOptionError, RunStoppedError
+        As for `extract`.
     """
-    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
-    choose_layout(layout)  # or refuse it before anything is read
+    check_options(options, ExtractOptions, "slides", "output", "progress")
     path = Path(output)
-    check_output(path, compression, overwrite=overwrite)
-    planned = _planned(slides, path, backend, choices)
-    provenance = {"notices": "\n".join(planned.warnings)} if planned.warnings else {}
-    contents = Contents(planned.cells, planned.slides, planned.program, provenance, planned.planes)
-    store = CellStore.create(
-        path, contents, compression=compression, layout=layout, chunk_cells=chunk_cells, overwrite=overwrite
-    )
-    return pipeline.run(planned, backend, store, threads, progress or (lambda written, total: None))
+    job = _prepare(slides, path, options)
+    provenance = {"notices": "\n".join(job.plan.warnings)} if job.plan.warnings else {}
+    contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
+    store = CellStore.create(path, contents, **job.storage)
+    return pipeline.run(job.plan, job.backend, store, job.threads, progress or (lambda written, total: None))
+
+
+def survey(
+    image: ImageInput,
+    *,
+    nucleus: LabelInput | None = None,
+    cytosol: LabelInput | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **options: Unpack[ExtractOptions],
+) -> Survey:
+    """Return the plan of `extract` with the same arguments, and estimates of its time, memory and file size.
+
+    The label planes and the image are read, and some cells are extracted into a temporary file. Nothing else is
+    written. For the plan alone see `plan`.
+
+    Parameters
+    ----------
+    image, nucleus, cytosol
+        See `plan`.
+    output : path, optional
+        Where the file would be written. It is checked, and not written.
+    **options
+        See `extract`.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    InputError, OutputError, DeviceError, UnknownOptionError
+        As for `extract`.
+    """
+    check_options(options, ExtractOptions, "image", "nucleus", "cytosol", "output")
+    return survey_many([SlideInput(image, nucleus, cytosol)], output=output, **options)
 
 
 def survey_many(
     slides: Sequence[SlideInput | Mapping[str, Any]],
     *,
     output: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    gpu_memory: float | None = None,
-    compression: str = "gzip",
-    layout: str = "h5sc",
-    chunk_cells: int = 1,
-    overwrite: bool = False,
-    **choices: Any,
+    **options: Unpack[ExtractOptions],
 ) -> Survey:
-    """What `extract_many` with the same arguments would do and take; nothing is written.
+    """`survey` for several slides, as for `extract_many`.
 
-    The label planes and the images are read, and some cells are extracted into a temporary file. ``output`` is
-    checked, if it is given.
+    Parameters
+    ----------
+    slides : sequence of SlideInput or mapping
+        See `plan_many`.
+    output, **options
+        See `survey`.
+
+    Returns
+    -------
+    Survey
 
     Raises
     ------
-    InputError, OutputError, DeviceError
-        As of `extract_many`.
+    InputError, OutputError, DeviceError, UnknownOptionError
+        As for `extract`.
     """
-    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
-    choose_layout(layout)  # or refuse it before anything is read
-    if output is not None:
-        check_output(output, compression, overwrite=overwrite)
-    planned = _planned(slides, None if output is None else Path(output), backend, choices)
-    storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells}
-    return survey(planned, backend, threads, storage)
+    check_options(options, ExtractOptions, "slides", "output")
+    job = _prepare(slides, None if output is None else Path(output), options)
+    return surveying.survey(job.plan, job.backend, job.threads, job.storage)
 
 
 def iter_cells(
-    image: Any,
+    image: ImageInput,
     *,
-    nucleus: Any = None,
-    cytosol: Any = None,
+    nucleus: LabelInput | None = None,
+    cytosol: LabelInput | None = None,
     device: str = "auto",
     threads: int | None = None,
     gpu_memory: float | None = None,
-    **choices: Any,
+    **options: Unpack[PlanOptions],
 ) -> Iterator[CellImages]:
-    """Extract without a file: batches of finished tiles, one after the other.
+    """Iterate over batches of finished tiles, without writing a file.
 
-    Parameters are those of `extract`. Batches come in the order in which they are read; ``rows`` says where
-    each cell would stand in the file.
+    Parameters
+    ----------
+    image, nucleus, cytosol, **options
+        See `plan`.
+    device, threads, gpu_memory
+        See `RunOptions`.
 
     Yields
     ------
     CellImages
-        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``limits`` (n, C, 2). On a GPU ``images`` is a CuPy
-        array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
+        ``rows`` (n,), ``ids`` (n,), ``images`` (n, K, S, S) and ``limits`` (n, C, 2). Batches come in the order in
+        which they are read; ``rows`` are the rows that the cells would have in the file. On a GPU ``images`` is a
+        CuPy array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
+
+    Raises
+    ------
+    InputError, DeviceError, UnknownOptionError
+        As for `extract`, on the call and not on the first batch.
     """
-    backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
-    planned = plan(image, nucleus=nucleus, cytosol=cytosol, statistics=backend.statistics, **choices)
+    check_options(options, PlanOptions, "image", "nucleus", "cytosol", "device", "threads", "gpu_memory")
+    backend, n_threads = choose_backend(device, gpu_memory), as_threads(threads)
+    plan = plan_slides([SlideInput(image, nucleus, cytosol)], options, backend.statistics)
 
     def batches() -> Iterator[CellImages]:
-        with ThreadPoolExecutor(threads, "gpu-extract") as workers:
-            yield from pipeline.tiles(planned, backend, workers, threads, on_device=True)
+        with ThreadPoolExecutor(n_threads, "gpu-extract") as workers:
+            yield from pipeline.tiles(plan, backend, workers, n_threads, on_device=True)
 
     return batches()
 
 
 def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
-    """The backend of a device name, with at most ``gpu_memory`` GiB of a GPU's memory."""
+    """Return the backend of a device name; on a GPU it uses at most ``gpu_memory`` GiB."""
     return backends.choose(device, None if gpu_memory is None else int(gpu_memory * 2**30))
 
 
 def as_threads(threads: int | None) -> int:
-    """A positive number of threads; by default the cores that this process may use."""
+    """Return a valid number of threads; None becomes the number of cores that this process may use."""
     if threads is None:
         return default_threads()
     if threads < 1:
@@ -202,30 +222,51 @@ def as_threads(threads: int | None) -> int:
     return threads
 
 
-def _planned(
-    slides: Sequence[SlideInput | Mapping[str, Any]],
-    output: Path | None,
-    backend: backends.Backend,
-    choices: Mapping[str, Any],
-) -> Plan:
-    """The plan, with the statistics of the device; refuses an output that is a file that is read."""
+@dataclass(frozen=True)
+class _Job:
+    """A checked request: what to extract, what computes it, and how it is stored.
+
+    Parameters
+    ----------
+    plan : Plan
+    backend : Backend
+    threads : int
+    storage : dict
+        ``compression``, ``layout``, ``chunk_cells`` and ``overwrite``, for `CellStore.create`.
+    """
+
+    plan: Plan
+    backend: backends.Backend
+    threads: int
+    storage: dict[str, Any]
+
+
+def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | None, options: ExtractOptions) -> _Job:
+    """Check the options and the output, and make the plan. The output must not be one of the inputs."""
+    backend = choose_backend(options.get("device", "auto"), options.get("gpu_memory"))
+    threads = as_threads(options.get("threads"))
+    compression, overwrite = options.get("compression", "gzip"), options.get("overwrite", False)
+    layout, chunk_cells = options.get("layout", "h5sc"), options.get("chunk_cells", 1)
+    choose_layout(layout)  # refuse an unknown layout before anything is read
     inputs = [as_slide_input(given) for given in slides]
-    if output is None:
-        return plan_many(inputs, statistics=backend.statistics, **choices)
-    for given in inputs:
-        _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
-    planned = plan_many(inputs, statistics=backend.statistics, **choices)
-    for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
-        _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
-    return planned
+    if output is not None:
+        check_output(output, compression, overwrite=overwrite)
+        for given in inputs:
+            _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
+    plan = plan_slides(inputs, options, backend.statistics)
+    if output is not None:
+        for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
+            _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
+    storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells, "overwrite": overwrite}
+    return _Job(plan, backend, threads, storage)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:
-    """Refuse to write over a file that is read."""
+    """Raise OutputError if the output is one of the inputs."""
     for given in inputs:
         for one in given if isinstance(given, list | tuple) else [given]:
             if not isinstance(one, str | os.PathLike):
                 continue
-            path = located(os.fsdecode(one), None).path  # without what selects a part of the file
+            path = located(os.fsdecode(one), None).path  # without the selection
             if os.path.realpath(path) == os.path.realpath(output):
                 raise OutputError(f"output {output} is one of the inputs; choose another name")

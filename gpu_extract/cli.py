@@ -1,7 +1,8 @@
 """The command line: arguments in, exit codes out.
 
-0 done; 1 the input or the arguments are wrong, one line on stderr; 2 usage; 3 stopped half way. Results go to
-stdout, progress and warnings to stderr. This is the only module that prints.
+The exit codes are 0: done; 1: the input or the arguments are invalid, with one line on stderr; 2: wrong usage; 3: the
+run was stopped before it was complete. Results go to stdout, progress and warnings to stderr. Only this module and
+`gpu_extract.progress` print.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +23,6 @@ import typer
 
 from gpu_extract import api
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
-from gpu_extract.inputs import as_recipe
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
 from gpu_extract.sources.id_lists import read_ids
@@ -30,83 +30,154 @@ from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide
 
 app = typer.Typer(
     name="gpu-extract",
-    help="Cut one picture out of a microscopy slide per cell: centred, masked, normalised, all in one file.",
+    help="Extract one centred, masked and normalised image per cell from microscopy slides, all into one file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
+# Shown as the default of options that a recipe has a value for.
+OF_RECIPE = "the recipe's"
+
 Images = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGE...", help="The image, or the one-channel images of a slide.", show_default=False),
+    typer.Argument(
+        metavar="IMAGE...", help="The image of a slide, or several images, one per channel.", show_default=False
+    ),
 ]
-Nucleus = Annotated[str | None, typer.Option(help="Label plane of the nuclei: a file, or a name.", metavar="LABELS")]
-Cytosol = Annotated[
-    str | None, typer.Option(help="Label plane of the whole cells: a file, or a name.", metavar="LABELS")
-]
-Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels; 128, or the recipe's own.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.")]
-Border = Annotated[str | None, typer.Option(help="mask, window or keep; the recipe's own.")]
-Match = Annotated[str | None, typer.Option(help="id or overlap: what makes a nucleus and a cytosol one cell.")]
-SeveralNuclei = Annotated[str | None, typer.Option(help="largest or all, of the nuclei in a cytosol, by overlap.")]
-Pieces = Annotated[str | None, typer.Option(help="all or largest, of a label in several pieces.")]
-Planes = Annotated[
-    str | None, typer.Option(help="Planes of a tile to keep, in that order, masks first: 0,1,3 (--layout sparcspy).")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or reference.")]
-GpuMemory = Annotated[float | None, typer.Option(help="GiB of a GPU's memory to take; most of what is free.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; as many as cores.")]
-Compression = Annotated[str, typer.Option(help="gzip, lzf, lz4, zstd or none.")]
-Layout = Annotated[str, typer.Option(help="h5sc, or sparcspy for the classic single_cells.h5.")]
-ChunkCells = Annotated[int, typer.Option(help="Cells in a chunk of the file; more only for reading in bulk.")]
-Ids = Annotated[Path | None, typer.Option(help="Extract the ids of this file only, one a line.", metavar="FILE")]
-NCells = Annotated[int | None, typer.Option(help="Extract this many cells, drawn at random.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
-Channels = Annotated[str | None, typer.Option(help="Only these channels, in this order.", metavar="DNA,actin|0,2")]
-NuclearChannel = Annotated[
+Nucleus = Annotated[
     str | None,
-    typer.Option(help="The channel cut with the nucleus mask, a name or a number; none; the recipe's own: the first."),
+    typer.Option(help="Label plane of the nuclei: a file, or a name in the image's store.", metavar="LABELS"),
 ]
-PixelSize = Annotated[float | None, typer.Option(help="um per pixel; what the image says.", metavar="UM")]
-SizeUm = Annotated[
-    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
-]
-Scale = Annotated[
-    float | None, typer.Option(help="Resample every slide to this many um per pixel first.", metavar="UM")
+Cytosol = Annotated[
+    str | None,
+    typer.Option(help="Label plane of the whole cells: a file, or a name in the image's store.", metavar="LABELS"),
 ]
 Slides = Annotated[
     str | None,
     typer.Option(
-        help="Many slides: a CSV table with image, nucleus, cytosol and any labels; or a pattern such as "
-        "'img/*_dna.tif', with the same * in the label planes.",
+        help="Several slides: a CSV table with the columns image, nucleus, cytosol and any metadata, or a pattern "
+        "such as 'img/*_dna.tif', with the same * in --nucleus and --cytosol.",
         metavar="TABLE.csv|PATTERN",
     ),
 ]
-OnBadSlide = Annotated[str, typer.Option(help="stop or skip, where a slide of the table cannot be read.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new file is complete.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Comes with a later version.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+OnBadSlide = Annotated[str, typer.Option(help="Stop at an invalid slide of --slides, or skip it.", metavar="stop|skip")]
+Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels, 1 to 4096.", show_default=OF_RECIPE)]
+SizeUm = Annotated[
+    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
+]
+PixelSize = Annotated[
+    float | None, typer.Option(help="Pixel size in um.", metavar="UM", show_default="from the image's metadata")
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help="Resample all slides to this pixel size in um first.", metavar="UM", show_default="no resampling"
+    ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.", metavar="NAME|FILE.toml"),
+]
+Border = Annotated[
+    str | None,
+    typer.Option(
+        help="Drop cells whose mask touches the slide's border, cells whose window leaves the slide, or none.",
+        metavar="mask|window|keep",
+        show_default=OF_RECIPE,
+    ),
+]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        help="Pair nuclei and cytosols by equal ids, or by overlap.", metavar="id|overlap", show_default=OF_RECIPE
+    ),
+]
+SeveralNuclei = Annotated[
+    str | None,
+    typer.Option(
+        help="Which nuclei of a cytosol to use, with --match overlap.",
+        metavar="largest|all",
+        show_default=OF_RECIPE,
+    ),
+]
+Pieces = Annotated[
+    str | None,
+    typer.Option(help="Which connected components of a label to use.", metavar="all|largest", show_default=OF_RECIPE),
+]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        help="Channels to extract, by name or number, in this order.", metavar="DNA,actin|0,2", show_default="all"
+    ),
+]
+NuclearChannel = Annotated[
+    str | None,
+    typer.Option(
+        help="Channel that is cut with the nucleus mask: its name, its number among those extracted, or none.",
+        metavar="CHANNEL|none",
+        show_default=OF_RECIPE,
+    ),
+]
+Ids = Annotated[
+    Path | None,
+    typer.Option(help="Extract only the ids in this file, one per line.", metavar="FILE", show_default="all"),
+]
+NCells = Annotated[int | None, typer.Option(help="Extract this number of cells, drawn at random.", show_default="all")]
+Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+Planes = Annotated[
+    str | None,
+    typer.Option(
+        help="Planes of a tile to keep, in this order, numbered from 0, masks first; only with --layout sparcspy.",
+        metavar="0,1,3",
+        show_default="all",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto (a GPU if one works, else the CPU), cpu, cuda, cuda:N or reference.", metavar="DEVICE"),
+]
+Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_default="number of cores")]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(help="Maximum GPU memory to use, in GiB.", metavar="GIB", show_default="most of the free memory"),
+]
+Compression = Annotated[
+    str,
+    typer.Option(
+        help="gzip, lzf, lz4, zstd or none; other programs need a plugin to read lz4 and zstd.", metavar="NAME"
+    ),
+]
+Layout = Annotated[
+    str, typer.Option(help="Layout of the file; sparcspy is the classic single_cells.h5.", metavar="h5sc|sparcspy")
+]
+ChunkCells = Annotated[
+    int, typer.Option(help="Cells per chunk of the file; more than 1 speeds up only reading in order.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT once the new file is complete.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Not available yet; comes with a later version.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress on stderr.")]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the options that `run` and `plan` share ask for.
+class Request:
+    """The values of the options that `run` and `plan` share.
 
     Parameters
     ----------
     slides : list of SlideInput
-    choices, running : dict
-        Arguments of `inputs.plan_many`, and those that `api.extract_many` has besides.
+    options : dict
+        The `ExtractOptions` that were given.
     quiet : bool
+        Whether to show no progress.
     """
 
     slides: list[SlideInput]
-    choices: dict[str, Any]
-    running: dict[str, Any]
+    options: dict[str, Any]
     quiet: bool
 
 
-def _options(
+def _request(
     image: Images = None,
     nucleus: Nucleus = None,
     cytosol: Cytosol = None,
@@ -136,52 +207,46 @@ def _options(
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
-) -> Asked:
+) -> Request:
     if resume:
-        raise OutputError("--resume comes with a later version; --overwrite starts again")
-    changes = {
+        raise OutputError("--resume comes with a later version; use --overwrite to start again")
+    options = {
+        "recipe": recipe,
         "tile_size": size,
         "border": border,
         "match": match,
         "several_nuclei": several_nuclei,
         "pieces": pieces,
+        "nuclear_channel": nuclear_channel,
+        "on_bad_slide": on_bad_slide,
+        "ids": None if ids is None else read_ids(ids),
+        "n_cells": n_cells,
+        "seed": seed,
+        "planes": planes,
+        "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
+        "pixel_size": pixel_size,
+        "tile_size_um": size_um,
+        "scale": scale,
+        "device": device,
+        "threads": threads,
+        "gpu_memory": gpu_memory,
+        "compression": compression,
+        "layout": layout,
+        "chunk_cells": chunk_cells,
+        "overwrite": overwrite,
     }
-    return Asked(
-        slides=_slides(image, nucleus, cytosol, slides),
-        choices={
-            "recipe": as_recipe(recipe).replace(**{k: v for k, v in changes.items() if v is not None}),
-            "on_bad_slide": on_bad_slide,
-            "ids": None if ids is None else read_ids(ids),
-            "n_cells": n_cells,
-            "seed": seed,
-            "planes": planes,
-            "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
-            "nuclear_channel": nuclear_channel,
-            "pixel_size": pixel_size,
-            "tile_size_um": size_um,
-            "scale": scale,
-        },
-        running={
-            "device": device,
-            "threads": threads,
-            "gpu_memory": gpu_memory,
-            "compression": compression,
-            "layout": layout,
-            "chunk_cells": chunk_cells,
-            "overwrite": overwrite,
-        },
-        quiet=quiet,
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    return Request(_slides(image, nucleus, cytosol, slides), given, quiet)
 
 
-def _asked(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the parameters of `_options` behind its own, and their result as its ``asked``."""
-    shared = signature(_options, eval_str=True).parameters
-    own = {name: one for name, one in signature(command, eval_str=True).parameters.items() if name != "asked"}
+def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with the parameters of `_request` after its own; it gets their values as ``request``."""
+    shared = signature(_request, eval_str=True).parameters
+    own = {name: one for name, one in signature(command, eval_str=True).parameters.items() if name != "request"}
 
     def with_options(**given: Any) -> None:
-        options = {name: given.pop(name) for name in shared}
-        command(asked=_options(**options), **given)
+        values = {name: given.pop(name) for name in shared}
+        command(request=_request(**values), **given)
 
     parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (own | dict(shared)).values()]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
@@ -191,44 +256,46 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command()
-@_asked
+@_with_shared_options
 def run(
-    asked: Asked,
+    request: Request,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
 ) -> None:
-    """Extract every cell of a slide into OUT (.h5sc, or .h5 with --layout sparcspy)."""
-    with _running(output, quiet=asked.quiet) as progress:
-        done = api.extract_many(asked.slides, output=output, progress=progress, **asked.running, **asked.choices)
-    _print_report(done)
+    """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
+    with _progress_of_run(output, quiet=request.quiet) as progress:
+        report = api.extract_many(request.slides, output=output, progress=progress, **request.options)
+    _print_report(report)
 
 
 @app.command()
-@_asked
+@_with_shared_options
 def plan(
-    asked: Asked,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Only checked.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    request: Request,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="The file that `run` would write; only checked."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Tell what `run` with the same arguments would do; nothing is written."""
-    told = api.survey_many(asked.slides, output=output, **asked.running, **asked.choices)
+    """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
+    survey = api.survey_many(request.slides, output=output, **request.options)
     if as_json:
-        print(json.dumps(told.to_dict(), indent=1))
+        print(json.dumps(survey.to_dict(), indent=1))
     else:
         from gpu_extract.report import survey_lines
 
-        print(*survey_lines(told), sep="\n")
-    for line in told.plan.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        print(*survey_lines(survey), sep="\n")
+    _print_warnings(survey.plan.warnings)
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write to.")] = Path(
         "gpu-extract-demo"
     ),
     quiet: Quiet = False,
 ) -> None:
-    """Extract the shipped sample, real HT29 cells: cells.h5sc and gallery.png."""
+    """Extract the sample that is part of the package, real HT29 cells, into cells.h5sc and gallery.png."""
     from gpu_extract import demo_data
 
     sample = demo_data.paths()
@@ -237,8 +304,8 @@ def demo(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {output} cannot be made: {error.strerror}; choose another with -o") from error
-    with _running(cells, quiet=quiet) as progress:
-        done = api.extract(
+    with _progress_of_run(cells, quiet=quiet) as progress:
+        report = api.extract(
             sample.image,
             nucleus=sample.nucleus,
             cytosol=sample.cytosol,
@@ -247,14 +314,14 @@ def demo(
             overwrite=_is_demo_file(cells),
             progress=progress,
         )
-    _print_report(done)
+    _print_report(report)
     _write_gallery(cells, picture, n_cells=10, seed=0, overwrite=True)
-    print(f"{picture}: look at it; report.html comes with a later version")
+    print(f"{picture}: some of the cells; report.html comes with a later version")
 
 
 @app.command()
 def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Say what a file of cells holds and how it was made."""
+    """Show what a file of cells contains and how it was made."""
     from gpu_extract.store.reader import open_cells
 
     with open_cells(file) as cells:
@@ -267,7 +334,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 
 @app.command()
 def verify(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Read every cell of a file and check it; exit code 1 if anything is wrong."""
+    """Read and check every cell of a file; the exit code is 1 if it is damaged."""
     from gpu_extract.store import verify as check
 
     print(f"{file}: sound, {check(file)}")
@@ -277,11 +344,11 @@ def verify(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 def gallery(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
-    n_cells: Annotated[int, typer.Option(help="Cells to show, drawn at random.")] = 10,
+    n_cells: Annotated[int, typer.Option(help="Number of cells to draw, chosen at random.")] = 10,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw some cells of a file: a row a cell, a column a plane."""
+    """Draw some cells of a file as a PNG picture, one row per cell and one column per plane."""
     _write_gallery(file, output, n_cells=n_cells, seed=seed, overwrite=overwrite)
     print(output)
 
@@ -291,13 +358,13 @@ def report(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.html")],
 ) -> None:
-    """Comes with a later version: a page about a run."""
+    """Not available yet: an HTML page about a run comes with a later version."""
     raise OutputError("report comes with a later version; 'gpu-extract info' and 'gpu-extract gallery' work now")
 
 
 @app.command()
 def doctor() -> None:
-    """Tell which devices work here, and which versions are installed."""
+    """Show which devices work on this machine, and which versions are installed."""
     import h5py
 
     from gpu_extract import backends
@@ -314,7 +381,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The entry point of ``gpu-extract``."""
+    """Run the command line ``gpu-extract``."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
@@ -325,7 +392,7 @@ def main() -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM stops a run as Ctrl-C does, with what was written kept."""
+    """Stop a run on SIGTERM as on Ctrl-C, which keeps the cells that are written."""
     raise KeyboardInterrupt
 
 
@@ -335,16 +402,16 @@ def _fail(error: GpuExtractError, code: int) -> int:
 
 
 def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, slides: str | None) -> list[SlideInput]:
-    """The one slide of the arguments, or those of a table or a pattern."""
+    """Return the slide of the arguments, or the slides of a table or a pattern."""
     if slides is not None and "*" in slides:
         if image:
-            raise InputError("--slides and IMAGE were both given; write a pattern in quotes, and the rest as options")
+            raise InputError("--slides and IMAGE were both given; give one of them, and put a pattern in quotes")
         return match_slides(slides, nucleus=nucleus, cytosol=cytosol)
     if slides is not None:
         if image or nucleus or cytosol:
             raise InputError(
-                "--slides and IMAGE, --nucleus or --cytosol were both given; "
-                "a table names the files, and a pattern stands in quotes"
+                "--slides TABLE.csv and IMAGE, --nucleus or --cytosol were both given; "
+                "name all files in the table, or put a pattern in quotes"
             )
         return read_slide_table(Path(slides))
     if not image:
@@ -353,7 +420,7 @@ def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, s
 
 
 def _is_demo_file(path: Path) -> bool:
-    """Whether an earlier `demo` wrote this file, so that a new one may replace it."""
+    """Return whether an earlier `demo` wrote this file, which the next may then replace."""
     from gpu_extract.store.reader import open_cells
 
     try:
@@ -387,42 +454,42 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
 
 @contextmanager
-def _running(output: Path, *, quiet: bool) -> Iterator[Progress]:
-    """Progress of a run, and a clear word on what is left behind when it is stopped."""
-    done = (0, 0)
+def _progress_of_run(output: Path, *, quiet: bool) -> Iterator[Progress]:
+    """Show the progress of a run; if it is stopped, raise an error that says what was kept."""
+    counts = (0, 0)
     with progress_on_stderr(quiet=quiet) as show:
 
         def progress(n_cells: int, total: int) -> None:
-            nonlocal done
-            done = (n_cells, total)
+            nonlocal counts
+            counts = (n_cells, total)
             show(n_cells, total)
 
         try:
             yield progress
         except KeyboardInterrupt:
-            n_cells, total = done
+            n_cells, total = counts
             if not n_cells:
                 raise RunStoppedError("stopped before any cell was written") from None
             raise RunStoppedError(
                 f"stopped at {n_cells:,} of {total:,} cells, which are kept in {output}.partial; "
-                "going on from there comes with a later version, --overwrite starts again"
+                "resuming comes with a later version, use --overwrite to start again"
             ) from None
 
 
 def _print_report(report: Report) -> None:
     print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
-    _print_dropped(report.dropped)
+    for reason, n in report.dropped.items():
+        print(f"dropped {n:,}: {reason}")
     print(
         f"device {report.device}, {report.threads} threads, {report.seconds:.1f} s, "
         f"{report.cells_per_second:,.0f} cells/s"
     )
-    for line in report.warnings:
+    _print_warnings(report.warnings)
+
+
+def _print_warnings(warnings: Iterable[str]) -> None:
+    for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _print_dropped(dropped: dict[str, int]) -> None:
-    for reason, n in dropped.items():
-        print(f"dropped {n:,}: {reason}")
 
 
 def _square(size: int) -> str:

@@ -1,4 +1,4 @@
-"""SPARCSpy's two extraction classes, running on this package: a script for them needs another import and no more.
+"""SPARCSpy's two extraction classes, implemented by this package. A script only changes its import.
 
 ::
 
@@ -7,8 +7,8 @@
     extraction = HDF5CellExtraction(config, "project/extraction", project_location="project")
     extraction.process("project/segmentation/segmentation.h5", "project/segmentation/classes.csv")
 
-The numbers are those of SPARCSpy 1.0.0 (recipe ``sparcspy``), and so is the file, ``<directory>/data/single_cells.h5``,
-but for its compression, which is gzip. It appears when it is complete.
+The values are those of SPARCSpy 1.0.0 (recipe ``sparcspy``). So is the file, ``<directory>/data/single_cells.h5``,
+except that it is compressed with gzip. It appears once it is complete.
 """
 
 from __future__ import annotations
@@ -30,41 +30,48 @@ from gpu_extract.sources.slide_table import SlideInput
 
 __all__ = ["HDF5CellExtraction", "TimecourseHDF5CellExtraction"]
 
-# Keys of the original's configuration that say how it works and not what comes out: there is no temporary array, and
-# the input is read once.
+# Keys of SPARCSpy's configuration that do not affect the output. They are about its temporary array and repeated
+# reading of the input, neither of which exists here.
 WITHOUT_EFFECT = ("cache", "hdf5_rdcc_nbytes", "hdf5_rdcc_w0", "hdf5_rdcc_nslots")
 KNOWN = ("image_size", "threads", "compression", "normalization_range", "channel_remap", "device", *WITHOUT_EFFECT)
-# What the original divides by where it does not normalise.
+# SPARCSpy divides by the maximum of uint16 if it does not normalise.
 UINT16_RANGE = (0.0, 65535.0)
 
 
 class HDF5CellExtraction:
-    """The extraction of a classic project: ``segmentation.h5`` and ``classes.csv`` to ``single_cells.h5``.
+    """Extraction of a classic project: from ``segmentation.h5`` and ``classes.csv`` to ``single_cells.h5``.
 
     Parameters
     ----------
     config : mapping
-        ``image_size``, pixels; ``threads``, of which no more than the cores are used; ``compression``, true by
-        default; ``normalization_range``: true, two quantiles, or None for values divided by 65535; ``channel_remap``,
-        as in ``"0,1,3,2"``: which planes of a tile are written, in that order, masks first in counting; and, not of
-        the original, ``device``. ``cache`` and ``hdf5_rdcc_...`` are accepted and have no effect.
+        Its keys are
+
+        - ``image_size``, pixels: side of a tile; the only key that is required;
+        - ``threads``: number of threads, limited to the number of cores;
+        - ``compression``: whether the file is compressed, default true;
+        - ``normalization_range``: true (default), two quantiles, or None to divide by 65535 instead;
+        - ``channel_remap``: planes of a tile to write, in this order, as in ``"0,1,3,2"``, numbered from 0, masks
+          first; default all;
+        - ``device``: as for `gpu_extract.extract`; SPARCSpy does not have this key;
+        - ``cache``, ``hdf5_rdcc_nbytes``, ``hdf5_rdcc_w0``, ``hdf5_rdcc_nslots``: accepted, without effect.
     directory : path
-        Where the output goes; made if it is not there.
+        Folder of the output. It is made if it does not exist.
     project_location : path, optional
+        Kept as an attribute, without effect.
     debug, overwrite, intermediate_output : bool
-        Accepted, and without effect: an output that is there is always replaced, by a complete one.
+        Accepted, without effect: an existing output is always replaced, once the new one is complete.
 
     Attributes
     ----------
     output_path : str
         The file that `process` writes.
     input_segmentation_path, filtered_classes_path : str
-        Where a project keeps them.
+        The input files of the project.
 
     Raises
     ------
     InputError
-        If the configuration has no ``image_size``, or a value that is not allowed.
+        If the configuration has no ``image_size``, or an invalid value.
     OutputError
         If the directory cannot be made.
     """
@@ -100,8 +107,8 @@ class HDF5CellExtraction:
         unknown = [str(key) for key in config if key not in KNOWN]
         if unknown:
             warnings.warn(
-                f"the configuration has keys that {type(self).__name__} of gpu-extract does not know and that have no "
-                f"effect: {', '.join(unknown)}; it knows {', '.join(KNOWN)}",
+                f"unknown keys of the configuration, without effect: {', '.join(unknown)}; "
+                f"known are {', '.join(KNOWN)}",
                 stacklevel=2,
             )
         self._recipe, self._threads = _recipe(config), _threads(config)
@@ -112,24 +119,24 @@ class HDF5CellExtraction:
         input_segmentation_path: str | os.PathLike[str],
         filtered_classes_path: str | os.PathLike[str] | None = None,
     ) -> Report:
-        """Extract the cells of a segmentation that are in a list of ids.
+        """Extract the cells of a segmentation whose ids are listed.
 
         Parameters
         ----------
         input_segmentation_path : path
             ``segmentation.h5``, or ``input_segmentation.h5`` of a time course.
         filtered_classes_path : path, optional
-            ``classes.csv``; by default the project's. Ids that have no label are ignored, as by the original.
+            ``classes.csv``. Default: the project's own. Ids without a label are ignored, as by SPARCSpy.
 
         Returns
         -------
         Report
-            Its ``warnings`` are given as Python's warnings too.
+            Its ``warnings`` are issued as Python warnings, too.
 
         Raises
         ------
         InputError, OutputError, DeviceError, RunStoppedError
-            As `gpu_extract.extract` does.
+            As for `gpu_extract.extract`.
         """
         ids = read_ids(self.filtered_classes_path if filtered_classes_path is None else filtered_classes_path)
         output = Path(self.output_path)
@@ -152,18 +159,18 @@ class HDF5CellExtraction:
         return report
 
     def __call__(self, *args: Any, debug: bool | None = None, overwrite: bool | None = None, **kwargs: Any) -> Report:
-        """`process`, as a SPARCSpy ``Project`` calls it; unlike the original's this never empties the directory."""
+        """Call `process`, as a SPARCSpy ``Project`` does. Unlike SPARCSpy, never empty the directory."""
         return self.process(*args, **kwargs)
 
     def get_output_path(self) -> str:
-        """The folder of the output."""
+        """Return the folder of the output."""
         return os.path.dirname(self.output_path)
 
 
 class TimecourseHDF5CellExtraction(HDF5CellExtraction):
-    """The extraction of a classic time course: ``input_segmentation.h5`` and ``classes.csv`` to ``single_cells.h5``.
+    """Extraction of a classic time course: from ``input_segmentation.h5`` and ``classes.csv`` to ``single_cells.h5``.
 
-    All is as for `HDF5CellExtraction`; the output has the labels of each cell as well.
+    See `HDF5CellExtraction`. The output also holds the metadata of each cell.
     """
 
     DEFAULT_SEGMENTATION_FILE = "input_segmentation.h5"
@@ -177,7 +184,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _recipe(config: Mapping[str, Any]) -> Recipe:
-    """The recipe that a configuration means.
+    """Return the recipe of a configuration.
 
     Raises
     ------
@@ -199,7 +206,7 @@ def _recipe(config: Mapping[str, Any]) -> Recipe:
 
 
 def _threads(config: Mapping[str, Any]) -> int | None:
-    """At most as many threads as there are cores: configurations are written for other machines.
+    """Return the number of threads, limited to the number of cores: many configurations are from larger machines.
 
     Raises
     ------

@@ -7,7 +7,8 @@
     │   ├── SourceError    a file cannot be read, or does not hold what it should
     │   ├── LabelError     a label plane is not one, or does not fit its image
     │   ├── RecipeError    a parameter is unknown or out of its range
-    │   └── UnknownCellError  a file has no cell of that id, or several; a KeyError too
+    │   ├── UnknownCellError  a file has no cell of that id, or several; a KeyError too
+    │   └── UnknownOptionError  a function has no option of that name; a TypeError too
     ├── OutputError        the output cannot be written there, or is not a file of cells
     ├── DeviceError        the device asked for does not work here
     └── RunStoppedError    stopped half way (Ctrl-C, SIGTERM, a full disk); what was written is kept
@@ -28,6 +29,7 @@ __all__ = [
     "RunStoppedError",
     "SourceError",
     "UnknownCellError",
+    "UnknownOptionError",
 ]
 
 
@@ -55,6 +57,10 @@ class UnknownCellError(InputError, KeyError):
     """A file has no cell of that id, or several."""
 
     __str__ = Exception.__str__  # KeyError's shows quotes and backslashes
+
+
+class UnknownOptionError(InputError, TypeError):
+    """A function has no option of that name."""
 
 
 class OutputError(GpuExtractError):

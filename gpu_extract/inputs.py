@@ -1,12 +1,12 @@
-"""What a user gives -> the plan of its extraction: inputs are opened, brought to one scale, and planned together."""
+"""From inputs and options to a plan: open the inputs, bring them to one scale, and plan them together."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,34 +15,46 @@ from gpu_extract import planning
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
+from gpu_extract.options import ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels, vanished_ids
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_listed_once
 
-__all__ = ["as_recipe", "plan", "plan_many"]
+__all__ = ["as_recipe", "plan", "plan_many", "plan_slides"]
 
 ON_BAD_SLIDE = ("stop", "skip")
+# The parameters of a recipe that may be given as options.
+RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe)) - {"base"}
 
 
-def plan(image: Any, *, nucleus: Any = None, cytosol: Any = None, **choices: Any) -> planning.Plan:
-    """What an extraction would do: cells kept, cells dropped and why, bytes; the image's pixels are not read.
+def plan(
+    image: ImageInput,
+    *,
+    nucleus: LabelInput | None = None,
+    cytosol: LabelInput | None = None,
+    **options: Unpack[PlanOptions],
+) -> planning.Plan:
+    """Return what an extraction will do: cells kept, cells dropped and why, planes, bytes, a fitting tile size.
+
+    The label planes are read, the pixels of the image are not. For estimates of time, memory and file size see
+    `gpu_extract.survey`.
 
     Parameters
     ----------
-    image : array-like, path, or list of them
+    image : array, path, or sequence of them
         (C, H, W) or (H, W), of uint8, uint16, int16, uint32, float16, float32 or float64: an array (NumPy, or
-        anything that reads by slice, as dask), or the path of a .npy, .npz, TIFF, OME-TIFF, OME-Zarr, SpatialData
-        store, HDF5 dataset (``file.h5:/path``) or classic SPARCSpy project. Several are the channels of one slide. A
-        path may end in a selection, as ``image.zarr#level=1,c=0,2``; see `gpu_extract.sources.selectors`. With a time
-        axis it is a slide for each time point.
-    nucleus, cytosol : array-like, path or name, optional
-        (H, W) integer ids of cells, 0 is background. One at least, or a classic project, or a store that names its
-        labels in the usual way; with both, what belongs together has one id. A name is that of a label in the image's
-        own store.
-    **choices
-        ``recipe``, ``tile_size``, ``border``, ``ids``, and all else that `plan_many` takes.
+        any array that reads by slice, such as Dask), or the path of a .npy, .npz, TIFF, OME-TIFF, OME-Zarr,
+        SpatialData store, HDF5 dataset (``file.h5:/path``) or classic SPARCSpy project. A list or tuple holds the
+        channels of one slide. A path may end in a selection, such as ``image.zarr#level=1,c=0,2``; see
+        `gpu_extract.sources.selectors`. An image with a time axis becomes one slide per time point.
+    nucleus, cytosol : array, path or name, optional
+        (H, W) integer ids of cells, 0 is background. At least one is needed, unless the image is a classic project or
+        a store with label planes of the usual names. If both are given, a nucleus and a cytosol with the same id are
+        one cell. A name is that of a label plane in the image's own store.
+    **options
+        See `PlanOptions`.
 
     Returns
     -------
@@ -52,104 +64,85 @@ def plan(image: Any, *, nucleus: Any = None, cytosol: Any = None, **choices: Any
     ------
     InputError
         If the input cannot be extracted; the message says what, where and what to do.
+    UnknownOptionError
+        If there is no option of that name. It is an `InputError` and a `TypeError`.
     """
-    return plan_many([SlideInput(image, nucleus, cytosol)], **choices)
+    check_options(options, PlanOptions, "image", "nucleus", "cytosol")
+    return plan_slides([SlideInput(image, nucleus, cytosol)], options)
 
 
-def plan_many(
-    slides: Sequence[SlideInput | Mapping[str, Any]],
-    *,
-    recipe: str | os.PathLike[str] | Recipe = "standard",
-    tile_size: int | None = None,
-    border: str | None = None,
-    ids: Sequence[int] | None = None,
-    n_cells: int | None = None,
-    seed: int = 0,
-    channel_names: Sequence[str] | None = None,
-    planes: str | Sequence[int] | None = None,
-    channels: Sequence[int | str] | None = None,
-    nuclear_channel: int | str | None = None,
-    pixel_size: float | Sequence[float] | None = None,
-    tile_size_um: float | None = None,
-    scale: float | None = None,
-    on_bad_slide: str = "stop",
-    statistics: Statistics = label_statistics,
-) -> planning.Plan:
-    """`plan` for several slides that become one dataset.
+def plan_many(slides: Sequence[SlideInput | Mapping[str, Any]], **options: Unpack[PlanOptions]) -> planning.Plan:
+    """Return the plan of several slides that become one dataset; see `plan`.
 
     Parameters
     ----------
     slides : sequence of SlideInput or mapping
-        Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; whatever else a mapping has are the slide's
-        own labels. All must have the same label planes, channels and pixel type; with ``tile_size_um`` also the same
-        pixel size, unless ``scale`` makes it so.
-    recipe : str, path or Recipe
-        A preset (``standard``, ``sparcspy``, ``scportrait``), a TOML file, or a `Recipe`.
-    tile_size, border : optional
-        Instead of the recipe's own; see `Recipe`.
-    ids : sequence of int, optional
-        Extract these cells only.
-    n_cells : int, optional
-        Extract this many cells, drawn at random with ``seed``.
-    channel_names : sequence of str, optional
-        Instead of the names in the image's metadata.
-    planes : sequence of int, or text, optional
-        Keep these planes of a tile only, in this order, counted masks first: ``[0, 1, 3]`` or ``"0,1,3"``. Not for
-        files of layout ``h5sc``.
-    channels : sequence of int or str, optional
-        Extract these channels only, by index or name, in this order; by default all.
-    nuclear_channel : int or str, optional
-        Instead of the recipe's own, which is the first: the channel that is cut with the nucleus mask, by its index
-        among those extracted or its name; ``none`` for no such channel.
-    pixel_size : float or (y, x), um, optional
-        Size of a pixel, instead of what the image's metadata say.
-    tile_size_um : float, um, optional
-        Side of a tile, instead of ``tile_size``; the even number of pixels that is nearest.
-    scale : float, um per pixel, optional
-        Resample image and labels to this pixel size before anything else; centres and boxes then are in the new
-        pixels. See `gpu_extract.sources.scaled`.
-    on_bad_slide : {"stop", "skip"}
-        What to do with a slide that cannot be opened, or whose labels are wrong. Skipped ones are told of in the
-        plan's ``warnings``.
-    statistics : callable
-        What takes the statistics of a label plane; a GPU's is quicker.
+        Each with ``image``, ``nucleus`` and ``cytosol`` as for `plan`; all other keys of a mapping are the slide's
+        metadata. All slides must have the same label planes, channels and pixel type; with ``tile_size_um`` also the
+        same pixel size, unless ``scale`` is given. Ids may restart on each slide.
+    **options
+        See `PlanOptions`.
 
-    Ids may restart on each slide. The errors are those of `plan`.
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError, UnknownOptionError
+        As for `plan`.
     """
+    check_options(options, PlanOptions, "slides")
+    return plan_slides([as_slide_input(given) for given in slides], options)
+
+
+def plan_slides(
+    inputs: Sequence[SlideInput], options: PlanOptions, statistics: Statistics = label_statistics
+) -> planning.Plan:
+    """Make the plan of `plan_many` with the label statistics of a backend.
+
+    Parameters
+    ----------
+    inputs : sequence of SlideInput
+    options : PlanOptions
+        May hold further keys, which have no effect.
+    statistics : callable
+        `label_statistics`, or an equivalent that is faster on a GPU.
+    """
+    on_bad_slide, channels = options.get("on_bad_slide", "stop"), options.get("channels")
     if on_bad_slide not in ON_BAD_SLIDE:
         raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")
-    if tile_size is not None and tile_size_um is not None:
+    tile_size_um = options.get("tile_size_um")
+    if "tile_size" in options and tile_size_um is not None:
         raise InputError("tile_size and tile_size_um were both given (--size, --size-um); give one of them")
-    changes = {"tile_size": tile_size, "border": border, "nuclear_channel": nuclear_channel}
-    wanted = as_recipe(recipe).replace(**{name: value for name, value in changes.items() if value is not None})
-    subset = planning.CellSubset(_as_ids(ids), n_cells, seed)
-    # Asked for twice: by the check of slides and by the plan.
+    changes = {name: value for name, value in options.items() if name in RECIPE_OPTIONS}
+    recipe = as_recipe(options.get("recipe", "standard")).replace(**changes)
+    subset = planning.CellSubset(_as_ids(options.get("ids")), options.get("n_cells"), options.get("seed", 0))
+    # Cached, because both the check of the slides and the plan call it.
     statistics = cast(Statistics, functools.cache(statistics))
-    inputs = [as_slide_input(given) for given in slides]
     check_listed_once(inputs)
     check = statistics if on_bad_slide == "skip" else None
-    opened, warnings = _opened(inputs, lambda given: _open(given, channel_names, channels, pixel_size, scale), check)
+    opened, warnings = _opened(inputs, lambda given: _open(given, options), check)
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
     if tile_size_um is not None:
-        wanted = wanted.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
+        recipe = recipe.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
     warnings += mixed_sizes(named)
-    if channels is not None and nuclear_channel is None:
-        warnings += _nuclear_warning(wanted, named[0])
-    planned = planning.make_plan(named, wanted, subset, statistics)
-    chosen = _as_planes(planes, planned.program.n_planes)
+    if channels is not None and "nuclear_channel" not in options:
+        warnings += _nuclear_warning(recipe, named[0])
+    planned = planning.make_plan(named, recipe, subset, statistics)
     return replace(
         planned,
         cells=_with_vanished(planned, named, statistics),
         warnings=(*warnings, *planned.warnings),
-        planes=chosen,
+        planes=_as_planes(options.get("planes"), planned.program.n_planes),
     )
 
 
 def _opened(
     inputs: Sequence[SlideInput], open_one: Callable[[SlideInput], list[Slide]], check: Statistics | None
 ) -> tuple[list[Slide], list[str]]:
-    """The slides of all inputs, and a line for each that is skipped: where ``check`` is given, what is wrong is."""
+    """Open all inputs. With ``check``, invalid slides are skipped, and a warning is returned for each."""
     opened, warnings = [], []
     for given in inputs:
         try:
@@ -167,24 +160,19 @@ def _opened(
     return opened, warnings
 
 
-def _open(
-    given: SlideInput,
-    channel_names: Sequence[str] | None,
-    channels: Sequence[int | str] | None,
-    pixel_size: float | Sequence[float] | None,
-    scale: float | None,
-) -> list[Slide]:
-    """The slide, or one for each time point of a time course, at the pixel size asked for."""
+def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
+    """Open an input as one slide, or one per time point, resampled if ``scale`` is given."""
+    channel_names, pixel_size = options.get("channel_names"), options.get("pixel_size")
     slides = open_slides(
         given.image,
         nucleus=given.nucleus,
         cytosol=given.cytosol,
         channel_names=given.channel_names if channel_names is None else channel_names,
-        channels=channels,
+        channels=options.get("channels"),
         name=given.name,
     )
     size = pixel_size if given.pixel_size is None else given.pixel_size
-    ids, found = _as_ids(given.ids), []
+    ids, scale, found = _as_ids(given.ids), options.get("scale"), []
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
         labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
@@ -195,7 +183,7 @@ def _open(
 
 
 def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
-    """Which of the channels that were chosen is the nuclear one, where nobody named it."""
+    """Return a warning that says which of the chosen channels is the nuclear channel, if a mask is applied to it."""
     at = recipe.nuclear_channel
     if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
         return []
@@ -206,7 +194,7 @@ def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
 
 
 def _with_vanished(planned: planning.Plan, slides: Sequence[Slide], statistics: Statistics) -> CellTable:
-    """The cells of the plan of slides, with those among the dropped of which resampling leaves no pixel."""
+    """Return the plan's cells; cells that resampling leaves without a pixel are added to the dropped ones."""
     vanished = [vanished_ids(slide, statistics) for slide in slides]
     if not any(map(len, vanished)):
         return planned.cells
@@ -219,7 +207,7 @@ def _with_vanished(planned: planning.Plan, slides: Sequence[Slide], statistics: 
     return replace(planned.cells, dropped=DroppedCells(slide[order], ids[order], reason[order]))
 
 
-def _as_ids(ids: Sequence[int] | None) -> NDArray[np.uint64] | None:
+def _as_ids(ids: Iterable[int] | None) -> NDArray[np.uint64] | None:
     if ids is None:
         return None
     try:
@@ -229,7 +217,7 @@ def _as_ids(ids: Sequence[int] | None) -> NDArray[np.uint64] | None:
 
 
 def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, ...]:
-    """The planes that are asked for; empty for all of them."""
+    """Return the indices of the chosen planes; empty means all planes."""
     if planes is None:
         return ()
     given = [plane.strip() for plane in planes.split(",")] if isinstance(planes, str) else list(map(str, planes))
@@ -243,7 +231,7 @@ def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, 
 
 
 def as_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """The recipe itself, the preset of that name, or the one in a TOML file."""
+    """Return a recipe unchanged, a preset by its name, or the recipe in a TOML file."""
     if isinstance(recipe, Recipe):
         return recipe
     name = os.fspath(recipe)

@@ -1,4 +1,4 @@
-"""What the user of the command line sees while a run goes on."""
+"""Progress of a run on stderr, for the command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from gpu_extract.pipeline import Progress
 
 __all__ = ["progress_on_stderr"]
 
-# In a log a line this often, in seconds, tells that the run is alive without filling the disk.
+# Seconds between two lines in a log: often enough to show that the run is alive, without filling the disk.
 LOG_INTERVAL = 10.0
 
 
 @contextmanager
 def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
-    """A `Progress`: a bar with cells per second and time left on a terminal, plain lines in a log."""
+    """Yield a `Progress` that shows a bar on a terminal, and prints plain lines in a log.
+
+    Both show the cells per second and the remaining time. With ``quiet`` nothing is shown.
+    """
     if quiet:
         yield lambda n_cells, total: None
     elif sys.stderr.isatty():
@@ -60,13 +63,13 @@ def _log_lines() -> Progress:
         if now - last < LOG_INTERVAL and n_cells < total:
             return
         last, speed = now, rate(n_cells)
-        left = (total - n_cells) / speed if speed else 0.0
-        print(f"{n_cells:,} of {total:,} cells, {speed:,.0f} cells/s, {left:,.0f} s left", file=sys.stderr)
+        remaining = (total - n_cells) / speed if speed else 0.0
+        print(f"{n_cells:,} of {total:,} cells, {speed:,.0f} cells/s, {remaining:,.0f} s left", file=sys.stderr)
 
     return progress
 
 
 def _rate() -> Callable[[int], float]:
-    """A function from cells done to cells per second since it was made."""
+    """Return a function that converts the number of finished cells to cells per second since this call."""
     start = time.monotonic()
     return lambda n_cells: n_cells / max(time.monotonic() - start, 1e-9)

@@ -1,7 +1,7 @@
-"""What an extraction will take and give, told before it runs: sizes, ids, pixel values, bytes, memory and time.
+"""Estimate what an extraction needs before it runs: pixel values, label problems, time, memory and file size.
 
-What can be counted is counted on the label planes; what depends on the machine (time, compression, memory) is
-measured by extracting a sample of the plan's own cells.
+Label problems and pixel values are counted on the label planes and the images. What depends on the machine (time,
+compression, memory) is measured by extracting a sample of the plan's cells.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ from gpu_extract.model import DropReason, Slide, strips
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
 
-__all__ = ["ChannelValues", "LabelProblem", "Survey", "survey"]
+__all__ = ["ChannelValues", "LabelProblem", "Survey", "size_histogram", "survey"]
 
-# More of an image than this is looked at in rows spread over it, so that a plan of a terabyte takes seconds.
+# Of larger images only evenly spaced rows of about this many bytes are read, so that a terabyte takes seconds.
 VALUES_NBYTES = 2 << 30
-# Rows of one channel that are read at a time.
+# Pixels of one channel that are read at a time, in whole rows.
 STRIP_PIXELS = 4 << 20
-# Cells that are extracted on trial: enough that every core has several batches.
+# Cells of the trial extraction: enough to give every core several batches.
 N_TRIED = 1024
-# Memory of a run that grows with its cells: table rows, journal and index, measured from 7,000 to 110,000 cells.
+# Memory per cell that a run holds to its end (table rows, journal, index), measured from 7,000 to 110,000 cells.
 CELL_NBYTES = 350
-# Bars of the distribution of sizes, and ids that are given as examples of a problem.
+# Maximum number of bars of the size histogram, and of ids that are listed as examples of a problem.
 N_BARS, N_EXAMPLES = 10, 5
-# What can be done about ids, as long as it has not been.
+# Remedies for label problems; one that the recipe applies already is not suggested.
 BY_OVERLAP = "--match overlap pairs nuclei and cytosols by their pixels, not by their ids"
-LARGEST_PIECE = "--pieces largest keeps the largest piece only"
+LARGEST_COMPONENT = "--pieces largest keeps only the largest component"
+# Shares of the cells for which the fitting tile size is listed.
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
 class ChannelValues:
-    """The pixels of a channel, of all slides.
+    """Range of the pixel values of a channel over all slides.
 
     Parameters
     ----------
     name, dtype : str
     lowest, highest : float or None
-        Of the finite pixels, if there is one.
+        Smallest and largest finite pixel value; None if no pixel is finite.
     n_nonfinite : int
-        NaN and infinite pixels.
+        Number of NaN and infinite pixels.
     """
 
     name: str
@@ -67,15 +68,18 @@ class ChannelValues:
 
 @dataclass(frozen=True)
 class LabelProblem:
-    """Something about ids that a careful reader should know before cells are extracted.
+    """A problem of the label planes, with the ids of the cells that have it.
 
     Parameters
     ----------
     problem : str
-    remedy : str
-        What could be done, or ``""``.
+        Description of the problem.
     count : int
-    examples : tuple of (slide name, id)
+        Number of cells that have it.
+    examples : tuple of (str, int)
+        Slide name and id of the first cells that have it, at most `N_EXAMPLES`.
+    remedy : str
+        An option that solves the problem, or ``""``.
     """
 
     problem: str
@@ -86,7 +90,7 @@ class LabelProblem:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a plan will take and give.
+    """A plan with what was measured on pixels and by a trial extraction.
 
     Parameters
     ----------
@@ -96,13 +100,15 @@ class Survey:
     problems : tuple of LabelProblem
     channels : tuple of ChannelValues
     share_read : float
-        The part of the images that ``channels`` tells of; 1 but for very large ones.
+        Share of the pixels that ``channels`` was computed from; less than 1 only for very large images.
     n_tried : int
-        Cells that were extracted to measure the next three.
+        Number of cells of the trial extraction, from which the next three are estimated.
     seconds : float
-        Estimated time of the run, from the first pixel of the image to the finished file.
-    file_nbytes, memory_nbytes : int
-        Estimated size of the file, and the process' largest memory.
+        Estimated duration of the run, from reading the first pixel to the finished file.
+    file_nbytes : int
+        Estimated size of the file.
+    memory_nbytes : int
+        Estimated peak memory of the process.
     """
 
     plan: Plan
@@ -117,18 +123,15 @@ class Survey:
     memory_nbytes: int
 
     def tile_sizes(self) -> dict[float, int]:
-        """For some shares of the cells the tile side, in pixels, that holds them whole."""
+        """Return the tile size, in pixels, that holds each of some shares of the cells whole."""
         return {share: self.plan.fitting_tile_size(share) for share in SHARES}
 
     def histogram(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Edges (n + 1,) of equal ranges of tile sides in pixels, and how many cells need one in each."""
-        sides = self.plan.fitting_sides()
-        width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
-        edges = np.arange(sides.min(), sides.max() + width + 1, width)
-        return edges, np.histogram(sides, edges)[0]
+        """Return the `size_histogram` of the plan."""
+        return size_histogram(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Return the plan and the estimates as plain values, for JSON."""
         plan, cells = self.plan, self.plan.cells
         edges, counts = self.histogram()
         return {
@@ -168,8 +171,28 @@ class Survey:
         }
 
 
+def size_histogram(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distribution of the sides of the smallest tiles that hold each cell whole.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Returns
+    -------
+    edges : (n + 1,) int64, pixels
+        Of at most `N_BARS` equal ranges, each including its lower edge; the last edge is above the largest side.
+    counts : (n,) int64
+        Cells in each range.
+    """
+    sides = plan.fitting_sides()
+    width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
+    edges = np.arange(sides.min(), sides.max() + width + 1, width)
+    return edges, np.histogram(sides, edges)[0]
+
+
 def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any] = MappingProxyType({})) -> Survey:
-    """Look at the plan's labels and pixels, and extract some of its cells into a temporary file.
+    """Read a plan's label planes and images, and extract some of its cells into a temporary file.
 
     Parameters
     ----------
@@ -177,7 +200,8 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     backend : Backend
     threads : int
     storage : mapping
-        ``compression``, ``layout`` and ``chunk_cells``, as for `gpu_extract.extract`; its defaults if left out.
+        ``compression``, ``layout``, ``chunk_cells`` and ``overwrite``, as for `gpu_extract.extract`; its defaults
+        where they are missing.
 
     Raises
     ------
@@ -207,21 +231,21 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
 
 
 def _label_problems(plan: Plan) -> tuple[LabelProblem, ...]:
-    """The problems of all slides, each kind once."""
+    """Return the label problems of all slides, one entry for each kind."""
     found: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for index, slide in enumerate(plan.slides):
         for kind, ids in [*_without_partner(plan, index), *_problems_of(slide)]:
             found.setdefault(kind, []).extend((slide.name, int(cell_id)) for cell_id in ids)
-    done = BY_OVERLAP if plan.program.recipe.match == "overlap" else None
+    applied = BY_OVERLAP if plan.program.recipe.match == "overlap" else None
     return tuple(
-        LabelProblem(problem, len(cells), tuple(cells[:N_EXAMPLES]), "" if remedy == done else remedy)
+        LabelProblem(problem, len(cells), tuple(cells[:N_EXAMPLES]), "" if remedy == applied else remedy)
         for (problem, remedy), cells in found.items()
         if cells
     )
 
 
 def _without_partner(plan: Plan, index: int) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:
-    """(problem, remedy) and the ids of a slide that only one of its planes has, kept or dropped."""
+    """Yield (problem, remedy) and ids for the ids that only one label plane of a slide has, kept or dropped."""
     cells, dropped = plan.cells, plan.cells.dropped
     for m, name in enumerate(plan.slides[index].masks):
         kept = cells.ids[(cells.slide == index) & (cells.areas[:, m] == 0)]
@@ -230,9 +254,9 @@ def _without_partner(plan: Plan, index: int) -> Iterator[tuple[tuple[str, str], 
 
 
 def _problems_of(slide: Slide) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:
-    """(problem, remedy) and the ids that have it, of one slide."""
+    """Yield (problem, remedy) and the ids of a slide that have the problem."""
     for name, raster in slide.masks.items():
-        yield (f"{name} in several pieces", LARGEST_PIECE), find_components(raster).ids
+        yield (f"{name} in several components", LARGEST_COMPONENT), find_components(raster).ids
     if len(slide.masks) < 2:
         return
     overlaps = find_overlaps(*slide.masks.values())
@@ -243,7 +267,7 @@ def _problems_of(slide: Slide) -> Iterator[tuple[tuple[str, str], NDArray[np.uin
 
 
 def _channel_values(slides: tuple[Slide, ...]) -> tuple[tuple[ChannelValues, ...], float]:
-    """The range of each channel over all slides, and the share of the pixels that were read."""
+    """Return the range of each channel over all slides, and the share of the pixels that were read."""
     first = slides[0]
     n_channels, dtype = first.image.shape[0], first.image.dtype
     nbytes = sum(slide.image.shape[1] * slide.image.shape[2] for slide in slides) * n_channels * dtype.itemsize
@@ -269,7 +293,7 @@ def _channel_values(slides: tuple[Slide, ...]) -> tuple[tuple[ChannelValues, ...
 
 
 def _sample(plan: Plan, backend: Backend) -> Plan:
-    """The plan of some whole batches, spread over the slides, with N_TRIED cells or a few more."""
+    """Return the plan reduced to whole batches, drawn at random, of at least `N_TRIED` cells if there are as many."""
     every = list(batches(plan, backend.batch_size))
     chosen = np.random.default_rng(0).permutation(len(every))
     rows: list[int] = []
@@ -281,15 +305,16 @@ def _sample(plan: Plan, backend: Backend) -> Plan:
 
 
 def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
-    """The same plan for some of its cells, without passes over whole images."""
+    """Return the plan reduced to some rows, with a recipe that needs no pass over whole images."""
     table = plan.cells.part(rows, plan.cells.dropped.part(np.zeros(0, np.int64)))
     recipe = plan.program.recipe.replace(nonfinite="zero", quantile_scope="cell")
     return replace(plan, cells=table, program=replace(plan.program, recipe=recipe))
 
 
 def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, Any]) -> tuple[float, int]:
-    """Seconds and bytes that the sample takes, once everything is compiled."""
+    """Extract the sample into a temporary file; return the seconds and the bytes of the file."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
+        # One cell first, so that compilation is not part of the measurement.
         for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
             contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
             store = CellStore.create(Path(folder, name), contents, **storage)
@@ -298,9 +323,9 @@ def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, A
 
 
 def _n_passes(plan: Plan) -> int:
-    """How often a run reads the images whole, before it extracts."""
+    """Return the number of passes over whole images that a run makes before it extracts."""
     recipe, dtype = plan.program.recipe, plan.program.image_dtype
     n = int(recipe.nonfinite == "error" and dtype.kind == "f")
     if recipe.normalization == "quantile" and recipe.quantile_scope != "cell":
-        n += -(-dtype.itemsize // 2)  # exact quantiles fix 16 bits a pass
+        n += -(-dtype.itemsize // 2)  # a pass determines 16 bits of the exact quantiles
     return n

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -14,9 +15,9 @@ from gpu_extract.backends import choose
 IMAGE, NUCLEUS, CYTOSOL = small_slide(3)
 
 
-def extract(tmp_path, image=IMAGE, name="cells.h5sc", **choices):
-    choices = {"nucleus": NUCLEUS, "cytosol": CYTOSOL, "tile_size": 24, **choices}
-    return gx.extract(image, output=tmp_path / name, **choices)
+def extract(tmp_path, image=IMAGE, name="cells.h5sc", **options):
+    options = {"nucleus": NUCLEUS, "cytosol": CYTOSOL, "tile_size": 24, **options}
+    return gx.extract(image, output=tmp_path / name, **options)
 
 
 def images_of(path):
@@ -58,7 +59,7 @@ def test_arrays_npy_npz_tiff_and_single_channels_give_the_same_cells(tmp_path):
 
 
 class Lazy:
-    """An array that is read by slice only, as dask's, zarr's and h5py's are."""
+    """An array that can only be read by slice, like those of Dask, Zarr and h5py."""
 
     shape, dtype, ndim = IMAGE.shape, IMAGE.dtype, IMAGE.ndim
 
@@ -66,7 +67,7 @@ class Lazy:
         return IMAGE[key]
 
 
-def test_anything_that_reads_by_slice_is_an_image(tmp_path):
+def test_an_array_that_reads_by_slice_is_an_image(tmp_path):
     expected = images_of(extract(tmp_path, name="expected.h5sc").path)
     assert (images_of(extract(tmp_path, Lazy()).path) == expected).all()
 
@@ -85,7 +86,7 @@ def test_iter_cells_yields_what_extract_writes(tmp_path):
     assert seen == len(images)
 
 
-def test_iter_cells_can_be_left_early_and_refuses_at_once():
+def test_iter_cells_may_stop_early_and_raises_errors_at_once():
     assert next(iter(gx.iter_cells(IMAGE, nucleus=NUCLEUS, tile_size=24))).images.shape[1:] == (4, 24, 24)
     with pytest.raises(gx.RecipeError):
         gx.iter_cells(IMAGE, nucleus=NUCLEUS, tile_size=0)
@@ -101,6 +102,23 @@ def test_plan_reads_no_pixel_of_the_image():
     assert plan.nbytes == len(plan.cells) * 5 * 20 * 20 * 2
 
 
+def test_a_survey_of_one_slide_is_that_of_a_list_of_one(tmp_path):
+    slide = {"image": IMAGE, "nucleus": NUCLEUS, "cytosol": CYTOSOL}
+    options = {"tile_size": 24, "device": "cpu", "layout": "sparcspy", "n_cells": 5, "output": tmp_path / "cells.h5"}
+    one, many = gx.survey(**slide, **options).to_dict(), gx.survey_many([slide], **options).to_dict()
+    for measured in ("estimated_seconds", "estimated_memory_nbytes"):
+        assert one.pop(measured) > 0
+        assert many.pop(measured) > 0
+    assert one == many
+    assert one["n_cells"] == 5
+    assert list(tmp_path.iterdir()) == []
+    options["output"].write_text("mine")
+    with pytest.raises(gx.OutputError, match="exists"):
+        gx.survey(**slide, **options)
+    assert gx.survey(**slide, **options, overwrite=True).n_tried == 5
+    assert options["output"].read_text() == "mine"
+
+
 def test_the_recipe_may_be_a_name_a_file_or_a_recipe(tmp_path):
     recipe = gx.Recipe.preset("scportrait").replace(tile_size=24)
     toml = tmp_path / "mine.toml"
@@ -113,7 +131,7 @@ def test_the_recipe_may_be_a_name_a_file_or_a_recipe(tmp_path):
     assert gx.Recipe.from_toml(tmp_path / "stored.toml") == recipe
 
 
-def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
+def test_truncated_cells_and_flat_channels_raise_warnings(tmp_path):
     flat = IMAGE.copy()
     flat[1] = 7
     warnings = extract(tmp_path, flat, tile_size=8).warnings
@@ -122,7 +140,7 @@ def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("choices", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"device": "gpu"}, gx.DeviceError, "must be one of auto, cpu, cuda, cuda:N, reference, reference:cuda"),
         ({"device": "cuda:99"}, gx.DeviceError, "does not work here"),
@@ -138,13 +156,13 @@ def test_what_a_careful_reader_should_know_is_warned_of(tmp_path):
         ({"channel_names": ["a", "b"]}, gx.InputError, "2 channel names for an image of 3 channels"),
     ],
 )
-def test_refusals_leave_nothing_behind(tmp_path, choices, error, message):
+def test_invalid_options_are_errors_and_write_nothing(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        extract(tmp_path, **choices)
+        extract(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_input_is_never_written_over(tmp_path):
+def test_an_input_is_never_overwritten(tmp_path):
     np.save(tmp_path / "image.npy", IMAGE)
     (tmp_path / "link.npy").symlink_to("image.npy")
     with pytest.raises(gx.OutputError, match="is one of the inputs"):
@@ -153,16 +171,18 @@ def test_an_input_is_never_written_over(tmp_path):
 
 
 def test_import_is_light():
-    """`import gpu_extract` loads no numerical library, so that it is quick and touches no device."""
+    """`import gpu_extract` loads no numerical library, so it is quick and touches no device."""
     code = "import sys, gpu_extract; gpu_extract.InputError; print({'numpy', 'numba', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_every_public_name_is_there():
-    assert all(getattr(gx, name) is not None for name in gx.__all__)
-    assert set(dir(gx)) >= {"extract", "open_cells", "iter_cells", "Recipe", "plan"}
-    with pytest.raises(AttributeError):
+def test_every_public_name_resolves():
+    assert sorted(gx.__all__) == sorted([*gx._HOME, "__version__"]) == dir(gx)
+    for name, home in gx._HOME.items():
+        assert getattr(gx, name).__module__ == f"gpu_extract.{home}"
+    assert re.match(r"\d+\.\d+", gx.__version__)
+    with pytest.raises(AttributeError, match="module 'gpu_extract' has no attribute 'nothing'"):
         gx.nothing  # noqa: B018
 
 
@@ -183,7 +203,7 @@ def test_a_time_course_is_a_slide_for_each_time_point(tmp_path):
         assert (images[rows] == images_of(one.path)).all()
 
 
-def test_a_selection_does_not_hide_that_the_output_is_an_input(tmp_path):
+def test_an_input_with_a_selection_is_never_overwritten(tmp_path):
     np.save(tmp_path / "image.npy", IMAGE)
     with pytest.raises(gx.OutputError, match="is one of the inputs"):
         extract(tmp_path, f"{tmp_path}/image.npy#c=0", "image.npy", overwrite=True)

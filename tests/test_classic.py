@@ -1,4 +1,4 @@
-"""Classic projects in, classic files out: the values, types, chunks and texts of SPARCSpy's own files."""
+"""From classic projects to classic files, with the values, types, chunks and texts of SPARCSpy's own files."""
 
 import sys
 from dataclasses import replace
@@ -29,7 +29,7 @@ from gpu_extract.store import verify
 
 @pytest.fixture
 def run(monkeypatch):
-    """Call ``gpu-extract run`` in this process; gives its exit code."""
+    """Call ``gpu-extract run`` in this process; return its exit code."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gpu-extract", "run", *map(str, arguments), "--quiet"])
@@ -42,7 +42,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def run_classic(run):
-    """The command that users of SPARCSpy are told of."""
+    """Call the command that the README shows to users of SPARCSpy."""
 
     def run_classic(source, ids, output, size, device="cpu"):
         options = ["--recipe", "sparcspy", "--layout", "sparcspy", "--size", size, "--device", device]
@@ -130,7 +130,7 @@ def test_a_time_course_and_its_classes(run_classic, tmp_path):
     assert verify(tmp_path / "a.h5").n_cells == len(expected)
 
 
-def test_a_folder_s_own_file_is_not_written_over(run, tmp_path, capsys):
+def test_a_file_of_the_project_is_not_overwritten(run, tmp_path, capsys):
     source = write_segmentation(tmp_path / "segmentation.h5")
     before = source.read_bytes()
     assert run(tmp_path, "-o", source, "--overwrite", "--size", "24") == 1
@@ -138,14 +138,14 @@ def test_a_folder_s_own_file_is_not_written_over(run, tmp_path, capsys):
     assert source.read_bytes() == before
 
 
-def test_planes_are_chosen_and_ordered(tmp_path):
+def test_planes_are_selected_and_ordered(tmp_path):
     ids, images = extracted(IMAGE, NUCLEUS, CYTOSOL, recipe="sparcspy", tile_size=24)
-    choices = {"nucleus": NUCLEUS, "cytosol": CYTOSOL, "recipe": "sparcspy", "tile_size": 24, "device": "reference"}
+    options = {"nucleus": NUCLEUS, "cytosol": CYTOSOL, "recipe": "sparcspy", "tile_size": 24, "device": "reference"}
     for planes in ([1, 0, 4, 2, 3], [0, 3], [4]):
         plan = gx.plan(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=24, recipe="sparcspy", planes=planes)
         assert plan.nbytes == len(ids) * len(planes) * 24 * 24 * 2
         output = tmp_path / f"{len(planes)}.h5"
-        gx.extract(IMAGE, output=output, layout="sparcspy", planes=planes, **choices)
+        gx.extract(IMAGE, output=output, layout="sparcspy", planes=planes, **options)
         with gx.open_cells(output) as cells:
             assert (cells.ids == ids).all()
             assert (cells.read(range(len(ids))) == images[:, planes]).all()
@@ -153,12 +153,12 @@ def test_planes_are_chosen_and_ordered(tmp_path):
             assert cells.planes == tuple(names[plane] for plane in planes)
             assert cells.mask_planes == tuple(name for name in cells.planes if name.startswith("seg"))
         assert verify(output).n_cells == len(ids)
-        batch = next(gx.iter_cells(IMAGE, planes=planes, **choices))
+        batch = next(gx.iter_cells(IMAGE, planes=planes, **options))
         assert batch.images.shape[1] == len(planes)
         assert batch.images.flags.c_contiguous
 
 
-def test_chosen_planes_keep_what_is_known_of_them():
+def test_selected_planes_keep_their_boxes():
     images = np.arange(2 * 3 * 4 * 4, dtype=np.float16).reshape(2, 3, 4, 4)
     boxes = np.arange(2 * 3 * 4).reshape(2, 3, 4)
     cells = CellImages(np.arange(2), np.arange(2, dtype=np.uint64), images, np.zeros((2, 1, 2)), boxes)
@@ -169,20 +169,20 @@ def test_chosen_planes_keep_what_is_known_of_them():
     assert replace(cells, boxes=None).chosen([1]).boxes is None
 
 
-def test_planes_are_chosen_on_the_command_line(run, tmp_path):
+def test_planes_are_selected_on_the_command_line(run, tmp_path):
     source = write_segmentation(tmp_path / "segmentation.h5")
     options = ["--size", 24, "--layout", "sparcspy", "--planes", "3, 0"]
     assert run(source, *options, "-o", tmp_path / "a.h5") == 0
     with gx.open_cells(tmp_path / "a.h5") as cells:
         assert cells.planes == ("ch1", "seg_all_nucleus")
         assert cells.mask_planes == ()
-    told = gx.survey_many([{"image": source}], tile_size=24, layout="sparcspy", planes=[3, 0], device="cpu")
-    assert told.to_dict()["planes"] == ["ch1", "nucleus"]
-    assert told.file_nbytes > 0
+    survey = gx.survey_many([{"image": source}], tile_size=24, layout="sparcspy", planes=[3, 0], device="cpu")
+    assert survey.to_dict()["planes"] == ["ch1", "nucleus"]
+    assert survey.file_nbytes > 0
 
 
 @pytest.mark.parametrize("planes", [[], [5], [-1], [0, 0], "", "0,", "0 1", "x"])
-def test_planes_that_are_not_there_are_refused(planes):
+def test_missing_planes_are_an_error(planes):
     with pytest.raises(gx.InputError, match="give numbers from 0 to 4, each once at most, masks first in counting"):
         gx.plan(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, tile_size=24, planes=planes)
 

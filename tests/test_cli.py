@@ -16,7 +16,7 @@ SLIDE = ["image.tif", "--nucleus", "nucleus.tif", "--cytosol", "cytosol.tif"]
 RUN = ["run", *SLIDE, "-o", "cells.h5sc", "--size", "24"]
 
 
-def test_run_writes_the_cells_and_says_so(files, call):
+def test_run_writes_the_cells_and_prints_a_report(files, call):
     code, out, err = call(*RUN)
     assert code == 0
     n_cells = int(re.search(r"^cells.h5sc: (\d+) cells", out, re.MULTILINE)[1])
@@ -28,41 +28,42 @@ def test_run_writes_the_cells_and_says_so(files, call):
     assert sorted(os.listdir()) == ["cells.h5sc", "cytosol.tif", "image.tif", "nucleus.tif"]
 
 
-def test_quiet_is_quiet(files, call):
+def test_quiet_shows_no_progress(files, call):
     code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
     assert (code, err) == (0, "")
 
 
 def test_plan_as_json(files, call):
     code, out, _ = call("plan", *SLIDE, "--size", "24", "--json", "--quiet")
-    told = json.loads(out)
+    survey = json.loads(out)
     assert code == 0
-    assert told["n_cells"] == len(
+    assert survey["n_cells"] == len(
         gx.plan("image.tif", nucleus="nucleus.tif", cytosol="cytosol.tif", tile_size=24).cells
     )
-    assert told["tile_size"] == 24
+    assert survey["tile_size"] == 24
 
 
-def test_plan_says_what_a_run_would_refuse(bad_files, call):
+def test_plan_reports_what_is_an_error_in_a_run(bad_files, call):
     code, out, _ = call("plan", "nan.tif", "--nucleus", "nucleus.tif")
     assert code == 0
-    assert "1 NaN or infinite (a run refuses them" in out
+    assert "1 NaN or infinite (an error in a run; nonfinite" in out
 
 
-def test_cells_are_paired_by_overlap_where_that_is_asked_for(files, call):
+def test_match_overlap_pairs_cells_by_overlap(files, call):
     nucleus = tifffile.imread("nucleus.tif")
     tifffile.imwrite("other_ids.tif", np.where(nucleus, nucleus + 1000, 0).astype(np.uint16))
-    agreeing = call("plan", *SLIDE, "--size", "24")[1]
+    by_id = call("plan", *SLIDE, "--size", "24")[1]
     labels = ("--nucleus", "other_ids.tif", "--cytosol", "cytosol.tif")
     assert call("plan", "image.tif", *labels)[0] == 1
-    matched = call("plan", "image.tif", *labels, "--size", "24", "--match", "overlap", "--pieces", "all")[1]
-    assert matched.splitlines()[0] == agreeing.splitlines()[0]
+    by_overlap = call("plan", "image.tif", *labels, "--size", "24", "--match", "overlap", "--pieces", "all")[1]
+    assert by_overlap.splitlines()[0] == by_id.splitlines()[0]
 
 
 def test_plan_writes_nothing(files, call):
     code, out, _ = call("plan", *SLIDE, "-o", "cells.h5sc", "--size", "24")
     assert code == 0
-    assert re.search(r"^\d+ cells of one slide on device", out, re.MULTILINE)
+    assert re.search(r"^\d+ cells of one slide$", out, re.MULTILINE)
+    assert "of memory on device cpu with" in out
     assert "mask touches the slide's border" in out
     assert "99 % need" in out
     assert sorted(os.listdir()) == ["cytosol.tif", "image.tif", "nucleus.tif"]
@@ -120,7 +121,7 @@ def test_demo_twice(tmp_path, monkeypatch, call):
         assert cells.planes[2:] == ("DNA", "pH3", "actin")
 
 
-def test_demo_does_not_replace_a_file_of_somebody_else(files, call):
+def test_demo_replaces_only_its_own_file(files, call):
     call(*RUN)
     before = (files / "cells.h5sc").read_bytes()
     code, _, err = call("demo", "-o", ".")
@@ -128,7 +129,7 @@ def test_demo_does_not_replace_a_file_of_somebody_else(files, call):
     assert (files / "cells.h5sc").read_bytes() == before
 
 
-def test_doctor_tells_what_works(call):
+def test_doctor_shows_which_devices_work(call):
     code, out, _ = call("doctor")
     assert code == 0
     assert re.search(r"cpu +works", out)
@@ -153,7 +154,7 @@ def test_the_classic_layout(files, call):
         [*RUN, "--resume"],
     ],
 )
-def test_what_comes_later_says_so(files, call, arguments):
+def test_options_of_a_later_version_are_an_error(files, call, arguments):
     code, out, err = call(*arguments)
     assert (code, out) == (1, "")
     assert "later version" in err
@@ -189,6 +190,7 @@ def bad_inputs():
         bad("nan", "NaN or infinite (1 in channel ch1, the first at y 20, x 30)", "nan.tif", *nucleus),
         bad("complex", "complex64", "complex.npy", *nucleus),
         bad("size 0", "tile_size is 0", *SLIDE, "--size", "0"),
+        bad("two sizes", "were both given (--size, --size-um)", *SLIDE, "--size", "24", "--size-um", "12"),
         bad("size 4097", "tile_size is 4097", *SLIDE, "--size", "4097"),
         bad("recipe", "unknown recipe 'best'", *SLIDE, "--recipe", "best"),
         bad("recipe file", "cannot be read", *SLIDE, "--recipe", "missing.toml"),
@@ -230,7 +232,7 @@ def bad_files(files):
     return files
 
 
-# `plan` counts these pixels and says that a run would refuse them.
+# `plan` only counts these pixels.
 RUN_ONLY = {"nan"}
 
 
@@ -243,7 +245,7 @@ RUN_ONLY = {"nan"}
         if command == "run" or bad.id not in RUN_ONLY
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(bad_files, call, command, arguments, message):
+def test_bad_input_is_an_error_of_one_line_and_writes_nothing(bad_files, call, command, arguments, message):
     before = {path: path.read_bytes() for path in bad_files.iterdir()}
     output = [] if "-o" in arguments else ["-o", "cells.h5sc"]
     code, out, err = call(command, *arguments, *output)
@@ -256,7 +258,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(bad_files, call, command, argu
 
 def test_an_unwritable_folder(files, call):
     if not os.path.isdir("/proc/self"):
-        pytest.skip("needs /proc, where nobody, root included, can make a file")
+        pytest.skip("needs /proc, where not even root can make a file")
     code, _, err = call("run", *SLIDE, "-o", "/proc/self/cells.h5sc")
     assert (code, len(err.splitlines())) == (1, 1)
     assert "cannot be written" in err
@@ -264,7 +266,7 @@ def test_an_unwritable_folder(files, call):
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
-    """The run signals itself after its first batch, so that it is always half way."""
+    """The run signals itself after its first batch, so that it always stops before the end."""
     script = f"""
 import os, signal
 from gpu_extract import cli, pipeline, planning
@@ -287,7 +289,7 @@ cli.main()
     assert (files / "cells.h5sc.partial").exists()
 
 
-def test_after_a_stopped_run_a_new_one_must_say_overwrite(files, call, monkeypatch):
+def test_a_run_after_a_stopped_one_needs_overwrite(files, call, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Scripts that were written for SPARCSpy's extraction classes."""
+"""Scripts written for SPARCSpy's extraction classes."""
 
 import os
 import runpy
@@ -24,7 +24,7 @@ import gpu_extract as gx
 from gpu_extract.compat import HDF5CellExtraction, TimecourseHDF5CellExtraction
 from gpu_extract.store import verify
 
-# As SPARCSpy's documentation has it, from its config.yml.
+# From the config.yml of SPARCSpy's documentation.
 CONFIG = {
     "compression": True,
     "threads": 80,
@@ -59,7 +59,7 @@ with h5py.File(course.output_path, "r") as hf:
 
 @pytest.fixture
 def projects(tmp_path, monkeypatch):
-    """The folder of two projects, ``one`` slide and ``many`` time points, which is the working directory."""
+    """The working directory, with two projects: ``one`` slide and ``many`` time points."""
     monkeypatch.chdir(tmp_path)
     for name in ("one", "many"):
         (tmp_path / name / "segmentation").mkdir(parents=True)
@@ -71,7 +71,7 @@ def projects(tmp_path, monkeypatch):
 
 
 def extract_one(**changes):
-    """The ids and tiles of project ``one`` as the class writes them."""
+    """The ids and tiles of project ``one`` in the file of the class."""
     extraction = HDF5CellExtraction({**CONFIG, "device": "reference", **changes}, "one/extraction")
     extraction.process("one/segmentation/segmentation.h5", "one/segmentation/classes.csv")
     with h5py.File(extraction.output_path) as file:
@@ -82,7 +82,7 @@ def test_a_script_runs_with_only_its_import_changed(projects):
     changed = SCRIPT.replace("from sparcscore.pipeline.extraction import", "from gpu_extract.compat import")
     (projects / "script.py").write_text(changed)
     assert sum(a != b for a, b in zip(changed.splitlines(), SCRIPT.splitlines(), strict=True)) == 1
-    for _ in range(2):  # a script is run again, and its output is there
+    for _ in range(2):  # the second time the output exists
         names = runpy.run_path("script.py")
         ids, images = extracted(IMAGE, NUCLEUS, CYTOSOL, recipe="sparcspy", tile_size=24)
         assert names["index"].tolist() == [[row, cell_id] for row, cell_id in enumerate(ids)]
@@ -94,7 +94,7 @@ def test_a_script_runs_with_only_its_import_changed(projects):
 
 
 class Project:
-    """What SPARCSpy's own Project does with an extraction class."""
+    """The use of an extraction class by SPARCSpy's Project."""
 
     def __init__(self, location, config, extraction_f):
         directory = os.path.join(location, "extraction")
@@ -114,7 +114,7 @@ class Project:
 
 
 @pytest.mark.parametrize(("location", "kind"), [("one", HDF5CellExtraction), ("many", TimecourseHDF5CellExtraction)])
-def test_a_project_calls_the_class_as_its_own(projects, location, kind):
+def test_a_project_can_call_the_class(projects, location, kind):
     config = {"HDF5CellExtraction": CONFIG, "TimecourseHDF5CellExtraction": CONFIG}
     project = Project(str(projects / location), config, kind)
     kept = projects / location / "extraction" / "notes.txt"
@@ -130,11 +130,11 @@ def test_the_project_s_classes_are_the_default(projects):
     report = HDF5CellExtraction(CONFIG, projects / "one/extraction").process("one/segmentation/segmentation.h5")
     assert 1 <= report.n_cells <= 2
     assert report.path == projects / "one/extraction/data/single_cells.h5"
-    # the id that has no label is ignored, as by SPARCSpy; the others are accounted for
+    # The id without a label is ignored, as by SPARCSpy; all other ids are extracted or dropped.
     assert report.n_cells + sum(report.dropped.values()) == len(np.unique(NUCLEUS)) - 1
 
 
-def test_channel_remap_orders_and_chooses_planes(projects):
+def test_channel_remap_selects_and_orders_planes(projects):
     ids, images = extract_one()
     for remap in ("1, 0,4,2,3", "0,3"):
         same, remapped = extract_one(channel_remap=remap)
@@ -163,21 +163,19 @@ def test_without_normalization_values_are_divided_by_65535(projects, given):
         assert ulps(tile[2], IMAGE[0][window] * mask / 65535).max() <= 1
 
 
-def test_compression_can_be_left_out(projects):
+def test_compression_can_be_turned_off(projects):
     extract_one(compression=False)
     with h5py.File("one/extraction/data/single_cells.h5") as file:
         assert file["single_cell_data"].compression is None
 
 
-def test_what_the_user_should_know_is_a_warning(projects):
+def test_warnings_of_the_report_are_python_warnings(projects):
     with pytest.warns(UserWarning, match="cells do not fit in a tile of 6 pixels"):
         extract_one(image_size=6)
 
 
-def test_unknown_keys_are_told(projects):
-    with pytest.warns(
-        UserWarning, match="keys that HDF5CellExtraction of gpu-extract does not know .*: rotate, chunks;"
-    ):
+def test_unknown_keys_raise_a_warning(projects):
+    with pytest.warns(UserWarning, match="unknown keys of the configuration, without effect: rotate, chunks; known"):
         HDF5CellExtraction({**CONFIG, "rotate": 3, "chunks": 50}, "one/extraction")
 
 
@@ -192,20 +190,20 @@ def test_unknown_keys_are_told(projects):
         ({"image_size": 24, "normalization_range": (0.9, 0.1)}, r"quantiles are \(0.9, 0.1\)"),
     ],
 )
-def test_configurations_that_are_refused(tmp_path, config, message):
+def test_invalid_configurations_are_errors(tmp_path, config, message):
     with pytest.raises(gx.InputError, match=message):
         HDF5CellExtraction(config, tmp_path / "extraction")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made(tmp_path):
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "extraction").write_text("a file")
     with pytest.raises(gx.OutputError, match=r"extraction cannot be made: File exists; choose another directory"):
         HDF5CellExtraction(CONFIG, tmp_path / "extraction")
 
 
 @pytest.mark.parametrize("remap", ["0,1,2,3,4,5", "1,x"])
-def test_a_remap_to_planes_that_are_not_there(projects, remap):
+def test_a_remap_to_missing_planes_is_an_error(projects, remap):
     extraction = HDF5CellExtraction({**CONFIG, "channel_remap": remap}, "one/extraction")
     with pytest.raises(gx.InputError, match=f"planes are {remap.replace(',', ', ')}; give numbers from 0 to 4"):
         extraction.process("one/segmentation/segmentation.h5")

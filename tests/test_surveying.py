@@ -21,20 +21,20 @@ def survey_of(*slides, recipe=RECIPE):
     return survey(make_plan(opened, recipe), choose("cpu"), 2)
 
 
-def test_it_tells_what_a_run_then_does(tmp_path):
+def test_the_estimates_are_those_of_a_run(tmp_path):
     slides = [small_slide(seed) for seed in (1, 2)]
-    told = survey_of(*slides)
+    estimate = survey_of(*slides)
     inputs = [{"image": image, "nucleus": nucleus, "cytosol": cytosol} for image, nucleus, cytosol in slides]
     report = extract_many(inputs, output=tmp_path / "cells.h5sc", recipe=RECIPE)
-    assert len(told.plan.cells) == told.n_tried == report.n_cells
-    assert told.to_dict()["dropped"] == report.dropped
-    assert told.to_dict()["n_truncated"] == report.n_truncated
-    assert told.file_nbytes == pytest.approx(report.path.stat().st_size, rel=0.05)  # the tables hold other names
-    assert told.seconds > 0
-    assert told.memory_nbytes > told.plan.nbytes
+    assert len(estimate.plan.cells) == estimate.n_tried == report.n_cells
+    assert estimate.to_dict()["dropped"] == report.dropped
+    assert estimate.to_dict()["n_truncated"] == report.n_truncated
+    assert estimate.file_nbytes == pytest.approx(report.path.stat().st_size, rel=0.05)  # other slide names
+    assert estimate.seconds > 0
+    assert estimate.memory_nbytes > estimate.plan.nbytes
 
 
-def test_channels_have_the_range_of_all_slides():
+def test_the_range_of_a_channel_is_over_all_slides():
     slides = [small_slide(seed, dtype=np.int16) for seed in (1, 2)]
     both = np.stack([image for image, _, _ in slides])
     channels = survey_of(*slides).channels
@@ -43,7 +43,7 @@ def test_channels_have_the_range_of_all_slides():
     assert [channel.dtype for channel in channels] == ["int16"] * 3
 
 
-def test_pixels_that_are_no_numbers_are_counted_and_stop_nothing():
+def test_nonfinite_pixels_are_counted_and_are_no_error():
     image, nucleus, cytosol = small_slide(1, dtype=np.float32)
     image[1, 5, :3] = np.nan, np.inf, -np.inf
     channels = survey_of((image, nucleus, cytosol)).channels
@@ -55,70 +55,70 @@ def test_pixels_that_are_no_numbers_are_counted_and_stop_nothing():
 def test_a_channel_without_a_finite_pixel_has_no_range():
     image, nucleus, cytosol = small_slide(1, dtype=np.float32)
     image[2] = np.nan
-    told = survey_of((image, nucleus, cytosol))
-    assert (told.channels[2].lowest, told.channels[2].highest) == (None, None)
-    assert f"no finite pixel, {image[2].size:,} NaN or infinite" in "\n".join(survey_lines(told))
+    estimate = survey_of((image, nucleus, cytosol))
+    assert (estimate.channels[2].lowest, estimate.channels[2].highest) == (None, None)
+    assert f"no finite pixel, {image[2].size:,} NaN or infinite" in "\n".join(survey_lines(estimate))
 
 
-def test_of_a_very_large_image_a_part_is_looked_at(monkeypatch):
+def test_a_very_large_image_is_read_in_part(monkeypatch):
     image, nucleus, cytosol = small_slide(1)
     monkeypatch.setattr("gpu_extract.surveying.VALUES_NBYTES", image.nbytes // 3)
     monkeypatch.setattr("gpu_extract.surveying.STRIP_PIXELS", image.shape[2] * 2)
-    told = survey_of((image, nucleus, cytosol))
+    estimate = survey_of((image, nucleus, cytosol))
     rows = np.arange(image.shape[1]) % 6 < 2
-    assert told.share_read == pytest.approx(rows.mean())
-    assert [channel.highest for channel in told.channels] == image[:, rows].max(axis=(1, 2)).tolist()
-    assert f"{rows.mean():.0%} of the pixels" in "\n".join(survey_lines(told))
+    assert estimate.share_read == pytest.approx(rows.mean())
+    assert [channel.highest for channel in estimate.channels] == image[:, rows].max(axis=(1, 2)).tolist()
+    assert f"{rows.mean():.0%} of the pixels" in "\n".join(survey_lines(estimate))
 
 
-def disagreeing():
-    """Nucleus 3 has no cytosol of its id and lies in cytosol 2, beside 2's own; cytosol 9 is in two pieces."""
+def mismatched():
+    """Nucleus 3 has no cytosol of its id and lies in cytosol 2, beside 2's own; cytosol 9 is in two components."""
     nucleus, cytosol = np.zeros((40, 60), np.uint16), np.zeros((40, 60), np.uint16)
     cytosol[10:20, 10:30], cytosol[10:14, 40:50], cytosol[20:24, 40:50] = 2, 9, 9
     nucleus[12:16, 12:16], nucleus[12:15, 20:24], nucleus[11:13, 42:44] = 2, 3, 9
     return np.zeros((1, 40, 60), np.uint16), nucleus, cytosol
 
 
-def test_ids_that_disagree_are_counted_with_examples():
-    told = survey_of(disagreeing())
-    found = {problem.problem: (problem.count, problem.examples) for problem in told.problems}
-    assert found == {
+def test_label_problems_are_counted_with_examples():
+    estimate = survey_of(mismatched())
+    problems = {problem.problem: (problem.count, problem.examples) for problem in estimate.problems}
+    assert problems == {
         "id without cytosol": (1, (("slide", 3),)),
-        "cytosol in several pieces": (1, (("slide", 9),)),
+        "cytosol in several components": (1, (("slide", 9),)),
         "nucleus mostly in a cytosol of another id": (1, (("slide", 3),)),
         "cytosol that holds several nuclei": (1, (("slide", 2),)),
     }
-    text = "\n".join(survey_lines(told))
+    text = "\n".join(survey_lines(estimate))
     assert "1 x id without cytosol (3)\n    --match overlap pairs" in text
 
 
-def test_what_was_mended_is_no_problem_any_more():
-    told = survey_of(disagreeing(), recipe=RECIPE.replace(match="overlap", pieces="largest"))
-    assert told.problems == ()
+def test_a_recipe_that_solves_the_problems_leaves_none():
+    estimate = survey_of(mismatched(), recipe=RECIPE.replace(match="overlap", pieces="largest"))
+    assert estimate.problems == ()
 
 
-def test_a_single_plane_has_no_partners():
+def test_a_single_label_plane_has_no_problem_of_pairs():
     image, nucleus, _ = small_slide(3)
-    told = survey_of((image, nucleus))
-    assert {problem.problem for problem in told.problems} <= {"nucleus in several pieces"}
+    estimate = survey_of((image, nucleus))
+    assert {problem.problem for problem in estimate.problems} <= {"nucleus in several components"}
 
 
-def test_sizes_are_told_against_the_tile():
-    told = survey_of(small_slide(2), recipe=RECIPE.replace(tile_size=10))
-    sides = told.plan.fitting_sides()
-    edges, counts = told.histogram()
+def test_the_histogram_counts_every_cell_and_a_size_is_suggested():
+    estimate = survey_of(small_slide(2), recipe=RECIPE.replace(tile_size=10))
+    sides = estimate.plan.fitting_sides()
+    edges, counts = estimate.histogram()
     assert counts.sum() == len(sides)
     for first, after, n in zip(edges[:-1], edges[1:], counts, strict=True):
         assert n == np.count_nonzero((sides >= first) & (sides < after))
-    assert f"suggested: --size {told.plan.fitting_tile_size(0.99)}" in list(survey_lines(told))
+    assert f"suggested: --size {estimate.plan.fitting_tile_size(0.99)}" in list(survey_lines(estimate))
 
 
-def test_everything_is_plain_values():
-    told = survey_of(small_slide(1), small_slide(2))
-    again = json.loads(json.dumps(told.to_dict(), allow_nan=False))
-    assert again["fitting_tile_size"] == {f"{share:g}": side for share, side in told.tile_sizes().items()}
+def test_to_dict_has_plain_values():
+    estimate = survey_of(small_slide(1), small_slide(2))
+    again = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
+    assert again["fitting_tile_size"] == {f"{share:g}": side for share, side in estimate.tile_sizes().items()}
     assert again["channels"][0]["name"] == "ch0"
     assert again["label_problems"][0]["examples"][0] == ["slide_0", 20]
     assert [slide["n_cells"] for slide in again["slides"]] == [
-        int((told.plan.cells.slide == index).sum()) for index in (0, 1)
+        int((estimate.plan.cells.slide == index).sum()) for index in (0, 1)
     ]

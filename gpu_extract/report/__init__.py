@@ -1,6 +1,6 @@
-"""Pictures and texts about an extraction for people to look at."""
+"""Reports for people: the text of a plan or a survey, and the gallery of some cells."""
 
 from gpu_extract.report.gallery import contact_sheet, write_gallery
-from gpu_extract.report.survey_text import survey_lines
+from gpu_extract.report.survey_text import plan_lines, survey_lines
 
-__all__ = ["contact_sheet", "survey_lines", "write_gallery"]
+__all__ = ["contact_sheet", "plan_lines", "survey_lines", "write_gallery"]

@@ -1,6 +1,6 @@
-"""The contact sheet of some cells, one row a cell and one column a plane, and its PNG file.
+"""The gallery: a contact sheet of some cells, one row per cell and one column per plane, as a PNG file.
 
-The sheet is a stack of strips of one width: title, plane names, cells, scale bar, notes.
+The sheet is a stack of strips of equal width: title, plane names, cells, scale bar, notes.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from gpu_extract.errors import InputError, OutputError
 
 __all__ = ["contact_sheet", "write_gallery"]
 
-# A tile is shown between these sides, in pixels of the picture: large enough to see a nucleus, small enough
+# Range of the side of a displayed tile, in pixels of the picture: large enough to see a nucleus, small enough
 # that seven planes fit on a screen.
 SIDE_MIN, SIDE_MAX = 96, 192
 
-# Cells are mostly dark: a mild gamma lifts the faint structures and leaves 0 and 1 where they are.
+# Cells are mostly dark: a mild gamma brightens faint structures and does not change 0 and 1.
 GAMMA = 0.75
-# Raw counts have no range of their own; these leave out hot pixels and the camera's offset.
+# Raw counts have no fixed range; these percentiles exclude hot pixels and the camera's offset.
 PERCENTILES = (0.1, 99.8)
 
 # Distances in pixels of the picture.
 MARGIN = 28
-GAP = 2  # between tiles: their frames, one pixel each
+GAP = 2  # between tiles: one pixel for the frame of each
 GROUP_GAP = 16  # between the masks and the channels
-LABEL_GAP = 10  # between tiles and what is written beside them
+LABEL_GAP = 10  # between tiles and the text beside them
 LINE_HEIGHT = 18
 # Narrower sheets would leave no room for the title and the notes.
 WIDTH_MIN = 320
 
 PAPER, INK, FAINT, RULE = "#ffffff", "#1a1a1a", "#6b6b6b", "#c4c4c4"
-# Pillow's built-in font sets its spaces too tight at 14.
+# The spaces of Pillow's built-in font are too narrow at size 14.
 TITLE_SIZE, NAME_SIZE, NOTE_SIZE = 19, 15, 13
 
 
@@ -54,32 +54,32 @@ def contact_sheet(
     n_total: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """The picture of n cells, one row a cell and one column a plane.
+    """Draw a picture of n cells, one row per cell and one column per plane.
 
-    Masks are shown from 0 to 1, or to their maximum if that is larger. Floating point channels within [0, 1]
-    are shown as they are with a mild gamma, all others from the 0.1 to the 99.8 percentile of their column;
-    the notes below the cells say which. Pixels that are NaN or inf are black. Small tiles are enlarged by a
-    whole factor without interpolation, large ones reduced by a whole factor to the mean of each block.
+    Masks are displayed from 0 to 1, or to their maximum if it is larger. Floating point channels within [0, 1]
+    are displayed with a mild gamma, all others from the 0.1 to the 99.8 percentile of their column; a note below
+    the cells says which. NaN and infinite pixels are black. Small tiles are enlarged by an integer factor without
+    interpolation; large tiles are reduced by an integer factor to the mean of each block.
 
     Parameters
     ----------
     images : (n, K, S, S), any integer, floating point or boolean type
         Masks first, then channels.
     ids : (n,) uint64
-        Cell ids, written in full.
+        Cell ids.
     plane_names : sequence of str, length K
-        Shortened where they do not fit, in the picture only.
+        Names that do not fit are shortened in the picture.
     n_masks : int
-        How many of the K planes are masks.
+        Number of planes that are masks.
     n_total : int, optional
-        How many cells the dataset has, if it has more than the n shown.
-    title : str
+        Number of cells of the dataset. Default: n.
+    title : str, optional
         For example the name of the dataset.
 
     Returns
     -------
-    PIL.Image.Image, RGB
-        The same for the same input.
+    PIL.Image.Image
+        RGB. Equal arguments give equal pixels.
 
     Raises
     ------
@@ -89,15 +89,15 @@ def contact_sheet(
     _check(images, ids, plane_names, n_masks)
     n, n_planes, size = images.shape[:3]
     columns = _Columns.arranged(n_planes, n_masks, size, ids)
-    shown, levels_note = _gray_levels(images, n_masks)
+    displayed, scaling_note = _displayed(images, n_masks)
     n_total = n if n_total is None else n_total
     cells = f"{n:,} of {n_total:,} cells" if n_total > n else f"{n:,} cell{'s' if n > 1 else ''}"
     strips = [
         _title_strip(columns, title, f"{cells} · tile {size} px"),
         _names_strip(columns, plane_names, n_masks),
-        _cells_strip(columns, shown, ids),
+        _cells_strip(columns, displayed, ids),
         _scale_strip(columns, size),
-        _notes_strip(columns, [levels_note, columns.zoom_note]),
+        _notes_strip(columns, [scaling_note, columns.zoom_note]),
     ]
     sheet = Image.new("RGB", (columns.width, sum(strip.height for strip in strips) + 2 * MARGIN), PAPER)
     y = MARGIN
@@ -118,35 +118,41 @@ def write_gallery(
     title: str = "",
     overwrite: bool = False,
 ) -> Path:
-    """Where the contact sheet was written, as PNG; the file appears whole or not at all.
+    """Write a contact sheet as a PNG file, which appears under its name once it is complete.
 
     Parameters
     ----------
     path_out : path
-        In a folder that exists.
+        The file to write, in an existing folder.
     images, ids, plane_names, n_masks, n_total, title
-        As for `contact_sheet`.
-    overwrite : bool
-        Whether a file of that name is replaced.
+        See `contact_sheet`.
+    overwrite : bool, default False
+        Replace an existing file.
+
+    Returns
+    -------
+    Path
+        `path_out`.
 
     Raises
     ------
     InputError
-        As `contact_sheet`.
+        As for `contact_sheet`.
     OutputError
-        If the folder is missing or not writable, or `path_out` is a folder, or exists and `overwrite` is off.
+        If the folder does not exist or is not writable, `path_out` is a folder, or it exists and `overwrite` is
+        False.
     """
     path = Path(path_out)
-    # os.path, because Path.is_dir raises where a name is too long or a folder may not be looked into.
+    # os.path, because Path.is_dir raises if a name is too long or a folder cannot be searched.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; name a PNG file, for example {path / 'gallery.png'}")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path.parent} is not a folder; make it first, or choose another one")
     if os.path.exists(path) and not overwrite:
-        raise OutputError(f"{path} exists; choose another name, or allow it to be replaced (--overwrite)")
+        raise OutputError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     sheet = contact_sheet(images, ids, plane_names, n_masks, n_total=n_total, title=title)
     try:
-        # Beside the final place, so that the replacement is one step on one file system.
+        # In the same folder, so that the replacement is atomic.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".gallery-") as folder:
             unfinished = Path(folder) / "unfinished.png"
             sheet.save(unfinished)
@@ -159,10 +165,18 @@ def write_gallery(
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where the columns of a sheet lie, in pixels of the picture.
+    """Layout of the columns of a sheet, in pixels of the picture.
 
-    One of the whole factors `enlarged` and `reduced` is 1. `side` is that of a tile as shown, `lefts` the
-    first x of each column, `width` that of the sheet.
+    Parameters
+    ----------
+    enlarged, reduced : int
+        Integer factors by which tiles are enlarged or reduced; one of them is 1.
+    side : int
+        Side of a displayed tile.
+    lefts : tuple of int
+        First x of each column.
+    width : int
+        Width of the sheet.
     """
 
     enlarged: int
@@ -192,14 +206,14 @@ class _Columns:
         return f"enlarged {self.enlarged} times" if self.enlarged > 1 else ""
 
     def zoomed(self, plane: NDArray[np.uint8]) -> Image.Image:
-        """One tile as shown."""
+        """Return a tile at its displayed size."""
         picture = Image.fromarray(plane)
         if self.reduced > 1:
             return picture.reduce(self.reduced)
         return picture.resize((self.side, self.side), Image.Resampling.NEAREST)
 
     def strip(self, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-        """An empty part of the sheet and the pen for it."""
+        """Return an empty strip of the sheet, and the object that draws on it."""
         strip = Image.new("RGB", (self.width, height), PAPER)
         return strip, ImageDraw.Draw(strip)
 
@@ -218,11 +232,11 @@ def _check(images: NDArray[Any], ids: NDArray[np.uint64], plane_names: Sequence[
         raise InputError(f"n_masks is {n_masks}; it must be from 0 to the number of planes, {n_planes}")
 
 
-def _gray_levels(images: NDArray[Any], n_masks: int) -> tuple[NDArray[np.uint8], str]:
-    """The pixels as shown, (n, K, S, S), 0 black, and the note that says how the channels were scaled."""
+def _displayed(images: NDArray[Any], n_masks: int) -> tuple[NDArray[np.uint8], str]:
+    """Return the displayed pixels, (n, K, S, S), 0 is black, and a note on how the channels were scaled."""
     channels = images[:, n_masks:]
     as_stored = images.dtype.kind == "f" and bool(np.all((channels >= 0) & (channels <= 1)))
-    shown = np.empty(images.shape, np.uint8)
+    displayed = np.empty(images.shape, np.uint8)
     for plane in range(images.shape[1]):
         column = images[:, plane].astype(np.float64)
         column[~np.isfinite(column)] = 0
@@ -232,17 +246,17 @@ def _gray_levels(images: NDArray[Any], n_masks: int) -> tuple[NDArray[np.uint8],
             column **= GAMMA
         else:
             column = _stretched(column)
-        shown[:, plane] = np.rint(np.clip(column, 0, 1) * 255)
+        displayed[:, plane] = np.rint(np.clip(column, 0, 1) * 255)
     if not channels.shape[1]:
-        return shown, ""
+        return displayed, ""
     if as_stored:
-        return shown, f"channels 0 to 1, gamma {GAMMA}"
-    return shown, f"each channel from its {PERCENTILES[0]} to its {PERCENTILES[1]} percentile"
+        return displayed, f"channels 0 to 1, gamma {GAMMA}"
+    return displayed, f"each channel from its {PERCENTILES[0]} to its {PERCENTILES[1]} percentile"
 
 
 def _stretched(column: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = np.percentile(column, PERCENTILES)
-    if low == high:  # a few bright pixels on an even ground
+    if low == high:  # a few bright pixels on a constant background
         low, high = column.min(), column.max()
     stretched: NDArray[np.float64] = (column - low) / (high - low or 1.0)
     return stretched
@@ -261,7 +275,7 @@ def _title_strip(columns: _Columns, title: str, summary: str) -> Image.Image:
 
 
 def _names_strip(columns: _Columns, plane_names: Sequence[str], n_masks: int) -> Image.Image:
-    """The words masks and channels over a thin rule, then the names of the planes."""
+    """Draw the headings "masks" and "channels" above a thin rule, then the names of the planes."""
     lines = [_wrapped(_drawable(name), NAME_SIZE, columns.side) for name in plane_names]
     rule = LINE_HEIGHT + 4
     height = rule + LINE_HEIGHT * max(map(len, lines)) + 14
@@ -271,7 +285,7 @@ def _names_strip(columns: _Columns, plane_names: Sequence[str], n_masks: int) ->
             right = lefts[-1] + columns.side - 1
             draw.text(((lefts[0] + right) / 2, 0), word, fill=FAINT, font=_font(NOTE_SIZE), anchor="ma")
             draw.line([(lefts[0], rule), (right, rule)], fill=RULE)
-    # Names end on the line above the tiles, whether they take one line or two.
+    # Names of one line and of two lines end on the same line, just above the tiles.
     baseline = height - 10
     for left, name in zip(columns.lefts, lines, strict=True):
         for above, line in enumerate(reversed(name)):
@@ -282,22 +296,22 @@ def _names_strip(columns: _Columns, plane_names: Sequence[str], n_masks: int) ->
     return strip
 
 
-def _cells_strip(columns: _Columns, shown: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Image.Image:
+def _cells_strip(columns: _Columns, displayed: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Image.Image:
     side = columns.side
-    strip, draw = columns.strip(len(shown) * (side + GAP))
-    for row, (cell_id, planes) in enumerate(zip(ids.tolist(), shown, strict=True)):
+    strip, draw = columns.strip(len(displayed) * (side + GAP))
+    for row, (cell_id, planes) in enumerate(zip(ids.tolist(), displayed, strict=True)):
         top = row * (side + GAP) + 1
         middle = (columns.lefts[0] - LABEL_GAP, top + side / 2)
         draw.text(middle, str(cell_id), fill=INK, font=_font(NOTE_SIZE), anchor="rm")
         for left, plane in zip(columns.lefts, planes, strict=True):
-            # The frame shows where a tile ends that is white at its edge.
+            # Without a frame, a tile that is white at its edge would have no visible end.
             draw.rectangle((left - 1, top - 1, left + side, top + side), outline=RULE)
             strip.paste(columns.zoomed(plane), (left, top))
     return strip
 
 
 def _scale_strip(columns: _Columns, size: int) -> Image.Image:
-    """A bar of 1, 2 or 5 times a power of ten pixels of a tile, at most a third of its side."""
+    """Draw a scale bar of 1, 2 or 5 times a power of ten pixels of a tile, at most a third of its side."""
     lengths = [step * 10**power for power in range(6) for step in (1, 2, 5)]
     length = max(step for step in lengths if step <= max(size / 3, 1))
     strip, draw = columns.strip(LABEL_GAP + LINE_HEIGHT + 8)
@@ -309,7 +323,7 @@ def _scale_strip(columns: _Columns, size: int) -> Image.Image:
 
 
 def _notes_strip(columns: _Columns, notes: Sequence[str]) -> Image.Image:
-    """The notes one after the other, on as many lines as they need."""
+    """Draw the notes one after the other, on as many lines as they need."""
     lines: list[str] = []
     for note in filter(None, notes):
         joined = f"{lines[-1]} · {note}" if lines else note
@@ -328,12 +342,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _length(text: str, font_size: int) -> int:
-    """Width of a line of text in pixels of the picture, rounded up."""
+    """Return the width of a line of text in pixels of the picture, rounded up."""
     return math.ceil(_font(font_size).getlength(text))
 
 
 def _drawable(text: str) -> str:
-    """The text in letters that Pillow's built-in font has: α-tubulin as alpha-tubulin, Müller as Muller."""
+    """Return the text in letters that Pillow's built-in font has: α-tubulin as alpha-tubulin, Müller as Muller."""
     drawable = ""
     for character in unicodedata.normalize("NFKD", text):
         if " " <= character <= "~":
@@ -346,7 +360,7 @@ def _drawable(text: str) -> str:
 
 
 def _wrapped(name: str, font_size: int, width: int) -> list[str]:
-    """The name on one line or two, broken behind a separator where there is one."""
+    """Return the name on one line or two, broken after a separator if there is one."""
     if _length(name, font_size) <= width:
         return [name]
     fitting = max((i for i in range(1, len(name)) if _length(name[:i], font_size) <= width), default=1)
@@ -356,7 +370,7 @@ def _wrapped(name: str, font_size: int, width: int) -> list[str]:
 
 
 def _shortened(text: str, font_size: int, width: int) -> str:
-    """The text, or its beginning and end around an ellipsis: names often differ at the end."""
+    """Return the text, or its beginning and end around an ellipsis, because names often differ at the end."""
     if _length(text, font_size) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):

@@ -1,4 +1,4 @@
-"""The gallery shows the pixels it was given, in order, and never leaves half a file."""
+"""The gallery displays the given pixels in order, and never leaves an incomplete file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def runs(flags):
 
 
 def tiles_of(images, n_masks=0):
-    """What the sheet shows for each cell and plane, (n, K, side, side) uint8.
+    """The displayed tiles of each cell and plane, (n, K, side, side) uint8.
 
-    The tiles of the same sheet without any signal are the only pixels that are purely black.
+    In the same sheet without any signal, the tiles are the only pixels that are purely black.
     """
     black = np.asarray(sheet_of(np.zeros_like(images), n_masks)).max(axis=2) == 0
     sheet = np.asarray(sheet_of(images, n_masks).convert("L"))
@@ -44,7 +44,7 @@ def tiles_of(images, n_masks=0):
     return np.array([[sheet[y0:y1, x0:x1] for x0, x1 in columns] for y0, y1 in rows])
 
 
-def test_every_pixel_is_shown_in_its_row_and_column():
+def test_every_pixel_is_displayed_in_its_row_and_column():
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (3, 4, 8, 8)) / np.float32(255)
     shown = tiles_of(images, n_masks=2)
@@ -57,7 +57,7 @@ def test_every_pixel_is_shown_in_its_row_and_column():
     ("size", "side"),
     [(1, 96), (16, 96), (64, 128), (95, 190), (96, 96), (128, 128), (192, 192), (193, 97), (512, 171)],
 )
-def test_tiles_have_a_side_that_suits_the_eye(size, side):
+def test_small_tiles_are_enlarged_and_large_ones_reduced(size, side):
     assert tiles_of(np.ones((1, 2, size, size), np.float16), n_masks=1).shape == (1, 2, side, side)
 
 
@@ -73,7 +73,7 @@ def test_large_tiles_are_reduced_to_the_mean_of_blocks():
 @pytest.mark.parametrize(
     "dtype", ["float16", "float32", ">f4", "float64", "uint8", "uint16", ">u2", "int16", "uint32", "bool"]
 )
-def test_every_stored_type_shows_bright_where_it_is_bright(dtype):
+def test_bright_pixels_of_every_stored_type_are_white(dtype):
     images = np.zeros((2, 2, 24, 24), dtype)
     top = 1 if images.dtype.kind in "fb" else np.iinfo(dtype).max
     images[0, 0, :12] = top
@@ -86,20 +86,20 @@ def test_every_stored_type_shows_bright_where_it_is_bright(dtype):
     assert not shown[1, 0].any()
 
 
-def test_raw_counts_are_stretched_for_each_channel_by_itself():
+def test_raw_counts_of_each_channel_are_scaled_separately():
     ramp = np.linspace(0, 1, 96 * 96).reshape(96, 96)
     images = np.stack([100 + 50 * ramp, 1000 + 60000 * ramp])[None].astype(np.uint16)
     faint, bright = tiles_of(images)[0].astype(int)
     assert faint.min() == bright.min() == 0
     assert faint.max() == bright.max() == 255
-    assert abs(faint - bright).max() <= 8  # the faint one has 50 levels
+    assert abs(faint - bright).max() <= 8  # the faint one has 50 gray values
 
 
 def test_a_channel_without_contrast_is_black():
     assert not tiles_of(np.full((2, 1, 16, 16), 700, np.uint16)).any()
 
 
-def test_a_few_bright_pixels_on_an_even_ground_are_seen():
+def test_a_few_bright_pixels_on_a_constant_background_are_visible():
     images = np.full((1, 1, 96, 96), 500, np.uint16)
     images[0, 0, 10, 20] = 900
     shown = tiles_of(images)[0, 0]
@@ -107,7 +107,7 @@ def test_a_few_bright_pixels_on_an_even_ground_are_seen():
     assert shown.sum() == 255
 
 
-def test_pixels_that_are_not_finite_are_black():
+def test_nonfinite_pixels_are_black():
     images = np.linspace(0, 1, 256, dtype=np.float16).reshape(1, 1, 16, 16).copy()
     images[0, 0, 0, 0], images[0, 0, 15, 15] = np.nan, np.inf
     shown = tiles_of(images)[0, 0]
@@ -115,7 +115,7 @@ def test_pixels_that_are_not_finite_are_black():
     assert shown.max() == 255
 
 
-def test_masks_above_one_are_shown_to_their_maximum():
+def test_masks_above_one_are_scaled_to_their_maximum():
     images = np.zeros((1, 2, 96, 96), np.uint16)
     images[0, :, :48] = [[[65535]], [[300]]]
     images[0, :, 48] = [[32768], [150]]
@@ -123,7 +123,7 @@ def test_masks_above_one_are_shown_to_their_maximum():
         assert (shown[0, 0], shown[48, 0], shown[95, 0]) == (255, 128, 0)
 
 
-def test_the_picture_depends_on_nothing_but_the_input():
+def test_the_picture_depends_only_on_the_input():
     images = np.random.default_rng(0).random((2, 4, 16, 16)).astype(np.float16)
     first, second = (contact_sheet(images, ids_of(2), NAMES, 2, title="ht29") for _ in range(2))
     assert first.mode == "RGB"
@@ -137,12 +137,12 @@ def test_long_names_are_shortened_in_the_picture_only():
     sheet = contact_sheet(images, ids_of(1), names, 0)
     assert names == given
     assert sheet.width == contact_sheet(images, ids_of(1), ["a", "b"], 0).width
-    # Their ends tell them apart.
+    # The names differ only at their ends.
     swapped = contact_sheet(images, ids_of(1), names[::-1], 0)
     assert ImageChops.difference(sheet, swapped).getbbox() is not None
 
 
-def test_names_in_other_scripts_are_drawn_in_letters_the_font_has():
+def test_names_in_other_scripts_are_drawn_in_available_letters():
     images = np.zeros((1, 1, 64, 64), np.float32)
 
     def header(name):
@@ -164,7 +164,7 @@ def test_ids_of_twenty_digits_fit():
     assert ImageChops.difference(sheet, other).getbbox() is not None
 
 
-def test_the_heading_tells_how_many_cells_there_are():
+def test_the_heading_contains_the_number_of_cells():
     images = np.zeros((1, 1, 64, 64), np.float32)
     plain = sheet_of(images)
     assert sheet_of(images, n_total=1).tobytes() == plain.tobytes()
@@ -186,7 +186,7 @@ def test_the_heading_tells_how_many_cells_there_are():
         ((2, 2, 8, 8), 2, 2, 3, "n_masks is 3"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(shape, n_ids, n_names, n_masks, message):
+def test_inconsistent_arguments_are_errors(shape, n_ids, n_names, n_masks, message):
     with pytest.raises(InputError, match=message):
         contact_sheet(np.zeros(shape, np.float32), ids_of(n_ids), names_of(n_names), n_masks)
 
@@ -205,7 +205,7 @@ def test_the_file_is_a_png_of_the_sheet(tmp_path, cells):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_replaced_only_when_asked(tmp_path, cells):
+def test_a_file_is_replaced_only_with_overwrite(tmp_path, cells):
     path = tmp_path / "gallery.png"
     path.write_text("mine")
     with pytest.raises(OutputError, match="exists"):
@@ -220,14 +220,14 @@ def test_a_file_is_replaced_only_when_asked(tmp_path, cells):
     ("name", "message"),
     [("missing/gallery.png", "is not a folder"), (".", "is a folder"), ("g" * 300, "cannot be written")],
 )
-def test_places_that_cannot_be_written_are_named_in_one_line(tmp_path, cells, name, message):
+def test_an_unwritable_path_is_an_error_of_one_line(tmp_path, cells, name, message):
     with pytest.raises(OutputError, match=message) as caught:
         write_gallery(tmp_path / name, *cells)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, cells, monkeypatch):
+def test_a_full_disk_leaves_an_existing_file(tmp_path, cells, monkeypatch):
     def save_half(self, path, **_):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")

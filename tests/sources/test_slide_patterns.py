@@ -1,4 +1,4 @@
-"""Many slides by a pattern of their names, and slides that are listed twice."""
+"""Several slides by a pattern of file names, and slides that are listed twice."""
 
 import h5py
 import numpy as np
@@ -16,7 +16,7 @@ IMAGE, NUCLEUS, CYTOSOL = small_slide(0)
 
 @pytest.fixture
 def plate(tmp_path, monkeypatch):
-    """Three fields as files, in folders by kind, with some files that are none of them."""
+    """Three fields as files, in a folder per kind, among other files."""
     for folder in ("img", "seg"):
         (tmp_path / folder).mkdir()
     for n, field in enumerate(("A1_f1", "A1_f2", "B2_f1")):
@@ -31,7 +31,7 @@ def plate(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_each_file_that_matches_is_a_slide(plate):
+def test_each_matching_file_is_a_slide(plate):
     slides = match_slides("img/*_dna.tif", nucleus="seg/*_nuc.tif", cytosol="seg/*_cell.tif")
     assert slides == [
         SlideInput(f"img/{field}_dna.tif", f"seg/{field}_nuc.tif", f"seg/{field}_cell.tif", name=field)
@@ -41,7 +41,7 @@ def test_each_file_that_matches_is_a_slide(plate):
     assert [slide.name for slide in planned.slides] == ["A1_f1", "A1_f2", "B2_f1"]
 
 
-def test_several_stars_and_channels_and_a_selection(plate):
+def test_a_pattern_may_have_several_stars_channels_and_a_selection(plate):
     slides = match_slides("img/*_*_dna.tif#c=0; img/*_*_actin.tif", nucleus="seg/*_*_nuc.tif#c=0")
     assert slides[2] == SlideInput(
         ["img/B2_f1_dna.tif#c=0", "img/B2_f1_actin.tif"],
@@ -66,11 +66,11 @@ def test_the_command_line_takes_a_pattern(plate, call):
     assert (code, "cells of 3 slides" in out) == (0, True)
     code, out, err = call("plan", *pattern, "img/A1_f1_dna.tif")
     assert (code, out, err.count("\n"), "in quotes" in err) == (1, "", 1, True)
-    code, out, err = call("plan", "--slides", "img/A1_f1_dna.tif", "img/A1_f2_dna.tif")  # as a shell leaves it
+    code, out, err = call("plan", "--slides", "img/A1_f1_dna.tif", "img/A1_f2_dna.tif")  # expanded by a shell
     assert (code, out, err.count("\n"), "in quotes" in err) == (1, "", 1, True)
 
 
-def test_labels_may_be_names_in_the_store_of_each_slide(plate):
+def test_label_planes_may_be_names_in_each_slide_s_store(plate):
     for name in "ab":
         write_ome_zarr(plate / f"{name}.zarr", IMAGE, labels={"dots": NUCLEUS})
     slides = match_slides("*.zarr", nucleus="dots")
@@ -78,7 +78,7 @@ def test_labels_may_be_names_in_the_store_of_each_slide(plate):
     assert len(gx.plan_many(slides, tile_size=24).slides) == 2
 
 
-def test_datasets_of_hdf5_files_and_names_with_brackets(plate):
+def test_a_pattern_may_have_datasets_and_brackets(plate):
     for name in ("a[1]", "a[2]"):
         with h5py.File(plate / f"{name}.h5", "w") as h5:
             h5["image"], h5["nuclei"] = IMAGE, NUCLEUS
@@ -93,9 +93,9 @@ def test_datasets_of_hdf5_files_and_names_with_brackets(plate):
         ("*/dna.tif;*/actin.tif", ("dna", "actin")),
         ("*_w1.ome.tif; *_w2.ome.tif", ("w1", "w2")),
         ("w1-*.tif;w2-*.tif", ("w1", "w2")),
-        ("*/a/1.tif;*/b/1.tif", None),  # one name for both is none
+        ("*/a/1.tif;*/b/1.tif", None),  # equal names are not used
         ("w1/*.tif;w2/*.tif", None),
-        ("*.tif", None),  # one file, whose channels have names of their own
+        ("*.tif", None),  # one file, whose channels have their own names
     ],
 )
 def test_channels_are_named_by_their_part_of_the_pattern(tmp_path, monkeypatch, pattern, names):
@@ -121,7 +121,7 @@ def test_channels_are_named_by_their_part_of_the_pattern(tmp_path, monkeypatch, 
         (["img/**/a.tif", None], r"\*\* is not possible"),
     ],
 )
-def test_a_pattern_that_fits_nothing_is_one_line(plate, arguments, message):
+def test_a_pattern_without_a_match_is_an_error_of_one_line(plate, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         match_slides(arguments[0], nucleus=arguments[1])
     assert "\n" not in str(caught.value)
@@ -133,7 +133,7 @@ def test_a_pattern_that_fits_nothing_is_one_line(plate, arguments, message):
 @pytest.mark.parametrize(
     "again", [{"image": "img/A1_f1_dna.tif"}, {"image": "./img/../img/A1_f1_dna.tif"}, {"dose": "2"}]
 )
-def test_a_slide_that_is_listed_twice_is_refused(plate, again):
+def test_a_slide_that_is_listed_twice_is_an_error(plate, again):
     slide = {"image": "img/A1_f1_dna.tif", "nucleus": "seg/A1_f1_nuc.tif"}
     with pytest.raises(InputError, match=r"A1_f1_dna\.tif is listed twice, with the same label planes") as caught:
         gx.plan_many([slide, slide | {"image": "img/A1_f2_dna.tif"}, slide | again])
@@ -142,14 +142,14 @@ def test_a_slide_that_is_listed_twice_is_refused(plate, again):
         gx.plan_many([slide, slide | again], on_bad_slide="skip")
 
 
-def test_a_table_that_lists_a_slide_twice_is_refused(plate, call):
+def test_a_table_that_lists_a_slide_twice_is_an_error(plate, call):
     (plate / "table.csv").write_text("image,nucleus,well\n" + "img/A1_f1_dna.tif,seg/A1_f1_nuc.tif,A1\n" * 2)
     code, out, err = call("run", "--slides", "table.csv", "-o", "cells.h5sc", "--size", 24)
     assert (code, out, err.count("\n"), "is listed twice" in err) == (1, "", 1, True)
     assert not (plate / "cells.h5sc").exists()
 
 
-def test_other_labels_and_other_parts_are_other_slides(plate):
+def test_other_label_planes_or_selections_are_other_slides(plate):
     slide = {"image": "img/A1_f1_dna.tif", "nucleus": "seg/A1_f1_nuc.tif"}
     others = [slide, slide | {"nucleus": "seg/A1_f1_cell.tif"}, slide | {"image": "img/A1_f1_dna.tif#c=0"}]
     assert len(gx.plan_many(others, tile_size=24).slides) == 3
@@ -157,7 +157,7 @@ def test_other_labels_and_other_parts_are_other_slides(plate):
     assert len(gx.plan_many([arrays, arrays], tile_size=24).slides) == 2
 
 
-def test_a_table_states_pixel_sizes(plate):
+def test_a_table_has_pixel_sizes(plate):
     table = plate / "table.csv"
     rows = [f"img/A1_f{n}_dna.tif,seg/A1_f{n}_nuc.tif,{size},A1\n" for n, size in ((1, 0.5), (2, ""))]
     table.write_text("image,nucleus,pixel_size,well\n" + "".join(rows))

@@ -1,4 +1,4 @@
-"""Many slides in one dataset."""
+"""Several slides in one dataset, from a table."""
 
 import anndata
 import numpy as np
@@ -13,7 +13,7 @@ from gpu_extract.sources.slide_table import read_slide_table
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Three slides as files, two of them of one name, and their table; the working directory is elsewhere."""
+    """Three slides as files, all with the same names, and their table; the working directory is elsewhere."""
     data = tmp_path / "data"
     for n, folder in enumerate(("A1", "A2", "B1")):
         (data / folder).mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_the_command_line_takes_a_table(table, call):
     assert (code, "were both given" in err) == (1, True)
 
 
-def test_ids_and_draws_are_of_all_slides(table):
+def test_ids_and_n_cells_are_over_all_slides(table):
     slides = read_slide_table(table)
     plan = gx.plan_many(slides, tile_size=24, n_cells=5, seed=1)
     assert len(plan.cells) == 5
@@ -79,7 +79,7 @@ def test_a_bad_slide_stops_the_run_before_a_pixel_is_read(table):
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty"])
-def test_a_bad_slide_can_be_skipped_and_is_told_of(table, fault):
+def test_a_bad_slide_can_be_skipped_with_a_warning(table, fault):
     path = table.parent / "A2" / "nuclei.tif"
     path.unlink()
     if fault == "empty":
@@ -92,7 +92,7 @@ def test_a_bad_slide_can_be_skipped_and_is_told_of(table, fault):
     assert "A2" in data.uns["gpu_extract"]["notices"]
 
 
-def test_slides_of_the_api_may_be_mappings_with_labels():
+def test_slides_may_be_mappings_with_metadata():
     slides = [
         {"image": image, "nucleus": nucleus, "cytosol": cytosol, "timepoint": n}
         for n, (image, nucleus, cytosol) in enumerate(map(small_slide, range(2)))
@@ -109,7 +109,7 @@ def test_slides_of_the_api_may_be_mappings_with_labels():
         ({"cytosol": None}, "has label planes nucleus and slide"),
     ],
 )
-def test_slides_must_be_alike(change, message):
+def test_slides_must_have_the_same_planes_and_type(change, message):
     slides = [dict(zip(("image", "nucleus", "cytosol"), small_slide(n), strict=True)) for n in range(2)]
     slides[1].update(change)
     with pytest.raises(gx.InputError, match=message):
@@ -129,7 +129,7 @@ def test_slides_must_be_alike(change, message):
         ('image,nucleus\n"a,b\n', "is not a CSV table"),
     ],
 )
-def test_a_table_that_is_none_is_one_line(tmp_path, text, message):
+def test_an_invalid_table_is_an_error_of_one_line(tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(gx.InputError, match=message) as caught:
@@ -137,7 +137,7 @@ def test_a_table_that_is_none_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_slide_is_refused():
+def test_invalid_slides_are_errors():
     with pytest.raises(gx.InputError, match="no image"):
         gx.plan_many([{"nucleus": 1}])
     with pytest.raises(gx.InputError, match="there is no slide"):
