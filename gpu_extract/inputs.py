@@ -109,6 +109,8 @@ def plan_slides(
     statistics : callable
         `label_statistics`, or an equivalent that is faster on a GPU.
     """
+    # A script that passes None for an option means its default.
+    options = cast(PlanOptions, {name: value for name, value in options.items() if value is not None})
     on_bad_slide, channels = options.get("on_bad_slide", "stop"), options.get("channels")
     if on_bad_slide not in ON_BAD_SLIDE:
         raise InputError(f"on_bad_slide is {on_bad_slide!r}; it must be 'stop' or 'skip'")

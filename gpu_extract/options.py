@@ -46,8 +46,8 @@ LabelInput = str | os.PathLike[str] | ArrayInput
 class PlanOptions(TypedDict, total=False):
     """Options that determine which cells are extracted and what their tiles hold.
 
-    All are optional. The defaults of the recipe's parameters are those of the preset ``standard``; another recipe
-    brings its own.
+    All are optional, and None stands for the default. The defaults of the recipe's parameters are those of the preset
+    ``standard``; another recipe brings its own.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class PlanOptions(TypedDict, total=False):
     fill_cytosol : bool, default True
     stored_sigma : float, pixels, default 0.0
     nuclear_channel : int, str or None, default 0
-        None and ``"none"`` mean that no channel is multiplied by the nucleus mask.
+        ``"none"`` means that no channel is multiplied by the nucleus mask.
     nucleus_dilation : int, pixels, default 2
     nucleus_sigma : float, pixels, default 1.0
     cytosol_dilation : int, pixels, default 2

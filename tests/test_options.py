@@ -40,7 +40,7 @@ OTHER_VALUES = {
     "fill_nucleus": False,
     "fill_cytosol": False,
     "stored_sigma": 1.5,
-    "nuclear_channel": None,
+    "nuclear_channel": 1,
     "nucleus_dilation": 3,
     "nucleus_sigma": 2.0,
     "cytosol_dilation": 4,
@@ -97,6 +97,11 @@ def test_a_parameter_of_a_recipe_is_an_option(name):
 def test_options_replace_the_values_of_the_recipe():
     recipe = gx.plan(**SLIDE, recipe="scportrait", border="keep", tile_size=20, cut="after").program.recipe
     assert recipe == gx.Recipe.preset("scportrait").replace(border="keep", tile_size=20, cut="after")
+
+
+def test_none_stands_for_the_default():
+    options = dict.fromkeys(("tile_size", "border", "nuclear_channel", "channels", "on_bad_slide", "recipe"))
+    assert gx.plan(**SLIDE, **options).program.recipe == gx.Recipe()
 
 
 def test_parameters_are_checked_together():

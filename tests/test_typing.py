@@ -27,7 +27,7 @@ def planned(**options: Unpack[gx.PlanOptions]) -> gx.Plan:
     return gx.plan([Path("dna.tif"), Path("actin.tif")], nucleus="nuclei.tif", cytosol="cells.tif", **options)
 
 
-plan = planned(recipe="scportrait", tile_size=64, channels=["DNA", 1], pixel_size=(0.5, 0.5), nuclear_channel=None)
+plan = planned(recipe="scportrait", tile_size=64, channels=["DNA", 1], pixel_size=(0.5, 0.5), nuclear_channel="none")
 names: list[str] = list(plan.plane_names)
 raw: gx.PlanOptions = {"normalization": "none", "apply_masks": False, "quantiles": (0.01, 0.99)}
 slides = [{"image": "a.tif", "cytosol": "a_cells.tif", "well": "A1"}, {"image": "b.tif", "cytosol": "b_cells.tif"}]
