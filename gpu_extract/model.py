@@ -192,24 +192,22 @@ class Window:
 
 
 class DropReason(IntEnum):
-    """Why a cell is dropped: the code that tables hold, and the text that users read."""
+    """Why a cell is dropped, as the code that tables hold."""
 
-    text: str
+    KEPT = 0
+    NO_NUCLEUS = 1
+    NO_CYTOSOL = 2
+    TOUCHES_BORDER = 3
+    WINDOW_LEAVES_SLIDE = 4
+    NOT_LISTED = 5
+    NOT_SELECTED = 6
+    SMALLER_NUCLEUS = 7
+    VANISHED = 8
 
-    KEPT = 0, ""
-    NO_NUCLEUS = 1, "no nucleus"
-    NO_CYTOSOL = 2, "no cytosol"
-    TOUCHES_BORDER = 3, "mask touches the slide's border"
-    WINDOW_LEAVES_SLIDE = 4, "window leaves the slide"
-    NOT_LISTED = 5, "not in the slide's list of ids"
-    NOT_SELECTED = 6, "not selected"
-    SMALLER_NUCLEUS = 7, "a larger nucleus is in its cell"
-    VANISHED = 8, "no pixel left after resampling"
-
-    def __new__(cls, code: int, text: str) -> DropReason:  # noqa: D102
-        reason = int.__new__(cls, code)
-        reason._value_, reason.text = code, text
-        return reason
+    @property
+    def text(self) -> str:
+        """The reason as users read it and as files store it."""
+        return REASON_TEXTS[self]
 
     @classmethod
     def without(cls, mask: str) -> DropReason:
@@ -217,7 +215,17 @@ class DropReason(IntEnum):
         return {"nucleus": cls.NO_NUCLEUS, "cytosol": cls.NO_CYTOSOL}[mask]
 
 
-REASON_TEXTS = np.array([reason.text for reason in DropReason], object)
+REASON_TEXTS = {
+    DropReason.KEPT: "",
+    DropReason.NO_NUCLEUS: "no nucleus",
+    DropReason.NO_CYTOSOL: "no cytosol",
+    DropReason.TOUCHES_BORDER: "mask touches the slide's border",
+    DropReason.WINDOW_LEAVES_SLIDE: "window leaves the slide",
+    DropReason.NOT_LISTED: "not in the slide's list of ids",
+    DropReason.NOT_SELECTED: "not selected",
+    DropReason.SMALLER_NUCLEUS: "a larger nucleus is in its cell",
+    DropReason.VANISHED: "no pixel left after resampling",
+}
 
 
 @dataclass(frozen=True)
@@ -246,13 +254,13 @@ class DroppedCells:
 
     def reasons(self) -> NDArray[np.object_]:
         """Return the text of each cell's reason, (n,)."""
-        texts: NDArray[np.object_] = REASON_TEXTS[self.reason]
-        return texts
+        texts = np.array([reason.text for reason in DropReason], object)  # codes count from 0
+        return np.asarray(texts[self.reason])
 
     def counts(self) -> dict[str, int]:
         """Return how many cells were dropped for each reason, the most frequent first."""
         codes, counts = np.unique(self.reason, return_counts=True)
-        by_text = {REASON_TEXTS[code]: int(n) for code, n in zip(codes, counts, strict=True)}
+        by_text = {DropReason(code).text: int(n) for code, n in zip(codes, counts, strict=True)}
         return dict(sorted(by_text.items(), key=lambda item: (-item[1], item[0])))
 
 
