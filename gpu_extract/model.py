@@ -134,6 +134,14 @@ class Slide:
         if len(set(self.channel_names)) != n_channels:
             raise InputError(f"channel names must differ: {', '.join(self.channel_names)}")
 
+    def __repr__(self) -> str:
+        metadata = f", metadata={dict(self.metadata)}" if self.metadata else ""
+        n_ids = "" if self.ids is None else f", n_ids={len(self.ids)}"
+        return (
+            f"Slide(name={self.name!r}, image={_summary(self.image)}, masks={self.mask_names}, "
+            f"channel_names={self.channel_names}{metadata}{n_ids})"
+        )
+
     def _check_labels(self, name: str, raster: Raster) -> None:
         where = f"{name} labels {raster.source}"
         if raster.dtype.kind not in "iu":
@@ -189,6 +197,10 @@ class Window:
     labels: tuple[NDArray[Any], ...]
     y0: int
     x0: int
+
+    def __repr__(self) -> str:
+        labels = ", ".join(map(_summary, self.labels))
+        return f"Window(image={_summary(self.image)}, labels=[{labels}], y0={self.y0}, x0={self.x0})"
 
 
 class DropReason(IntEnum):
@@ -247,6 +259,9 @@ class DroppedCells:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"DroppedCells(n={len(self)}, reasons={self.counts()})"
 
     def part(self, rows: NDArray[Any]) -> DroppedCells:
         """Return some of them, by indices or by a mask."""
@@ -309,6 +324,12 @@ class CellTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return (
+            f"CellTable(n={len(self)}, ids={_id_range(self.ids)}, n_slides={len(np.unique(self.slide))}, "
+            f"n_truncated={np.count_nonzero(self.truncated)}, n_dropped={len(self.dropped)})"
+        )
+
     def part(self, rows: NDArray[Any], dropped: DroppedCells) -> CellTable:
         """Some of the cells, by indices or by a mask, beside those that are dropped."""
         return CellTable(
@@ -351,6 +372,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Batch(n={len(self)}, slide={self.slide}, ids={_id_range(self.ids)}, box={self.box})"
 
 
 @dataclass(frozen=True)
@@ -402,11 +426,24 @@ class CellImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"CellImages(n={len(self)}, images={_summary(self.images)}, ids={_id_range(self.ids)})"
+
     def chosen(self, planes: Sequence[int]) -> CellImages:
         """The same with these planes of the tiles only, in this order."""
         order = list(planes)
         boxes = None if self.boxes is None else self.boxes.take(order, axis=1)
         return replace(self, images=self.images.take(order, axis=1), boxes=boxes)
+
+
+def _summary(array: Any) -> str:
+    """Return shape and type of an array or raster, whose values stay unread and may be on a GPU."""
+    return f"{tuple(array.shape)} {array.dtype}"
+
+
+def _id_range(ids: NDArray[np.uint64]) -> str:
+    """Return the lowest and the highest id, ``12..9812``."""
+    return f"{ids.min()}..{ids.max()}" if len(ids) else "none"
 
 
 def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:

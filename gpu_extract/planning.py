@@ -74,6 +74,13 @@ class Plan:
     warnings: tuple[str, ...] = ()
     planes: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        tile = (len(self.plane_names), *self.program.tile_shape[1:])
+        return (
+            f"Plan(n_cells={len(self.cells)}, n_slides={len(self.slides)}, tile={tile} {self.program.output_dtype}, "
+            f"n_dropped={len(self.cells.dropped)}, n_warnings={len(self.warnings)})"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tiles, uncompressed."""
