@@ -13,16 +13,16 @@ import numpy as np
 from gpu_extract.store.chunks import EncodedCells
 from gpu_extract.store.codecs import Chunk
 from gpu_extract.store.journal import Record, join, pack_record
-from gpu_extract.store.system import give_back_room, take_room
+from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end
 
 __all__ = ["ChunkLog", "write_all"]
 
 # What a kill can cost at most. The disk works while cells are computed only if it is told to: with 512 MB, a run of
 # some seconds waits for all of its bytes at the end; with 64 MB, it still waits for 3 % of its time.
-SEAL_SECONDS = 2.0
-SEAL_NBYTES = 32 << 20
+CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_NBYTES = 32 << 20
 # Room that is taken on the disk at a time.
-ROOM_NBYTES = 32 << 20
+PREALLOCATE_NBYTES = 32 << 20
 # Linux takes no more buffers in one call.
 IOV_MAX = 1024
 
@@ -44,7 +44,7 @@ class ChunkLog:
     partial : int
     records : list of Record
         Of what was appended; what was sealed at once is one record.
-    n_sealed : int
+    n_durable : int
         Cells that are durable.
     """
 
@@ -53,19 +53,19 @@ class ChunkLog:
     ) -> None:
         self.partial = partial
         self.records: list[Record] = []
-        self.n_sealed = 0
+        self.n_durable = 0
         self._journal = journal
         self._chunks_start = self._chunks_end = chunks_end
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
-        self._room_end: float = chunks_end
-        self._n_records_sealed = 0
-        self._unsealed_nbytes = 0
+        self._preallocated_end: float = chunks_end
+        self._n_records_durable = 0
+        self._pending_nbytes = 0
         self._failure: OSError | None = None
-        self._sealing = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._due = threading.Event()
         self._stopped = False
-        self._thread = threading.Thread(target=self._seal_regularly, name="gpu-extract-seal", daemon=True)
+        self._thread = threading.Thread(target=self._checkpoint_regularly, name="gpu-extract-checkpoint", daemon=True)
         self._thread.start()
 
     def append(self, encoded: EncodedCells) -> None:
@@ -80,7 +80,7 @@ class ChunkLog:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.limits)
         if self._row_nbytes is None:
-            self._take_room(record.nbytes)
+            self._preallocate(record.nbytes)
             _write_chunks(self.partial, encoded.chunks, self._chunks_end)
         else:
             for some in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
@@ -88,24 +88,25 @@ class ChunkLog:
                 _write_chunks(self.partial, encoded.chunks[some[0] : some[-1] + 1], start)
         self.records.append(record)
         self._chunks_end += record.nbytes
-        self._unsealed_nbytes += record.nbytes
-        if self._unsealed_nbytes >= SEAL_NBYTES:
-            self._unsealed_nbytes = 0
+        self._pending_nbytes += record.nbytes
+        if self._pending_nbytes >= CHECKPOINT_NBYTES:
+            self._pending_nbytes = 0
             self._due.set()
 
-    def _take_room(self, nbytes: int) -> None:
+    def _preallocate(self, nbytes: int) -> None:
         """Take room for so many bytes, and for those that follow them."""
-        while self._chunks_end + nbytes > self._room_end:
-            is_there = take_room(self.partial, int(self._room_end), ROOM_NBYTES)
-            self._room_end = self._room_end + ROOM_NBYTES if is_there else math.inf  # is not asked again
+        while self._chunks_end + nbytes > self._preallocated_end:
+            succeeded = preallocate_beyond_end(self.partial, int(self._preallocated_end), PREALLOCATE_NBYTES)
+            # After a failure it is not tried again.
+            self._preallocated_end = self._preallocated_end + PREALLOCATE_NBYTES if succeeded else math.inf
 
-    def _give_back_room(self) -> None:
+    def _trim(self) -> None:
         """Give back what was taken and not written."""
-        if self._room_end > self._chunks_end:
-            give_back_room(self.partial)
-            self._room_end = self._chunks_end
+        if self._preallocated_end > self._chunks_end:
+            trim_beyond_end(self.partial)
+            self._preallocated_end = self._chunks_end
 
-    def seal(self) -> None:
+    def checkpoint(self) -> None:
         """Make durable what was appended before the call: first the chunks, then the record that tells of them.
 
         Raises
@@ -114,15 +115,15 @@ class ChunkLog:
             If that fails. No later call succeeds: after a failed sync nobody knows what is on the disk.
         """
         with self._syncing():
-            first, last = self._n_records_sealed, len(self.records)
+            first, last = self._n_records_durable, len(self.records)
             if first < last:
                 record = join(self.records[first:last])
                 self._write_record(record)
                 # Small arrays of each batch, left among the larger ones that come and go, would tear memory apart.
                 self.records[first:last] = [record]
-                self._n_records_sealed += 1
+                self._n_records_durable += 1
 
-    def put_before(self, head: memoryview) -> None:
+    def write_head(self, head: memoryview) -> None:
         """Write the head, which makes the partial file an HDF5 file, over the hole before the chunks.
 
         Raises
@@ -138,10 +139,10 @@ class ChunkLog:
         Raises
         ------
         OSError
-            As of `seal`.
+            As of `checkpoint`.
         """
         with self._syncing():
-            self._give_back_room()
+            self._trim()
             os.fsync(self.partial)
 
     def stop(self) -> None:
@@ -150,12 +151,12 @@ class ChunkLog:
         self._due.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._give_back_room()
+            self._trim()
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:
         """One at a time, and none after one that failed."""
-        with self._sealing:
+        with self._sync_lock:
             if self._failure is not None:
                 raise self._failure
             try:
@@ -170,17 +171,17 @@ class ChunkLog:
         write_all(self._journal, packed, self._journal_end)
         os.fdatasync(self._journal)
         self._journal_end += len(packed)
-        self.n_sealed += len(record)
+        self.n_durable += len(record)
 
-    def _seal_regularly(self) -> None:
+    def _checkpoint_regularly(self) -> None:
         while True:
-            self._due.wait(SEAL_SECONDS)
+            self._due.wait(CHECKPOINT_SECONDS)
             self._due.clear()
             if self._stopped:
                 return
             # The next append raises it, where the user can be told.
             with contextlib.suppress(OSError):
-                self.seal()
+                self.checkpoint()
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -79,7 +79,7 @@ class ChunkFormat:
         is_whole_words = self.nbytes % 8 == 0
         return self.compression == "gzip" and self.shape[0] == 1 and self.dtype == dtype and is_whole_words
 
-    def places(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
+    def chunk_offsets(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
         """Return (row, plane) of the first value of each chunk of ``rows``, (m, 2), in the order of `encode`."""
         n_cells, per_chunk = self.shape[:2]
         first = rows[rows % n_cells == 0]
@@ -96,7 +96,7 @@ class EncodedCells:
     rows : (n,) int64
         Their rows in the output.
     chunks : tuple of m bytes or memoryview
-        Encoded, in the order of `ChunkFormat.places`.
+        Encoded, in the order of `ChunkFormat.chunk_offsets`.
     checksums : (m,) uint32
         CRC-32 of each chunk.
     limits : (n, C, 2) float64

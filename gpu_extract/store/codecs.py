@@ -135,7 +135,7 @@ class Lzf(Codec):
         return len(_imagecodecs.lzf_decode(chunk, out=out))
 
 
-class _Checked(Codec):
+class _WithChecksum(Codec):
     """A codec of a plugin, whose chunks end with HDF5's checksum."""
 
     needs_plugin = True
@@ -168,7 +168,7 @@ def _plugin_options(identifier: int, option: int) -> dict[str, Any]:
     }
 
 
-class Lz4(_Checked):
+class Lz4(_WithChecksum):
     """The LZ4 blocks of HDF5's filter 32004."""
 
     name, filters = "lz4", (LZ4, FLETCHER32)
@@ -183,7 +183,7 @@ class Lz4(_Checked):
         return len(_imagecodecs.lz4h5_decode(chunk, out=out))
 
 
-class Zstd(_Checked):
+class Zstd(_WithChecksum):
     """A Zstandard frame of HDF5's filter 32015."""
 
     name, filters = "zstd", (ZSTD, FLETCHER32)

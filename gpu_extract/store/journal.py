@@ -35,12 +35,12 @@ MAGIC = b"gxcells\0"
 FORMAT = 2
 HEADER = struct.Struct("<8sIIQQQ32s")
 RECORD = struct.Struct("<QQ")
-SEAL = struct.Struct("<I")
+CRC = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
 class Record:
-    """Cells whose chunks follow each other in the partial file, in the order of `ChunkFormat.places`.
+    """Cells whose chunks follow each other in the partial file, in the order of `ChunkFormat.chunk_offsets`.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def pack_header(skeleton: bytes, n_cells: int, n_channels: int) -> bytes:
     packed = isal_zlib.compress(skeleton, 1)
     fingerprint = hashlib.sha256(skeleton).digest()
     fields = HEADER.pack(MAGIC, FORMAT, n_channels, n_cells, len(skeleton), len(packed), fingerprint)
-    return _sealed(fields + packed)
+    return _with_crc(fields + packed)
 
 
 def pack_record(record: Record) -> bytes:
@@ -124,7 +124,7 @@ def pack_record(record: Record) -> bytes:
         record.sizes.astype("<u4"),
         record.checksums.astype("<u4"),
     )
-    return _sealed(RECORD.pack(len(record), len(record.sizes)) + b"".join(array.tobytes() for array in arrays))
+    return _with_crc(RECORD.pack(len(record), len(record.sizes)) + b"".join(array.tobytes() for array in arrays))
 
 
 def read_journal(path: str | Path) -> Journal:
@@ -146,11 +146,11 @@ def read_journal(path: str | Path) -> Journal:
     _, version, n_channels, n_cells, n_skeleton, n_packed, fingerprint = HEADER.unpack_from(data)
     if version != FORMAT:
         raise OutputError(f"{path} has format {version}; this version of gpu-extract reads {FORMAT}")
-    header = _unsealed(data[: HEADER.size + n_packed + SEAL.size])
+    header = _without_crc(data[: HEADER.size + n_packed + CRC.size])
     if header is None:
         raise OutputError(f"{path} is damaged")
     skeleton = isal_zlib.decompress(header[HEADER.size :], bufsize=n_skeleton)
-    records, nbytes = _read_records(data, HEADER.size + n_packed + SEAL.size, n_channels)
+    records, nbytes = _read_records(data, HEADER.size + n_packed + CRC.size, n_channels)
     return Journal(fingerprint, n_cells, n_channels, skeleton, records, nbytes)
 
 
@@ -159,8 +159,8 @@ def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[
     records = []
     while len(data) - start >= RECORD.size:
         n, m = RECORD.unpack_from(data, start)
-        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + SEAL.size
-        body = _unsealed(data[start:end]) if end <= len(data) else None
+        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + CRC.size
+        body = _without_crc(data[start:end]) if end <= len(data) else None
         if body is None:
             break
         records.append(_unpack_record(body[RECORD.size :], n, m, n_channels))
@@ -181,11 +181,11 @@ def _unpack_record(body: memoryview, n: int, m: int, n_channels: int) -> Record:
     )
 
 
-def _sealed(data: bytes) -> bytes:
-    return data + SEAL.pack(checksum(data))
+def _with_crc(data: bytes) -> bytes:
+    return data + CRC.pack(checksum(data))
 
 
-def _unsealed(data: memoryview) -> memoryview | None:
+def _without_crc(data: memoryview) -> memoryview | None:
     """The data before its seal, or None if they do not agree."""
-    body, seal = data[: -SEAL.size], data[-SEAL.size :]
-    return body if seal == SEAL.pack(checksum(body)) else None
+    body, crc = data[: -CRC.size], data[-CRC.size :]
+    return body if crc == CRC.pack(checksum(body)) else None

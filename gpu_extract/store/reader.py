@@ -73,12 +73,12 @@ class Cells:
         with reporting_damage(self.path):
             self._file = h5py.File(self.path, "r")
             try:
-                self._read_facts()
+                self._read_header()
             except BaseException:
                 self._file.close()
                 raise
 
-    def _read_facts(self) -> None:
+    def _read_header(self) -> None:
         tables = self._tables = layout_of(self._file).tables(self._file)
         images = self._images = tables.images
         # Another file that is named in this one could be any file of the user's.
@@ -139,11 +139,11 @@ class Cells:
         """
         rows = self._rows_of(cell)
         if len(rows) == 0:
-            raise UnknownCellError(f"{self.path} has no cell {_spelled(cell)}{self._hint(cell)}")
+            raise UnknownCellError(f"{self.path} has no cell {_describe(cell)}{self._hint(cell)}")
         if len(rows) > 1:
             raise UnknownCellError(
-                f"{self.path} has {len(rows)} cells {_spelled(cell)}, of slides "
-                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_spelled(cell)}]"
+                f"{self.path} has {len(rows)} cells {_describe(cell)}, of slides "
+                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_describe(cell)}]"
             )
         tile: NDArray[Any] = self.read(rows)[0]
         return tile
@@ -237,7 +237,7 @@ class Cells:
             yield
 
 
-def _spelled(cell: object) -> str:
+def _describe(cell: object) -> str:
     slide, cell_id = _parts(cell)
     return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
 

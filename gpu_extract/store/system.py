@@ -10,12 +10,12 @@ import ctypes
 import errno
 import os
 
-__all__ = ["allocate", "give_back_memory", "give_back_room", "take_room"]
+__all__ = ["preallocate", "preallocate_beyond_end", "trim_beyond_end", "trim_heap"]
 
 FALLOC_FL_KEEP_SIZE = 1
 
 
-def allocate(descriptor: int, nbytes: int) -> None:
+def preallocate(descriptor: int, nbytes: int) -> None:
     """Take the room on the disk at once: twice as fast to write to, and a full disk is known before the first cell."""
     try:
         os.posix_fallocate(descriptor, 0, nbytes)
@@ -24,7 +24,7 @@ def allocate(descriptor: int, nbytes: int) -> None:
             raise
 
 
-def take_room(descriptor: int, start: int, nbytes: int) -> bool:
+def preallocate_beyond_end(descriptor: int, start: int, nbytes: int) -> bool:
     """Take room on the disk for a file beyond its end, which is then written to in half the time; whether it is there.
 
     The file stays as long as it is.
@@ -33,16 +33,16 @@ def take_room(descriptor: int, start: int, nbytes: int) -> bool:
         place = ctypes.c_long(start), ctypes.c_long(nbytes)
         if ctypes.CDLL(None).fallocate(descriptor, FALLOC_FL_KEEP_SIZE, *place) == 0:
             return True
-        give_back_room(descriptor)  # a part of it may have been there
+        trim_beyond_end(descriptor)  # a part of it may have been there
     return False
 
 
-def give_back_room(descriptor: int) -> None:
+def trim_beyond_end(descriptor: int) -> None:
     """Give back room beyond a file's end."""
     os.ftruncate(descriptor, os.fstat(descriptor).st_size)
 
 
-def give_back_memory() -> None:
+def trim_heap() -> None:
     """Give freed memory back to the system; glibc keeps it."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
-from gpu_extract.store.system import allocate, give_back_memory
+from gpu_extract.store.system import preallocate, trim_heap
 from gpu_extract.store.target import Target, check_output, sync_folder
 
 __all__ = ["CellStore"]
@@ -24,7 +24,7 @@ __all__ = ["CellStore"]
 
 # Whose planning and tables took tens of megabytes, which are worth more than the milliseconds that it takes to give
 # them back.
-MANY_CELLS = 30_000
+TRIM_HEAP_CELLS = 30_000
 
 
 class CellStore:
@@ -49,11 +49,11 @@ class CellStore:
         self._target = target
         self._n_cells = len(contents.cells)
         self._journal = journal
-        beside = ThreadPoolExecutor(1, "gpu-extract-tables")
-        self._begun = beside.submit(self._begin, contents, layout)
-        if self._n_cells > MANY_CELLS:
-            self._begun.add_done_callback(lambda _: give_back_memory())
-        beside.shutdown(wait=False)
+        executor = ThreadPoolExecutor(1, "gpu-extract-tables")
+        self._opening = executor.submit(self._open_log, contents, layout)
+        if self._n_cells > TRIM_HEAP_CELLS:
+            self._opening.add_done_callback(lambda _: trim_heap())
+        executor.shutdown(wait=False)
         self._is_open = True
 
     @classmethod
@@ -94,12 +94,12 @@ class CellStore:
             journal = target.claim()
         return cls(target, contents, chosen, format, journal)
 
-    def _begin(self, contents: Contents, layout: Layout) -> ChunkLog:
+    def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
         """Write everything that stands before the tiles."""
         head = skeleton(contents, layout, self.format)
         header = pack_header(head, self._n_cells, len(contents.program.cut))
         row_nbytes = self.format.nbytes if self.format.is_contiguous else None
-        partial = _start(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
+        partial = _create_partial(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
         return ChunkLog(partial, self._journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes)
 
     @property
@@ -147,12 +147,12 @@ class CellStore:
         log = self._log
         try:
             journal = replace(read_journal(self._target.journal), records=tuple(log.records))
-            with ThreadPoolExecutor(1, "gpu-extract-sync") as beside:
-                sealed = beside.submit(log.seal)
-                log.put_before(finished_head(journal))
-                synced = beside.submit(log.sync)
+            with ThreadPoolExecutor(1, "gpu-extract-sync") as executor:
+                checkpointed = executor.submit(log.checkpoint)
+                log.write_head(finished_head(journal))
+                synced = executor.submit(log.sync)
                 check_index(self._target.partial, journal)
-                sealed.result()
+                checkpointed.result()
                 synced.result()
             self._target.publish()
         except OSError as error:
@@ -164,12 +164,12 @@ class CellStore:
         """Make durable what was written, and leave it beside the output's name; nothing if there is no cell."""
         if not self._is_open:
             return
-        if self._begun.exception() is None:
-            log = self._begun.result()
+        if self._opening.exception() is None:
+            log = self._opening.result()
             # What cannot be sealed is lost, and was never said to be kept.
             with contextlib.suppress(OSError):
-                log.seal()
-            if log.n_sealed:
+                log.checkpoint()
+            if log.n_durable:
                 self._close()
                 return
         self.abandon()
@@ -177,7 +177,7 @@ class CellStore:
     def abandon(self) -> None:
         """Leave nothing behind."""
         if self._is_open:
-            self._begun.exception()  # nothing is written any more
+            self._opening.exception()  # nothing is written any more
             self._target.discard()
             self._close()
 
@@ -185,28 +185,28 @@ class CellStore:
     def _log(self) -> ChunkLog:
         """Where chunks go, once all that stands before them is written."""
         with self._target.writing():
-            return self._begun.result()
+            return self._opening.result()
 
     def _close(self) -> None:
         self._is_open = False
-        if self._begun.exception() is None:
-            log = self._begun.result()
+        if self._opening.exception() is None:
+            log = self._opening.result()
             log.stop()
             os.close(log.partial)
         os.close(self._journal)  # and with it goes the lock
 
     def _stopped(self, error: OSError) -> RunStoppedError:
         self.keep()
-        kept = f"{self._log.n_sealed} of {self._n_cells} cells are kept in {self._target.partial}"
+        kept = f"{self._log.n_durable} of {self._n_cells} cells are kept in {self._target.partial}"
         return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
 
 
-def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
+def _create_partial(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
     """A descriptor of a new partial file, which the journal knows of: room for the head, and for values."""
     partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(partial, n_head)
-        allocate(partial, n_head + n_values)
+        preallocate(partial, n_head + n_values)
         os.fsync(partial)
         write_all(journal, header, 0)
         os.fsync(journal)

@@ -68,7 +68,7 @@ def test_several_chunks_at_once_are_those_one_by_one(path):
     together = encode(images, format)
     apart = [encode(part(images, start, start + 4), format) for start in (0, 4, 8)]
     assert together.chunks == sum((one.chunks for one in apart), ())
-    assert format.places(images.rows, 4).tolist() == [[0, 0], [4, 0], [8, 0]]
+    assert format.chunk_offsets(images.rows, 4).tolist() == [[0, 0], [4, 0], [8, 0]]
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ store = CellStore.create(sys.argv[1], contents, layout=sys.argv[2], compression=
 for start in range(0, 4000, 8):
     store.append(encode(part(images, start, start + 8), store.format))
     if start % 3:
-        store._log.seal()
-        print(store._log.n_sealed, flush=True)
+        store._log.checkpoint()
+        print(store._log.n_durable, flush=True)
 store.finish()
 """
 
@@ -107,7 +107,7 @@ def unfinished_run(path, n_cells=40, batch=10, n_batches=None, **choices):
     store = CellStore.create(path, contents, **choices)
     for start in range(0, n_cells if n_batches is None else n_batches * batch, batch):
         store.append(encode(part(images, start, start + batch), store.format))
-        store._log.seal()
+        store._log.checkpoint()
     store.keep()
     return contents, images
 
@@ -176,7 +176,7 @@ def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
 def test_the_fingerprint_tells_inputs_apart(tmp_path):
     def fingerprint(name, contents):
         store = CellStore.create(tmp_path / name, contents)
-        assert store._log.n_sealed == 0  # the journal is begun
+        assert store._log.n_durable == 0  # the journal is begun
         found = read_journal(tmp_path / f"{name}.journal").fingerprint
         store.abandon()
         return found
@@ -229,7 +229,7 @@ def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
     images = make_images(contents)
     store = CellStore.create(path, contents)
     store.append(encode(part(images, 0, 10), store.format))
-    store._log.seal()
+    store._log.checkpoint()
     tried = threading.Event()
 
     def broken(descriptor):
@@ -240,7 +240,7 @@ def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
     store.append(encode(part(images, 10, 20), store.format))
     store._log._due.set()
     assert tried.wait(30)
-    with store._log._sealing:  # until the thread has taken note
+    with store._log._sync_lock:  # until the thread has taken note
         pass
     with pytest.raises(RunStoppedError, match="Input/output error; 10 of 40 cells are kept"):
         store.append(encode(part(images, 20, 30), store.format))
@@ -292,7 +292,7 @@ def test_a_chunk_that_changed_on_disk_is_found_before_the_file_gets_its_name(pat
     contents = make_contents(20)
     store = CellStore.create(path, contents, compression=compression)
     fill(store, make_images(contents), batch=10)
-    store._log.seal()
+    store._log.checkpoint()
     partial, _ = partial_and_journal(path)
     with open(partial, "r+b") as file:
         file.seek(-5, os.SEEK_END)

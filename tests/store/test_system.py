@@ -7,8 +7,8 @@ import pytest
 from made.cells import make_contents, make_images, write
 
 from gpu_extract.store import CellStore, encode, verify
-from gpu_extract.store.chunk_log import ROOM_NBYTES
-from gpu_extract.store.system import give_back_memory, give_back_room, take_room
+from gpu_extract.store.chunk_log import PREALLOCATE_NBYTES
+from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end, trim_heap
 
 
 def on_disk(path):
@@ -18,7 +18,7 @@ def on_disk(path):
 @pytest.fixture
 def file(tmp_path):
     descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    if not take_room(descriptor, 0, 1 << 20):
+    if not preallocate_beyond_end(descriptor, 0, 1 << 20):
         pytest.skip("this file system takes no room ahead")
     yield tmp_path / "file", descriptor
     os.close(descriptor)
@@ -28,7 +28,7 @@ def test_room_is_beyond_the_files_end(file):
     path, descriptor = file
     os.pwrite(descriptor, b"text", 0)
     assert (path.read_bytes(), on_disk(path)) == (b"text", 1 << 20)
-    give_back_room(descriptor)
+    trim_beyond_end(descriptor)
     assert path.read_bytes() == b"text"
     assert on_disk(path) < 1 << 16
 
@@ -41,9 +41,9 @@ def test_no_room_is_left_behind(tmp_path, file):
         store = CellStore.create(path, contents)
         store.append(encode(images, store.format))
         partial = next(tmp_path.glob(f"{name}.*partial"))
-        assert on_disk(partial) > ROOM_NBYTES
+        assert on_disk(partial) > PREALLOCATE_NBYTES
         store.finish() if name == "finished" else store.keep()
-        assert on_disk(path if name == "finished" else partial) < ROOM_NBYTES / 2
+        assert on_disk(path if name == "finished" else partial) < PREALLOCATE_NBYTES / 2
     verify(tmp_path / "finished.h5sc")
 
 
@@ -54,8 +54,8 @@ def test_systems_that_cannot(tmp_path, monkeypatch, missing):
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     with open(tmp_path / "file", "w+b") as file:
-        assert not take_room(file.fileno(), 0, 1 << 20)
-    give_back_memory()
+        assert not preallocate_beyond_end(file.fileno(), 0, 1 << 20)
+    trim_heap()
     contents = make_contents(4)
     path = tmp_path / "cells.h5sc"
     write(path, contents, make_images(contents))
@@ -65,4 +65,4 @@ def test_systems_that_cannot(tmp_path, monkeypatch, missing):
 def test_room_that_is_refused_is_none(tmp_path):
     (tmp_path / "file").write_bytes(b"text")
     with open(tmp_path / "file", "rb") as file:
-        assert not take_room(file.fileno(), 0, 1 << 20)
+        assert not preallocate_beyond_end(file.fileno(), 0, 1 << 20)

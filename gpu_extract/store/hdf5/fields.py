@@ -30,7 +30,7 @@ CHECKSUM = struct.Struct("<I")
 END_OF_FILE, END_OF_FILE_OFFSET, SUPERBLOCK_NBYTES = struct.Struct("<Q"), 28, 44
 
 
-def fill_index(head: memoryview, places: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
+def fill_index(head: memoryview, addresses: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
     """Write place and size of each chunk, (m,) in the order of the dataset, into the one index there is in ``head``.
 
     Raises
@@ -38,23 +38,23 @@ def fill_index(head: memoryview, places: NDArray[np.uint64], sizes: NDArray[np.u
     RuntimeError
         If there is none, or more than one, or one of fewer chunks.
     """
-    header = _header_at(head)
+    header = _find_header(head)
     _, _, _, entry_nbytes, page_bits, n, block, _ = HEADER.unpack_from(head, header)
-    if n < len(places):
-        raise RuntimeError(f"HDF5 has made an index of {n} chunks for {len(places)}")
+    if n < len(addresses):
+        raise RuntimeError(f"HDF5 has made an index of {n} chunks for {len(addresses)}")
     entries = np.zeros((n, entry_nbytes), np.uint8)
     entries[:, :8] = 255  # no chunk
-    entries[: len(places), :8] = _bytes_of(places)
-    entries[: len(places), 8:-4] = _bytes_of(sizes)[:, : entry_nbytes - 12]
+    entries[: len(addresses), :8] = _little_endian(addresses)
+    entries[: len(addresses), 8:-4] = _little_endian(sizes)[:, : entry_nbytes - 12]
     per_page = 1 << page_bits
     start = block + BLOCK.size
     if n <= per_page:
-        _write_sealed(head, block, start, entries)
+        _write_with_checksum(head, block, start, entries)
         return
     is_written = np.packbits(np.ones(-(-n // per_page), bool))
-    start = _write_sealed(head, block, start, is_written)
+    start = _write_with_checksum(head, block, start, is_written)
     for first in range(0, n, per_page):
-        start = _write_sealed(head, start, start, entries[first : first + per_page])
+        start = _write_with_checksum(head, start, start, entries[first : first + per_page])
 
 
 def end_of_file(head: bytes) -> int:
@@ -69,7 +69,7 @@ def set_end_of_file(head: memoryview, end: int) -> None:
     CHECKSUM.pack_into(head, SUPERBLOCK_NBYTES, _checksum(head, 0, SUPERBLOCK_NBYTES))
 
 
-def _header_at(head: memoryview) -> int:
+def _find_header(head: memoryview) -> int:
     """Where the one header stands; the same letters in somebody's text are none."""
     found = []
     for match in re.finditer(b"FAHD", head):
@@ -81,7 +81,7 @@ def _header_at(head: memoryview) -> int:
     return found[0]
 
 
-def _write_sealed(head: memoryview, first: int, start: int, values: NDArray[np.uint8]) -> int:
+def _write_with_checksum(head: memoryview, first: int, start: int, values: NDArray[np.uint8]) -> int:
     """Write values at ``start``, and behind them the checksum from ``first`` on; gives where that ends."""
     end = start + values.nbytes
     head[start:end] = values.tobytes()
@@ -89,7 +89,7 @@ def _write_sealed(head: memoryview, first: int, start: int, values: NDArray[np.u
     return end + CHECKSUM.size
 
 
-def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _little_endian(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Numbers as eight bytes each, the lowest first: (m, 8)."""
     return values.astype("<u8").view(np.uint8).reshape(len(values), 8)
 

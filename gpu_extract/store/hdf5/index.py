@@ -41,7 +41,7 @@ def finished_head(journal: Journal) -> memoryview:
     OutputError
         If a row is missing.
     """
-    record, n_head = _complete(journal), len(journal.skeleton)
+    record, n_head = _join_complete(journal), len(journal.skeleton)
     memory = io.BytesIO(journal.skeleton)
     with h5py.File(memory, "r+", libver=LIBVER) as file:
         layout, order = layout_of(file), np.argsort(record.rows)
@@ -50,10 +50,10 @@ def finished_head(journal: Journal) -> memoryview:
         images = file[layout.images]
         format, n_planes = format_of(images), images.shape[1]
         if format.is_contiguous:
-            _place_values(images, n_head)
+            _allocate_values(images, n_head)
     head = memory.getbuffer()[:n_head]
     if not format.is_contiguous:
-        order = np.lexsort(format.places(record.rows, n_planes).T[::-1])
+        order = np.lexsort(format.chunk_offsets(record.rows, n_planes).T[::-1])
         ends = n_head + np.cumsum(record.sizes, dtype=np.uint64)
         fill_index(head, (ends - record.sizes)[order], record.sizes[order])
     set_end_of_file(head, n_head + record.nbytes)
@@ -72,14 +72,14 @@ def check_index(path: Path, journal: Journal) -> None:
     with h5py.File(path, "r") as file:
         images = file[layout_of(file).images]
         format = format_of(images)
-        places = format.places(record.rows, images.shape[1])
-        n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
-        if n_found != len(places) or len(places) != len(record.sizes):
-            raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
+        offsets = format.chunk_offsets(record.rows, images.shape[1])
+        n_found = len(offsets) if images.chunks is None else images.id.get_num_chunks()
+        if n_found != len(offsets) or len(offsets) != len(record.sizes):
+            raise OutputError(f"{path} holds {n_found} of {len(offsets)} chunks")
         values = np.empty(format.nbytes, np.uint8)
-        for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
-            row, plane = places[i].tolist()
-            chunk = _stored(images, format, row, plane)
+        for i in np.unique(np.linspace(0, len(offsets) - 1, N_CHECKED).astype(int)):
+            row, plane = offsets[i].tolist()
+            chunk = _read_stored(images, format, row, plane)
             if checksum(chunk) != record.checksums[i]:
                 raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
             try:
@@ -88,7 +88,7 @@ def check_index(path: Path, journal: Journal) -> None:
                 raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
 
 
-def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
+def _read_stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
     if format.is_contiguous:
         start = images.id.get_offset() + row * format.nbytes
         return os.pread(images.file.id.get_vfd_handle(), format.nbytes, start)
@@ -96,7 +96,7 @@ def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> 
     return chunk
 
 
-def _complete(journal: Journal) -> Record:
+def _join_complete(journal: Journal) -> Record:
     """All chunks of a file, once it is sure that each row is there once."""
     rows = np.concatenate([record.rows for record in journal.records] or [np.empty(0, np.int64)])
     if not np.array_equal(np.sort(rows), np.arange(journal.n_cells)):
@@ -104,7 +104,7 @@ def _complete(journal: Journal) -> Record:
     return join(journal.records)
 
 
-def _place_values(images: h5py.Dataset, start: int) -> None:
+def _allocate_values(images: h5py.Dataset, start: int) -> None:
     """HDF5 gives a dataset without chunks its place, behind all else, when the first of its values are written."""
     row = np.zeros((1, *images.shape[1:]), images.dtype)
     images[: SIEVE_NBYTES // row.nbytes + 1] = row

@@ -37,9 +37,9 @@ class TileReader:
             self._read = self._read_chunks
         elif images.chunks is None and images.id.get_offset() is not None and _is_plain_file(images):
             self._start, self._descriptor = images.id.get_offset(), images.file.id.get_vfd_handle()
-            self._read = self._read_values
+            self._read = self._read_contiguous
         # The chunk of several cells that was decoded last: rows are mostly asked for in order.
-        self._last: tuple[tuple[int, int], NDArray[Any]] | None = None
+        self._cached: tuple[tuple[int, int], NDArray[Any]] | None = None
 
     def __call__(self, row: int, tile: NDArray[Any]) -> None:
         """Fill a C-contiguous (K, S, S) array of the dataset's type with the values of a row.
@@ -65,12 +65,12 @@ class TileReader:
                 part[...] = self._chunk(first, plane)[within, : len(part)]
 
     def _chunk(self, row: int, plane: int) -> NDArray[Any]:
-        last = self._last
-        if last is not None and last[0] == (row, plane):
-            return last[1]
+        cached = self._cached
+        if cached is not None and cached[0] == (row, plane):
+            return cached[1]
         chunk = np.empty(self._chunks, self._images.dtype)
         self._decode(row, plane, chunk)
-        self._last = (row, plane), chunk
+        self._cached = (row, plane), chunk
         return chunk
 
     def _decode(self, row: int, plane: int, values: NDArray[Any]) -> None:
@@ -78,7 +78,7 @@ class TileReader:
         assert self._codec is not None
         self._codec.decode(data, values.reshape(-1).view(np.uint8), filter_mask)
 
-    def _read_values(self, row: int, tile: NDArray[Any]) -> None:
+    def _read_contiguous(self, row: int, tile: NDArray[Any]) -> None:
         n = os.preadv(self._descriptor, [tile.data], self._start + row * self._nbytes)
         if n != self._nbytes:
             raise ValueError("the file ends before it")

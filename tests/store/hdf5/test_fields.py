@@ -36,9 +36,9 @@ def file_of(n_cells, chunks, sizes, note=""):
         images = file.create_dataset(
             "images", shape, np.float16, chunks=chunks, maxshape=most, compression="gzip", track_times=False
         )
-        places = np.indices([ceil(n / c) for n, c in zip(shape, chunks, strict=True)]).reshape(4, -1).T * chunks
+        offsets = np.indices([ceil(n / c) for n, c in zip(shape, chunks, strict=True)]).reshape(4, -1).T * chunks
         for k, size in enumerate(sizes):
-            images.id.write_direct_chunk(tuple(places[k].tolist()), bytes(size))
+            images.id.write_direct_chunk(tuple(offsets[k].tolist()), bytes(size))
             if k == 0:
                 file.flush()
                 first = memory.getvalue()
@@ -71,17 +71,17 @@ def test_the_index_is_the_one_that_hdf5_makes(n_cells, chunks):
 
     # Into an index of one chunk; whatever stands at its pages was never looked at.
     _, first = file_of(n_cells, chunks, sizes)
-    places = np.uint64(1 << 20) + np.cumsum(sizes, dtype=np.uint64)
+    addresses = np.uint64(1 << 20) + np.cumsum(sizes, dtype=np.uint64)
     head = bytearray(first.ljust(1 << 20, b"\xaa"))
-    fill_index(head, places, sizes)
-    end = int(places[-1] + sizes[-1])
+    fill_index(head, addresses, sizes)
+    end = int(addresses[-1] + sizes[-1])
     set_end_of_file(head, end)
     assert end_of_file(head) == end
     with h5py.File(io.BytesIO(head.ljust(end, b"\0"))) as file:
         images = file["images"].id
         assert images.get_num_chunks() == len(sizes)
         chunks_found = [images.get_chunk_info(k) for k in range(len(sizes))]
-    assert [chunk.byte_offset for chunk in chunks_found] == places.tolist()
+    assert [chunk.byte_offset for chunk in chunks_found] == addresses.tolist()
     assert [chunk.size for chunk in chunks_found] == sizes.tolist()
     assert {chunk.filter_mask for chunk in chunks_found} == {0}
 
