@@ -47,36 +47,36 @@ def find_components(raster: Raster) -> Components:
     from scipy.sparse.csgraph import connected_components
 
     parts = [runs(labels, y0) for y0, labels in label_strips(raster)]
-    every = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    n = len(every.ids)
-    ids, label = np.unique(every.ids, return_inverse=True)
-    above, below = _touching(every, label, raster.shape[2])
+    all_runs = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    n = len(all_runs.ids)
+    ids, label = np.unique(all_runs.ids, return_inverse=True)
+    above, below = _touching(all_runs, label, raster.shape[2])
     graph = coo_array((np.ones(len(above), np.int8), (above, below)), shape=(n, n))
-    n_pieces, piece = connected_components(graph, directed=False)
-    area = np.bincount(piece, every.lengths, n_pieces).astype(np.int64)
-    first, of_label = np.full(n_pieces, n), np.empty(n_pieces, np.int64)
-    np.minimum.at(first, piece, np.arange(n))
-    of_label[piece] = label
+    n_components, component = connected_components(graph, directed=False)
+    area = np.bincount(component, all_runs.lengths, n_components).astype(np.int64)
+    first, of_label = np.full(n_components, n), np.empty(n_components, np.int64)
+    np.minimum.at(first, component, np.arange(n))
+    of_label[component] = label
     order = np.lexsort((first, -area, of_label))  # the pieces of a label behind one another, the one to keep first
-    kept = np.zeros(n_pieces, bool)
+    kept = np.zeros(n_components, bool)
     kept[order[np.flatnonzero(np.diff(of_label[order], prepend=-1))]] = True
     counts = np.bincount(of_label, minlength=len(ids))
-    lesser = ~kept[piece]
+    lesser = ~kept[component]
     return Components(
-        ids[counts > 1].astype(np.uint64), counts[counts > 1], Runs(*(column[lesser] for column in every))
+        ids[counts > 1].astype(np.uint64), counts[counts > 1], Runs(*(column[lesser] for column in all_runs))
     )
 
 
-def _touching(every: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _touching(all_runs: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All pairs of runs of one label in rows that follow each other, by side or corner: indices of both.
 
     Runs in the order of label, row and column have ascending keys, among which those that a run touches in the next
     row are a range.
     """
-    order = np.lexsort((every.x, every.y, label))
-    y, x = every.y[order], every.x[order]
-    last = x + every.lengths[order] - 1
-    row = (label[order] * (int(every.y.max(initial=0)) + 2) + y) * (width + 2)
+    order = np.lexsort((all_runs.x, all_runs.y, label))
+    y, x = all_runs.y[order], all_runs.x[order]
+    last = x + all_runs.lengths[order] - 1
+    row = (label[order] * (int(all_runs.y.max(initial=0)) + 2) + y) * (width + 2)
     start = np.searchsorted(row + last, row + (width + 2) + x - 1, side="left")
     stop = np.searchsorted(row + x, row + (width + 2) + last + 1, side="right")
     n_below = np.maximum(stop - start, 0)
@@ -91,12 +91,12 @@ class LargestComponents:
     Parameters
     ----------
     raster : Raster
-    pieces : Components
+    components : Components
         Of that raster.
     """
 
-    def __init__(self, raster: Raster, pieces: Components) -> None:
-        self._raster, self._lesser = raster, pieces.lesser
+    def __init__(self, raster: Raster, components: Components) -> None:
+        self._raster, self._lesser = raster, components.lesser
         self.shape, self.dtype = raster.shape, raster.dtype
         self.names, self.source = raster.names, raster.source
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpu_extract.labels import LabelStatistics, label_strips
 from gpu_extract.model import Raster
 
-__all__ = ["Overlaps", "Pairing", "Relabelled", "find_overlaps", "pair_nuclei"]
+__all__ = ["Overlaps", "Pairing", "Relabeled", "find_overlaps", "pair_nuclei"]
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,29 @@ def find_overlaps(nucleus: Raster, cytosol: Raster) -> Overlaps:
     """The overlaps of two label planes (1, H, W) without negative labels; read a strip of rows at a time."""
     parts = []
     for (_, nuclei), (_, cytosols) in zip(label_strips(nucleus), label_strips(cytosol), strict=True):
-        begins = np.ones(nuclei.shape, bool)
-        begins[:, 1:] = (nuclei[:, 1:] != nuclei[:, :-1]) | (cytosols[:, 1:] != cytosols[:, :-1])
-        flat = np.flatnonzero(begins)
+        starts_run = np.ones(nuclei.shape, bool)
+        starts_run[:, 1:] = (nuclei[:, 1:] != nuclei[:, :-1]) | (cytosols[:, 1:] != cytosols[:, :-1])
+        flat = np.flatnonzero(starts_run)
         lengths = np.diff(flat, append=nuclei.size)
         pairs = [plane.ravel()[flat].astype(np.uint64) for plane in (nuclei, cytosols)]
         both = (pairs[0] != 0) & (pairs[1] != 0)
-        parts.append(_summed(pairs[0][both], pairs[1][both], lengths[both]))
-    return _summed(
+        parts.append(_sum_pairs(pairs[0][both], pairs[1][both], lengths[both]))
+    return _sum_pairs(
         np.concatenate([part.nuclei for part in parts]),
         np.concatenate([part.cytosols for part in parts]),
         np.concatenate([part.counts for part in parts]),
     )
 
 
-def _summed(nuclei: NDArray[np.uint64], cytosols: NDArray[np.uint64], counts: NDArray[np.int64]) -> Overlaps:
+def _sum_pairs(nuclei: NDArray[np.uint64], cytosols: NDArray[np.uint64], counts: NDArray[np.int64]) -> Overlaps:
     """The overlaps of pairs of which each may occur several times."""
     order = np.lexsort((cytosols, nuclei))
     nuclei, cytosols, counts = nuclei[order], cytosols[order], counts[order]
     if not len(order):
         return Overlaps(nuclei, cytosols, counts)
-    begins = np.ones(len(order), bool)
-    begins[1:] = (nuclei[1:] != nuclei[:-1]) | (cytosols[1:] != cytosols[:-1])
-    first = np.flatnonzero(begins)
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (nuclei[1:] != nuclei[:-1]) | (cytosols[1:] != cytosols[:-1])
+    first = np.flatnonzero(is_first)
     return Overlaps(nuclei[first], cytosols[first], np.add.reduceat(counts, first))
 
 
@@ -114,7 +114,7 @@ def pair_nuclei(
     is_held = np.isin(nuclei.ids, held, assume_unique=True)
     becomes = np.empty(len(nuclei), np.uint64)
     becomes[is_held] = holders
-    becomes[~is_held] = _unused(cytosols.ids, int(np.count_nonzero(~is_held)))
+    becomes[~is_held] = _unused_ids(cytosols.ids, int(np.count_nonzero(~is_held)))
     order = np.lexsort((nuclei.ids, -nuclei.counts, becomes))
     cells, first, counts = np.unique(becomes[order], return_index=True, return_counts=True)
     largest = order[first]
@@ -123,7 +123,7 @@ def pair_nuclei(
     return Pairing(nuclei.ids, becomes, cells, nuclei.ids[largest], counts)
 
 
-def _unused(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+def _unused_ids(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     """``n`` ids that are not among ``ids``, which are ascending: behind the last, or in the gaps if it is too high."""
     last = int(ids[-1])
     if last + n < 2**64:
@@ -131,7 +131,7 @@ def _unused(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     return np.setdiff1d(np.arange(1, len(ids) + n + 1, dtype=np.uint64), ids)[:n]
 
 
-class Relabelled:
+class Relabeled:
     """A label plane (1, H, W) whose ids are replaced; see `Raster`.
 
     Parameters
@@ -154,6 +154,6 @@ class Relabelled:
         labels = self._raster.read(y0, x0, y1, x1)
         # Of each run of equal labels the first is looked up: labels have some twenty pixels in a row.
         flat = labels.ravel()
-        begins = np.flatnonzero(np.concatenate([np.ones(1, bool), flat[1:] != flat[:-1]]))
-        ids = self._becomes[np.searchsorted(self._ids, flat[begins].astype(np.uint64))]
-        return np.repeat(ids, np.diff(begins, append=flat.size)).reshape(labels.shape)
+        starts = np.flatnonzero(np.concatenate([np.ones(1, bool), flat[1:] != flat[:-1]]))
+        ids = self._becomes[np.searchsorted(self._ids, flat[starts].astype(np.uint64))]
+        return np.repeat(ids, np.diff(starts, append=flat.size)).reshape(labels.shape)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["default_threads", "in_order", "side_by_side"]
+__all__ = ["default_threads", "in_order", "parallel_map"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -37,7 +37,7 @@ def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[I
             future.cancel()
 
 
-def side_by_side(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+def parallel_map(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     """``function`` of each item in order, as many at a time as there are cores.
 
     For what takes milliseconds without the GIL, as decoding does; starting the threads costs a tenth of one. What an

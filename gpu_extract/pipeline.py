@@ -104,7 +104,7 @@ class Stopwatch:
         with self._lock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def each(self, name: str, items: Iterable[In]) -> Iterator[In]:
+    def timed(self, name: str, items: Iterable[In]) -> Iterator[In]:
         """The items, with the time that each takes to come added to a stage."""
         remaining = iter(items)
         while True:
@@ -125,14 +125,14 @@ def run(
     written is kept beside the output's name.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    flat = np.zeros(len(plan.program.cut), np.int64)
+    n_flat = np.zeros(len(plan.program.cut), np.int64)
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
             written = 0
-            for chunks in encoded(plan, backend, store.format, workers, threads, watch):
+            for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
+                n_flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
                 written += len(chunks)
                 progress(written, len(plan.cells))
         with watch.stage("write"):
@@ -152,11 +152,11 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.warnings, *_warnings(plan, flat.tolist()), *backend.warnings, *store.warnings),
+        warnings=(*plan.warnings, *_warnings(plan, n_flat.tolist()), *backend.warnings, *store.warnings),
     )
 
 
-def encoded(
+def encoded_batches(
     plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
 ) -> Iterator[EncodedCells]:
     """The plan's cells as they are written, in the order of `batches`."""
@@ -168,12 +168,12 @@ def encoded(
     chunk_cells = format.shape[0]
     if backend.streams or chunk_cells > 1:
         computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        cut_up = pieces(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
-        yield from in_order(workers, encode_part, cut_up, ahead=threads + 1)
+        parts = split_batches(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
+        yield from in_order(workers, encode_part, parts, ahead=threads + 1)
         return
 
     limits = checked_limits(plan)
-    extract = backend.extract_in_parts or in_one_part(backend.extract)
+    extract = backend.extract_in_parts or as_single_part(backend.extract)
     deflates = backend.extract_deflated is not None and not plan.planes
     deflates = deflates and format.is_plain_deflate(plan.program.output_dtype)
 
@@ -185,18 +185,18 @@ def encoded(
             for stage, seconds in deflated.seconds.items():
                 watch.add(stage, seconds)
             return EncodedCells.of(batch.rows, deflated.streams, deflated.limits, format)
-        computed = watch.each("compute", extract(window, batch, plan.program, limits[batch.slide]))
+        computed = watch.timed("compute", extract(window, batch, plan.program, limits[batch.slide]))
         return EncodedCells.join(
             [encode_part(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
         )
 
     batch_nbytes = min(backend.batch_size.nbytes, backend.batch_size.n_cells * plan.program.tile_nbytes)
     ahead = threads + ENCODED_AHEAD_NBYTES // batch_nbytes
-    with windows(plan, backend, watch) as read:
+    with read_windows(plan, backend, watch) as read:
         yield from in_order(workers, compute_and_encode, read, ahead)
 
 
-def in_one_part(extract: Extract) -> ExtractInParts:
+def as_single_part(extract: Extract) -> ExtractInParts:
     """The extraction of a batch as one that gives it in pieces, of which there is one."""
 
     def extract_in_parts(*task: Any) -> Iterator[CellImages]:
@@ -235,7 +235,7 @@ def tiles(
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
-        read = pools.enter_context(windows(plan, backend, watch, chunk_cells))
+        read = pools.enter_context(read_windows(plan, backend, watch, chunk_cells))
         yield from in_order(workers, compute, read, ahead=threads + 1)
 
 
@@ -248,7 +248,7 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
 
 
 @contextmanager
-def windows(
+def read_windows(
     plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
 ) -> Iterator[Iterator[tuple[Batch, Window]]]:
     """The plan's batches, each with its window, read ahead by a thread of their own."""
@@ -264,7 +264,7 @@ def windows(
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
-def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
+def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
     """The batches cut up for encoding: those of a GPU are so large that most threads would wait for the last one."""
     for cells in batches:
         for start in range(0, len(cells), ENCODE_CELLS):
@@ -272,13 +272,13 @@ def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
 
 
-def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:
+def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:
     n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
     if n_truncated:
         yield (
             f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off; "
             f"99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
         )
-    for name, n in zip(plan.slides[0].channel_names, flat, strict=True):
+    for name, n in zip(plan.slides[0].channel_names, n_flat, strict=True):
         if n:
             yield f"channel {name} is flat in {n} of {len(plan.cells)} cells (its lower and upper value are equal)"

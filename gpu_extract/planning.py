@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
-from gpu_extract.matching import Pairing, Relabelled, find_overlaps, pair_nuclei
+from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
@@ -132,17 +132,20 @@ def make_plan(
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    labelled = [_labelled(slide, recipe, statistics) for slide in slides]
-    tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(labelled)]
-    reasons = [_reasons(of_slide, table, recipe) for of_slide, table in zip(labelled, tables, strict=True)]
-    every, why = _join(tables), np.concatenate(reasons)
-    _mark(why, ~_selected(every.ids, why == DropReason.KEPT, subset or CellSubset()), DropReason.NOT_SELECTED)
-    cells = _split(every, why)
+    prepared = [_prepare(slide, recipe, statistics) for slide in slides]
+    tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(prepared)]
+    reasons = np.concatenate(
+        [_drop_reasons(of_slide, table, recipe) for of_slide, table in zip(prepared, tables, strict=True)]
+    )
+    all_cells = _concatenate(tables, CellTable)
+    in_subset = _in_subset(all_cells.ids, reasons == DropReason.KEPT, subset or CellSubset())
+    _set_reason(reasons, ~in_subset, DropReason.NOT_SELECTED)
+    cells = _split(all_cells, reasons)
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
     warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
-    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(warnings))
+    return Plan(tuple(of_slide.slide for of_slide in prepared), program, cells, tuple(warnings))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -180,7 +183,7 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class _PreparedSlide:
     """A slide whose label planes are as the recipe wants them, and what is known of their labels."""
 
     slide: Slide
@@ -188,51 +191,51 @@ class _Labelled:
     pairing: Pairing | None = None
 
 
-def _labelled(slide: Slide, recipe: Recipe, statistics: Statistics) -> _Labelled:
+def _prepare(slide: Slide, recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
     """The slide with the lesser pieces of labels removed, and nuclei paired with cytosols, where that is asked for."""
     planes = slide_statistics(slide, statistics)
     if recipe.pieces == "largest":
-        slide = replace(slide, masks={name: _in_one_piece(raster) for name, raster in slide.masks.items()})
+        slide = replace(slide, masks={name: _keep_largest_components(raster) for name, raster in slide.masks.items()})
         planes = slide_statistics(slide, statistics)
     if recipe.match == "id":
-        return _Labelled(slide, planes)
+        return _PreparedSlide(slide, planes)
     if len(planes) < 2:
         raise InputError(
             f"match is 'overlap' and slide {slide.name} has one label plane; give nucleus and cytosol, or match 'id'"
         )
     nucleus, cytosol = slide.masks.values()
     pairing = pair_nuclei(planes[0], planes[1], find_overlaps(nucleus, cytosol), recipe.several_nuclei)
-    paired = Relabelled(nucleus, pairing.nuclei, pairing.becomes)
+    paired = Relabeled(nucleus, pairing.nuclei, pairing.becomes)
     slide = replace(slide, masks={"nucleus": paired, "cytosol": cytosol})
-    return _Labelled(slide, [statistics(paired, f"nucleus labels {nucleus.source}"), planes[1]], pairing)
+    return _PreparedSlide(slide, [statistics(paired, f"nucleus labels {nucleus.source}"), planes[1]], pairing)
 
 
-def _in_one_piece(raster: Raster) -> Raster:
-    pieces = find_components(raster)
-    return LargestComponents(raster, pieces) if len(pieces) else raster
+def _keep_largest_components(raster: Raster) -> Raster:
+    components = find_components(raster)
+    return LargestComponents(raster, components) if len(components) else raster
 
 
-def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
+def _drop_reasons(prepared: _PreparedSlide, cells: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
     """Return why each cell of a slide is dropped, (n,) codes of `DropReason`."""
-    slide, planes = labelled.slide, labelled.planes
-    reasons = np.full(len(every), DropReason.KEPT, np.uint8)
+    slide, planes = prepared.slide, prepared.planes
+    reasons = np.full(len(cells), DropReason.KEPT, np.uint8)
     if slide.ids is not None:
-        _mark(reasons, ~np.isin(every.ids, slide.ids), DropReason.NOT_LISTED)
+        _set_reason(reasons, ~np.isin(cells.ids, slide.ids), DropReason.NOT_LISTED)
     for plane, name in zip(planes, slide.masks, strict=True):
-        _drop(reasons, ~np.isin(every.ids, plane.ids), DropReason.without(name), recipe, slide)
+        _apply_mismatch_rule(reasons, ~np.isin(cells.ids, plane.ids), DropReason.without(name), recipe, slide)
     if recipe.border == "mask":
         for plane in planes:
-            _mark(reasons, np.isin(every.ids, plane.ids[plane.touches]), DropReason.TOUCHES_BORDER)
+            _set_reason(reasons, np.isin(cells.ids, plane.ids[plane.touches]), DropReason.TOUCHES_BORDER)
     if recipe.border == "window":
         w, size = recipe.tile_size // 2, np.array(slide.size)
-        inside = np.all((every.centers > w) & (every.centers < size - w), axis=1)
-        _mark(reasons, ~inside, DropReason.WINDOW_LEAVES_SLIDE)
+        inside = np.all((cells.centers > w) & (cells.centers < size - w), axis=1)
+        _set_reason(reasons, ~inside, DropReason.WINDOW_LEAVES_SLIDE)
     return reasons
 
 
-def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
+def _all_cells(prepared: _PreparedSlide, slide: int, tile_size: int) -> CellTable:
     """Every id of any label plane as a cell; the centre is that of the first plane that has the id."""
-    planes, pairing = labelled.planes, labelled.pairing
+    planes, pairing = prepared.planes, prepared.pairing
     ids = np.unique(np.concatenate([plane.ids for plane in planes]))
     n = len(ids)
     centers = np.zeros((n, 2), np.int64)
@@ -262,7 +265,7 @@ def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
     )
 
 
-def _drop(
+def _apply_mismatch_rule(
     reasons: NDArray[np.uint8], missing: NDArray[np.bool_], reason: DropReason, recipe: Recipe, slide: Slide
 ) -> None:
     """Apply the mismatch rule to cells that one plane does not have."""
@@ -272,15 +275,15 @@ def _drop(
             "match the label planes, or use on_mismatch 'drop' or 'keep'"
         )
     if recipe.on_mismatch == "drop":
-        _mark(reasons, missing, reason)
+        _set_reason(reasons, missing, reason)
 
 
-def _mark(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
+def _set_reason(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
     """Give that reason to cells that have none yet."""
     reasons[where & (reasons == DropReason.KEPT)] = reason
 
 
-def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
+def _in_subset(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
     """Which of the ids are asked for."""
     if subset.ids is not None:
         unknown = np.setdiff1d(subset.ids, ids)
@@ -297,30 +300,25 @@ def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubs
     return np.isin(np.arange(len(ids)), chosen)
 
 
-def _split(every: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
+def _split(all_cells: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
     """The table of the cells without a reason to be dropped; the others are added to its ``dropped``."""
-    kept = reasons == DropReason.KEPT
-    gone = ~kept
-    ids = every.ids
-    if every.nuclei is not None:
+    is_kept = reasons == DropReason.KEPT
+    is_dropped = ~is_kept
+    ids = all_cells.ids
+    if all_cells.nuclei is not None:
         # A nucleus on no cytosol has an id of our making; it is told of by its own.
-        ids = np.where(every.areas[:, -1] == 0, every.nuclei[:, 0], ids)
-    dropped = DroppedCells(every.slide[gone], ids[gone], reasons[gone])
-    return every.part(kept, _joined_rows([dropped, every.dropped], DroppedCells))
+        ids = np.where(all_cells.areas[:, -1] == 0, all_cells.nuclei[:, 0], ids)
+    dropped = DroppedCells(all_cells.slide[is_dropped], ids[is_dropped], reasons[is_dropped])
+    return all_cells.part(is_kept, _concatenate([dropped, all_cells.dropped], DroppedCells))
 
 
-def _join(tables: list[CellTable]) -> CellTable:
-    """One table of all slides, in their order."""
-    return _joined_rows(tables, CellTable)
-
-
-def _joined_rows(tables: Sequence[Table], kind: type[Table]) -> Table:
+def _concatenate(tables: Sequence[Table], kind: type[Table]) -> Table:
     """The rows of all tables behind one another."""
     columns: dict[str, Any] = {}
     for field in fields(kind):
         parts = [getattr(table, field.name) for table in tables]
         if isinstance(parts[0], DroppedCells):
-            columns[field.name] = _joined_rows(parts, DroppedCells)
+            columns[field.name] = _concatenate(parts, DroppedCells)
         else:
             columns[field.name] = None if parts[0] is None else np.concatenate(parts)
     return kind(**columns)
@@ -353,14 +351,14 @@ def _cut_band(
     """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
-    n_most = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
+    max_cells = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
     pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
     pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
     reach = batch_size.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S
     start = 0
     while start < len(band):
         end = int(np.searchsorted(left, left[start] + max(reach, 0), side="right"))
-        end = min(end, start + n_most)
+        end = min(end, start + max_cells)
         yield band[start:end]
         start = end
 

@@ -14,20 +14,20 @@ def largest_by_scikit_image(labels):
     """Each label's largest 8-connected piece, the first in reading order of equal ones; and {id: n pieces}."""
     kept, counts = np.zeros_like(labels), {}
     for cell_id in np.unique(labels[labels != 0]):
-        pieces = label(labels == cell_id, connectivity=2)  # numbered in reading order
-        counts[int(cell_id)] = int(pieces.max())
-        kept[pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = cell_id
+        components = label(labels == cell_id, connectivity=2)  # numbered in reading order
+        counts[int(cell_id)] = int(components.max())
+        kept[components == np.bincount(components.ravel())[1:].argmax() + 1] = cell_id
     return kept, counts
 
 
 def check(labels):
     raster = open_labels(labels, "nucleus")
-    pieces = find_components(raster)
+    components = find_components(raster)
     expected, counts = largest_by_scikit_image(labels)
-    assert dict(zip(pieces.ids.tolist(), pieces.counts.tolist(), strict=True)) == {
+    assert dict(zip(components.ids.tolist(), components.counts.tolist(), strict=True)) == {
         cell_id: n for cell_id, n in counts.items() if n > 1
     }
-    kept = LargestComponents(raster, pieces)
+    kept = LargestComponents(raster, components)
     H, W = labels.shape
     np.testing.assert_array_equal(kept.read(0, 0, H, W)[0], expected)
     np.testing.assert_array_equal(kept.read(H // 3, W // 4, H, W - W // 4)[0], expected[H // 3 :, W // 4 : W - W // 4])

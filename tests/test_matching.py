@@ -7,7 +7,7 @@ from made.slides import SHARED, as_slide
 
 from gpu_extract import InputError, Recipe, extract, iter_cells, open_cells
 from gpu_extract.labels import label_statistics
-from gpu_extract.matching import Relabelled, find_overlaps, pair_nuclei
+from gpu_extract.matching import Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.planning import make_plan
 from gpu_extract.sources import open_labels
 
@@ -17,7 +17,7 @@ planes = arrays(np.uint64, (7, 9), elements=st.sampled_from([0, 0, 1, 2, 3, 2**4
 def paired(nucleus, cytosol, several="largest"):
     rasters = open_labels(nucleus, "nucleus"), open_labels(cytosol, "cytosol")
     pairing = pair_nuclei(*map(label_statistics, rasters), find_overlaps(*rasters), several)
-    return pairing, Relabelled(rasters[0], pairing.nuclei, pairing.becomes).read(0, 0, *nucleus.shape)[0]
+    return pairing, Relabeled(rasters[0], pairing.nuclei, pairing.becomes).read(0, 0, *nucleus.shape)[0]
 
 
 @given(planes, planes)
@@ -37,7 +37,7 @@ def test_overlaps_are_counted_pixel_by_pixel(nucleus, cytosol):
 def test_each_nucleus_goes_to_the_cytosol_that_holds_most_of_it(nucleus, cytosol, several):
     if not (nucleus.any() and cytosol.any()):
         return
-    pairing, relabelled = paired(nucleus, cytosol, several)
+    pairing, relabeled = paired(nucleus, cytosol, several)
     cytosols = set(cytosol.ravel().tolist()) - {0}
     new = [i for i in pairing.becomes.tolist() if i not in cytosols and i]
     assert len(new) == len(set(new))
@@ -48,11 +48,11 @@ def test_each_nucleus_goes_to_the_cytosol_that_holds_most_of_it(nucleus, cytosol
         if len(ids):
             of_cell.setdefault(int(ids[counts.argmax()]), []).append(int(n))
         else:
-            assert relabelled[nucleus == n][0] in new
+            assert relabeled[nucleus == n][0] in new
     for cell, nuclei in of_cell.items():
         largest = max(nuclei, key=lambda n: (np.count_nonzero(nucleus == n), -n))
         kept = nuclei if several == "all" else [largest]
-        np.testing.assert_array_equal(relabelled == cell, np.isin(nucleus, np.array(kept, np.uint64)))
+        np.testing.assert_array_equal(relabeled == cell, np.isin(nucleus, np.array(kept, np.uint64)))
         assert pairing.of(np.array([cell], np.uint64)).tolist() == [[largest, len(nuclei)]]
 
 
@@ -70,8 +70,8 @@ def test_a_nucleus_on_no_cytosol_gets_an_id_that_nobody_has(highest):
     cytosol[:, :3] = highest
     cytosol[0, 7] = 1
     nucleus[1:3, 5] = highest
-    _, relabelled = paired(nucleus, cytosol)
-    assert relabelled[1, 5] not in (0, 1, highest)
+    _, relabeled = paired(nucleus, cytosol)
+    assert relabeled[1, 5] not in (0, 1, highest)
 
 
 def disagreeing():
