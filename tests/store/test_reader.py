@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -14,6 +17,7 @@ from gpu_extract import UnknownCellError
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.layouts import LAYOUTS
 from gpu_extract.store.reader import open_cells
 
 IMAGES = "obsm/single_cell_images"
@@ -241,3 +245,33 @@ def test_random_damage_is_one_line_or_none(two_slides):
                 _ = cells.obs, cells.info
         except OutputError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+def modules_after(script, *arguments):
+    """Names of the top-level packages outside the standard library that a script loads in a fresh process."""
+    ending = "new = {name.partition('.')[0] for name in set(sys.modules) - before}"
+    lines = ["import sys", "before = set(sys.modules)", script, ending, "print(*new - sys.stdlib_module_names)"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+    return set(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else():
+    assert modules_after("import gpu_extract") == {"gpu_extract"}
+
+
+READ_TILES = """
+import gpu_extract as gx
+with gx.open_cells(sys.argv[1]) as cells:
+    cells[12]
+    cells.read([4, 0])
+"""
+
+
+@pytest.mark.parametrize("compression", CODECS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reading_tiles_loads_no_tables_and_no_compiler(path, layout, compression):
+    write(path, make_contents(5), layout=layout, compression=compression)
+    loaded = modules_after(READ_TILES, path)
+    assert {"gpu_extract", "h5py", "numpy"} <= loaded
+    assert not loaded & {"anndata", "cupy", "dask", "numba", "pandas", "scipy", "tifffile", "zarr"}
