@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from math import prod
+from typing import TYPE_CHECKING
 
 import h5py
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.contents import Contents
 from gpu_extract.store.hdf5.fields import end_of_file
 from gpu_extract.store.hdf5.h5sc import H5sc
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.sparcspy import Sparcspy
+
+if TYPE_CHECKING:
+    from gpu_extract.store.contents import Contents
 
 __all__ = ["LAYOUTS", "LIBVER", "choose_layout", "layout_of", "skeleton"]
 
