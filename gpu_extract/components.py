@@ -1,6 +1,6 @@
-"""Labels in several pieces: which there are, and a plane that keeps the largest piece of each.
+"""Connected components of labels: the labels with several, and a plane that keeps the largest one of each.
 
-A piece is what hangs together by sides or corners of pixels (8-connected), as scikit-image's `label` has it.
+Components are 8-connected, as in ``skimage.measure.label`` with ``connectivity=2``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["Components", "LargestComponents", "find_components"]
 
 @dataclass(frozen=True)
 class Components:
-    """The labels of a plane that are in several pieces.
+    """The labels of a plane with several connected components.
 
     Parameters
     ----------
     ids : (n,) uint64, ascending
     counts : (n,) int64
-        How many pieces each has, 2 or more.
+        Number of components of each label, at least 2.
     lesser : Runs
-        All runs of their pieces but the largest; of equally large ones the first in reading order is kept.
+        The runs of all components except the largest of each label. Ties go to the first in row-major order.
     """
 
     ids: NDArray[np.uint64]
@@ -39,9 +39,9 @@ class Components:
 
 
 def find_components(raster: Raster) -> Components:
-    """The pieces of the labels of a plane (1, H, W) without negative labels.
+    """Find the labels with several components in a plane (1, H, W) without negative labels.
 
-    Read a strip of rows at a time; the memory needed is some 100 bytes a run of equal labels in a row.
+    The plane is read in strips of rows. Memory use is about 100 bytes per run of equal labels in a row.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -57,7 +57,7 @@ def find_components(raster: Raster) -> Components:
     first, of_label = np.full(n_components, n), np.empty(n_components, np.int64)
     np.minimum.at(first, component, np.arange(n))
     of_label[component] = label
-    order = np.lexsort((first, -area, of_label))  # the pieces of a label behind one another, the one to keep first
+    order = np.lexsort((first, -area, of_label))  # by label, the component to keep first
     kept = np.zeros(n_components, bool)
     kept[order[np.flatnonzero(np.diff(of_label[order], prepend=-1))]] = True
     counts = np.bincount(of_label, minlength=len(ids))
@@ -68,10 +68,10 @@ def find_components(raster: Raster) -> Components:
 
 
 def _touching(all_runs: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs of runs of one label in rows that follow each other, by side or corner: indices of both.
+    """Return the indices of all pairs of runs of one label that touch in consecutive rows, corners included.
 
-    Runs in the order of label, row and column have ascending keys, among which those that a run touches in the next
-    row are a range.
+    Runs sorted by label, row and column have ascending keys, so the runs of the next row that a run touches are
+    consecutive.
     """
     order = np.lexsort((all_runs.x, all_runs.y, label))
     y, x = all_runs.y[order], all_runs.x[order]
@@ -86,13 +86,13 @@ def _touching(all_runs: Runs, label: NDArray[np.int64], width: int) -> tuple[NDA
 
 
 class LargestComponents:
-    """A label plane (1, H, W) without the lesser pieces of its labels; see `Raster`.
+    """A label plane (1, H, W) with only the largest component of each label; see `Raster`.
 
     Parameters
     ----------
     raster : Raster
     components : Components
-        Of that raster.
+        The components of that raster.
     """
 
     def __init__(self, raster: Raster, components: Components) -> None:

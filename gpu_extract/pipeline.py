@@ -1,10 +1,9 @@
-"""The way of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
+"""The stages of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
 
-One thread reads, ``threads`` threads compute and encode, the caller's thread writes. On the CPU a thread encodes a few
-cells as soon as it has computed them, while they are in its cache, and in the same memory again and again; a GPU's
-large batches are computed by threads of its own, and cut up to be encoded. Each stage works a few batches ahead of
-the next one and no further, so a slow disk stops the reader. An error in any stage stops the others and is raised in
-the caller's thread.
+One thread reads, ``threads`` threads compute and encode, and the caller's thread writes. On the CPU each thread
+encodes a few cells right after computing them, while they are in its cache, and reuses their memory. On a GPU,
+separate threads compute large batches, which are split for encoding. Queues between stages are short, so a slow disk
+stops the reader. An error in any stage stops the others and is raised in the caller's thread.
 """
 
 from __future__ import annotations
@@ -33,30 +32,30 @@ __all__ = ["Progress", "Report", "run", "tiles"]
 
 In = TypeVar("In")
 
-# Called with the number of cells written so far, and of all.
+# Called with the number of cells written so far and the total.
 Progress = Callable[[int, int], None]
 
-# Windows that are read ahead of the computation.
+# Number of windows read ahead of the computation.
 WINDOWS_AHEAD = 2
-# Tiles, in bytes, that may be computed and encoded ahead of the writer: it waits for the file's tables at first, and
-# for the disk now and then.
+# Bytes of tiles computed and encoded ahead of the writer, which waits for the tables of the file at the start and
+# occasionally for the disk.
 ENCODED_AHEAD_NBYTES = 128 << 20
-# Cells that a thread encodes at a time.
+# Number of cells per encoding task.
 ENCODE_CELLS = 128
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an extraction did.
+    """The result of an extraction.
 
     Parameters
     ----------
     path : Path
         The finished file.
     n_cells, n_truncated : int
-        Cells written, and those of them whose mask does not fit in the tile.
+        Number of cells written, and how many of them have a mask that does not fit in the tile.
     dropped : dict of str to int
-        How many cells were dropped for each reason.
+        Number of cells dropped for each reason.
     device : str
     threads : int
     seconds : float
@@ -64,7 +63,7 @@ class Report:
     stage_seconds : dict of str to float
         Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
     warnings : tuple of str
-        What a careful reader should know about the input, one line each.
+        Warnings about the input and the file, one line each.
     """
 
     path: Path
@@ -79,7 +78,7 @@ class Report:
 
     @property
     def cells_per_second(self) -> float:
-        """Cells written per second of the whole run."""
+        """Cells written per second, over the whole run."""
         return self.n_cells / self.seconds
 
 
@@ -92,7 +91,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the duration of the block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -105,7 +104,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def timed(self, name: str, items: Iterable[In]) -> Iterator[In]:
-        """The items, with the time that each takes to come added to a stage."""
+        """Yield the items, and add the time spent waiting for each to a stage."""
         remaining = iter(items)
         while True:
             with self.stage(name):
@@ -121,8 +120,8 @@ def run(
 ) -> Report:
     """Extract the plan's cells into a store and finish it.
 
-    Where the input turns out to be wrong, nothing is left behind; where the run is stopped otherwise, what was
-    written is kept beside the output's name.
+    On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
+    next to the output.
     """
     start, watch = time.perf_counter(), Stopwatch()
     n_flat = np.zeros(len(plan.program.cut), np.int64)
@@ -159,7 +158,7 @@ def run(
 def encoded_batches(
     plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
 ) -> Iterator[EncodedCells]:
-    """The plan's cells as they are written, in the order of `batches`."""
+    """Yield the encoded cells of the plan, in the order of `batches`."""
 
     def encode_part(images: CellImages) -> EncodedCells:
         with watch.stage("encode"):
@@ -197,7 +196,7 @@ def encoded_batches(
 
 
 def as_single_part(extract: Extract) -> ExtractInParts:
-    """The extraction of a batch as one that gives it in pieces, of which there is one."""
+    """Return the extraction as one that yields the whole batch as a single part."""
 
     def extract_in_parts(*task: Any) -> Iterator[CellImages]:
         yield extract(*task)
@@ -215,9 +214,9 @@ def tiles(
     chunk_cells: int = 1,
     on_device: bool = False,
 ) -> Iterator[CellImages]:
-    """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`.
+    """Yield the finished tiles of the plan, computed by ``workers``, in the order of `batches`.
 
-    ``on_device`` leaves the tiles where they were computed.
+    Windows are read ahead. With ``on_device`` the tiles stay on the device that computed them.
     """
     watch = watch or Stopwatch()
     limits = checked_limits(plan)
@@ -240,7 +239,13 @@ def tiles(
 
 
 def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
-    """The limits of each slide, None where each cell has its own; refuses pixels that are not finite."""
+    """Return the limits of each slide, None if each cell has its own, after checking that pixels are finite.
+
+    Raises
+    ------
+    InputError
+        If pixels are not finite and the recipe has ``nonfinite="error"``.
+    """
     if plan.program.recipe.nonfinite == "error":
         for slide in plan.slides:
             check_finite(slide)
@@ -251,7 +256,7 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
 def read_windows(
     plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
 ) -> Iterator[Iterator[tuple[Batch, Window]]]:
-    """The plan's batches, each with its window, read ahead by a thread of their own."""
+    """Open an iterator over the batches of the plan and their windows, which a thread reads ahead."""
 
     def read(batch: Batch) -> tuple[Batch, Window]:
         with watch.stage("read"):
@@ -265,7 +270,10 @@ def read_windows(
 
 
 def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
-    """The batches cut up for encoding: those of a GPU are so large that most threads would wait for the last one."""
+    """Split batches for encoding.
+
+    The batches of a GPU are so large that most threads would wait for the last one.
+    """
     for cells in batches:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)

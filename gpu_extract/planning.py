@@ -1,7 +1,7 @@
-"""From label statistics to the cells that are extracted, and to the batches in which they are read.
+"""From label statistics to the cells to extract, and to the batches in which they are read.
 
-The border, mismatch and subset rules give the `CellTable`, in which every id that was seen is kept, or dropped
-with one reason; `batches` gives the order of work.
+The border, mismatch and subset rules produce the `CellTable`, in which every id is either kept or dropped with one
+reason. `batches` determines the order of work.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ __all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics"]
 
 Table = TypeVar("Table", CellTable, DroppedCells)
 
-# Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
+# Height, in tiles, of the band of pixel rows that a batch is taken from. Low bands keep windows compact.
 BAND_TILES = 2
-# Tiles of a group of chunks: some hundred cells, so that those near each other are still read together.
+# Size of the tiles of a group of chunks: some hundred cells, enough for neighbors to be read together.
 GROUP_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class CellSubset:
-    """Which cells of all slides are asked for: all, those of a list of ids, or ``n_cells`` at random.
+    """The cells to extract from all slides: all, a list of ids, or ``n_cells`` at random.
 
     Parameters
     ----------
     ids : (n,) uint64 or None
     n_cells : int or None
-        Drawn without replacement from the cells that the other rules keep.
+        Number of cells to draw, without replacement, from those that the other rules keep.
     seed : int
     """
 
@@ -55,7 +55,7 @@ class CellSubset:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an extraction will do, before any pixel of the image is read.
+    """The plan of an extraction, made before any pixel of the image is read.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ class Plan:
     program : Program
     cells : CellTable
     warnings : tuple of str
-        What the user should know, one line each.
+        Warnings about the input, one line each.
     planes : tuple of int
-        The planes of a tile that are kept, in that order; all where it is empty.
+        The planes of a tile to keep, in this order; all if empty.
     """
 
     slides: tuple[Slide, ...]
@@ -83,22 +83,22 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tiles, uncompressed."""
+        """Uncompressed size of all tiles in bytes."""
         n_planes = self.program.n_planes
         return len(self.cells) * self.program.tile_nbytes // n_planes * (len(self.planes) or n_planes)
 
     @property
     def plane_names(self) -> tuple[str, ...]:
-        """Names of the planes of a tile that are kept, in their order."""
+        """Names of the planes of a tile to keep, in order."""
         names = self.slides[0].mask_names + self.slides[0].channel_names
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
-        """The smallest even tile side, in pixels, that holds that share of the cells whole."""
+        """Return the smallest even tile size, in pixels, at which that share of the cells fits into tiles."""
         return int(np.quantile(self.fitting_sides(), share, method="higher"))
 
     def fitting_sides(self) -> NDArray[np.int64]:
-        """The smallest even tile side, in pixels, that holds each cell whole, (N,)."""
+        """Return the smallest even tile size, in pixels, into which each cell fits, (N,)."""
         centers, boxes = self.cells.centers, self.cells.boxes
         reach: NDArray[np.int64] = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
         return 2 * reach
@@ -110,7 +110,7 @@ def make_plan(
     subset: CellSubset | None = None,
     statistics: Statistics = label_statistics,
 ) -> Plan:
-    """The plan of an extraction: the label planes are read, the image is not.
+    """Plan an extraction. This reads the label planes, but not the image.
 
     Parameters
     ----------
@@ -119,16 +119,16 @@ def make_plan(
     subset : CellSubset, optional
         All cells by default.
     statistics : callable
-        `label_statistics`, or what gives the same on a GPU.
+        `label_statistics`, or its equivalent on a GPU.
 
     Raises
     ------
     LabelError
-        If a label plane is empty or holds a negative id, or if ids disagree under ``on_mismatch="error"``.
+        If a label plane is empty or has a negative id, or if ids do not match under ``on_mismatch="error"``.
     InputError
-        If no cell is left, or an id asked for is not there.
+        If no cell is left, or a requested id does not exist.
     RecipeError
-        If the recipe does not fit the slides.
+        If the recipe does not match the slides.
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
@@ -149,12 +149,12 @@ def make_plan(
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
-    """The statistics of each label plane of a slide.
+    """Return the statistics of each label plane of a slide.
 
     Raises
     ------
     LabelError
-        If a plane is empty or holds a negative id.
+        If a plane is empty or has a negative id.
     """
     planes = []
     for name, raster in slide.masks.items():
@@ -166,7 +166,7 @@ def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) ->
 
 
 def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
-    """The recipe's program for the slides, which must be alike in label planes, channels and pixel type."""
+    """Return the program for the slides, which must have the same label planes, channels and pixel type."""
     first = slides[0]
     for slide in slides[1:]:
         for what, of_slide, of_first in (
@@ -177,14 +177,14 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
             if of_slide != of_first:
                 raise InputError(
                     f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
-                    "the slides of one file must be alike"
+                    "the slides of one file must have the same"
                 )
     return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype, first.channel_names)
 
 
 @dataclass(frozen=True)
 class _PreparedSlide:
-    """A slide whose label planes are as the recipe wants them, and what is known of their labels."""
+    """A slide with the label planes that the recipe asks for, and their statistics."""
 
     slide: Slide
     planes: list[LabelStatistics]
@@ -192,7 +192,7 @@ class _PreparedSlide:
 
 
 def _prepare(slide: Slide, recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
-    """The slide with the lesser pieces of labels removed, and nuclei paired with cytosols, where that is asked for."""
+    """Keep the largest components of labels and pair nuclei with cytosols, if the recipe asks for it."""
     planes = slide_statistics(slide, statistics)
     if recipe.pieces == "largest":
         slide = replace(slide, masks={name: _keep_largest_components(raster) for name, raster in slide.masks.items()})
@@ -216,7 +216,7 @@ def _keep_largest_components(raster: Raster) -> Raster:
 
 
 def _drop_reasons(prepared: _PreparedSlide, cells: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
-    """Return why each cell of a slide is dropped, (n,) codes of `DropReason`."""
+    """Return the reason why each cell of a slide is dropped, (n,) codes of `DropReason`."""
     slide, planes = prepared.slide, prepared.planes
     reasons = np.full(len(cells), DropReason.KEPT, np.uint8)
     if slide.ids is not None:
@@ -234,7 +234,7 @@ def _drop_reasons(prepared: _PreparedSlide, cells: CellTable, recipe: Recipe) ->
 
 
 def _all_cells(prepared: _PreparedSlide, slide: int, tile_size: int) -> CellTable:
-    """Every id of any label plane as a cell; the centre is that of the first plane that has the id."""
+    """Return every id of any label plane as a cell, with its center in the first plane that has the id."""
     planes, pairing = prepared.planes, prepared.pairing
     ids = np.unique(np.concatenate([plane.ids for plane in planes]))
     n = len(ids)
@@ -250,7 +250,7 @@ def _all_cells(prepared: _PreparedSlide, slide: int, tile_size: int) -> CellTabl
         areas[at, m] = plane.counts
     corners = centers - tile_size // 2
     truncated = np.any((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size), axis=1)
-    # Nuclei beside a larger one have lost their labels, and would not be accounted for.
+    # Smaller nuclei of a cell have lost their labels, so they would be missing from the table.
     smaller = np.zeros(0, np.uint64) if pairing is None else pairing.nuclei[pairing.becomes == 0]
     reason = np.full(len(smaller), DropReason.SMALLER_NUCLEUS, np.uint8)
     return CellTable(
@@ -268,7 +268,7 @@ def _all_cells(prepared: _PreparedSlide, slide: int, tile_size: int) -> CellTabl
 def _apply_mismatch_rule(
     reasons: NDArray[np.uint8], missing: NDArray[np.bool_], reason: DropReason, recipe: Recipe, slide: Slide
 ) -> None:
-    """Apply the mismatch rule to cells that one plane does not have."""
+    """Apply the mismatch rule to cells that are missing from one plane."""
     if recipe.on_mismatch == "error" and missing.any():
         raise LabelError(
             f"slide {slide.name}: {int(missing.sum())} cells have {reason.text}; "
@@ -279,12 +279,12 @@ def _apply_mismatch_rule(
 
 
 def _set_reason(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
-    """Give that reason to cells that have none yet."""
+    """Set the reason of selected cells that have none yet."""
     reasons[where & (reasons == DropReason.KEPT)] = reason
 
 
 def _in_subset(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
-    """Which of the ids are asked for."""
+    """Return whether each id is in the subset."""
     if subset.ids is not None:
         unknown = np.setdiff1d(subset.ids, ids)
         if len(unknown):
@@ -301,19 +301,19 @@ def _in_subset(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSub
 
 
 def _split(all_cells: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
-    """The table of the cells without a reason to be dropped; the others are added to its ``dropped``."""
+    """Return the table of the kept cells; the others are added to its ``dropped``."""
     is_kept = reasons == DropReason.KEPT
     is_dropped = ~is_kept
     ids = all_cells.ids
     if all_cells.nuclei is not None:
-        # A nucleus on no cytosol has an id of our making; it is told of by its own.
+        # A nucleus without a cytosol was given an unused id; report its original one.
         ids = np.where(all_cells.areas[:, -1] == 0, all_cells.nuclei[:, 0], ids)
     dropped = DroppedCells(all_cells.slide[is_dropped], ids[is_dropped], reasons[is_dropped])
     return all_cells.part(is_kept, _concatenate([dropped, all_cells.dropped], DroppedCells))
 
 
 def _concatenate(tables: Sequence[Table], kind: type[Table]) -> Table:
-    """The rows of all tables behind one another."""
+    """Concatenate the rows of tables."""
     columns: dict[str, Any] = {}
     for field in fields(kind):
         parts = [getattr(table, field.name) for table in tables]
@@ -325,11 +325,11 @@ def _concatenate(tables: Sequence[Table], kind: type[Table]) -> Table:
 
 
 def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator[Batch]:
-    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band.
+    """Yield the cells of the plan in batches of neighbors, band by band down each slide, left to right in a band.
 
-    Where ``chunk_cells`` rows make a chunk of the output, group by group: a group is rows that follow each other, whole
-    chunks of them, few enough to be held until all have come. Ids that are scattered over the slide make that slow:
-    every group reads it anew.
+    If a chunk of the output holds several cells (``chunk_cells``), the order is group by group. A group is a range of
+    rows that consists of whole chunks and is small enough to be kept in memory until complete. This is slow if ids
+    are scattered over the slide, because each group reads the slide again.
     """
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
@@ -348,7 +348,7 @@ def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator
 def _cut_band(
     plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64], batch_size: BatchSize
 ) -> Iterator[NDArray[np.int64]]:
-    """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
+    """Split the cells of one band, sorted by the left edges of their tiles, into batches of bounded size."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
     max_cells = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
