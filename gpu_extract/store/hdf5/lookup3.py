@@ -1,4 +1,4 @@
-"""Bob Jenkins' hash of May 2006 (lookup3.c, `hashlittle`), compiled: HDF5's checksum of its own fields."""
+"""Bob Jenkins' hash of May 2006 (lookup3.c, `hashlittle`), which HDF5 uses as the checksum of its metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["lookup3"]
 
 @njit(nogil=True, cache=True)
 def lookup3(words, n):
-    """The hash of ``n`` bytes in words (m, 3) of 32 bits, zeros behind them."""
+    """Return the hash of ``n`` bytes, given as 32-bit words (m, 3) padded with zeros."""
     a = b = c = np.uint32(0xDEADBEEF + n)
     for k in range(len(words)):
         a, b, c = np.uint32(a + words[k, 0]), np.uint32(b + words[k, 1]), np.uint32(c + words[k, 2])
