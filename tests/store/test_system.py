@@ -1,4 +1,4 @@
-"""Room on the disk that is taken ahead of the chunks, and given back."""
+"""Preallocation of disk space ahead of the chunks, and its release."""
 
 import ctypes
 import os
@@ -19,12 +19,12 @@ def on_disk(path):
 def file(tmp_path):
     descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     if not preallocate_beyond_end(descriptor, 0, 1 << 20):
-        pytest.skip("this file system takes no room ahead")
+        pytest.skip("this file system does not preallocate")
     yield tmp_path / "file", descriptor
     os.close(descriptor)
 
 
-def test_room_is_beyond_the_files_end(file):
+def test_space_is_preallocated_beyond_the_end_of_the_file(file):
     path, descriptor = file
     os.pwrite(descriptor, b"text", 0)
     assert (path.read_bytes(), on_disk(path)) == (b"text", 1 << 20)
@@ -33,7 +33,7 @@ def test_room_is_beyond_the_files_end(file):
     assert on_disk(path) < 1 << 16
 
 
-def test_no_room_is_left_behind(tmp_path, file):
+def test_no_preallocated_space_is_left(tmp_path, file):
     contents = make_contents(40)
     images = make_images(contents)
     for name in ("finished", "kept"):
@@ -47,8 +47,8 @@ def test_no_room_is_left_behind(tmp_path, file):
     verify(tmp_path / "finished.h5sc")
 
 
-@pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is no name of a library")])
-def test_systems_that_cannot(tmp_path, monkeypatch, missing):
+@pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is not the name of a library")])
+def test_systems_without_preallocation(tmp_path, monkeypatch, missing):
     def no_library(name):
         raise missing
 
@@ -62,7 +62,7 @@ def test_systems_that_cannot(tmp_path, monkeypatch, missing):
     verify(path)
 
 
-def test_room_that_is_refused_is_none(tmp_path):
+def test_a_refused_preallocation_returns_false(tmp_path):
     (tmp_path / "file").write_bytes(b"text")
     with open(tmp_path / "file", "rb") as file:
         assert not preallocate_beyond_end(file.fileno(), 0, 1 << 20)
