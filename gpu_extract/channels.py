@@ -1,4 +1,4 @@
-"""Which channel is meant, where it is given by its index or by its name."""
+"""Lookup of channels by index or name."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ __all__ = ["channel_index", "channel_indices"]
 
 
 def channel_index(wanted: int | str, names: Sequence[str], subject: str) -> int:
-    """The index of a channel.
+    """Return the index of a channel.
 
     Parameters
     ----------
     wanted : int or str
-        An index from 0, or a name. A text of digits that is no name is an index too, since that is all that a
-        command line can give.
+        An index from 0, or a name. A string of digits that is not a name is an index, since the command line passes
+        strings only.
     names : sequence of str
-        Of all channels, different where they are not empty.
+        Names of all channels; unique, except for empty ones.
     subject : str
-        What has the channels; used in messages.
+        Owner of the channels, for messages.
 
     Raises
     ------
     InputError
-        If there is no such channel, or two are meant: the message names those there are.
+        If there is no such channel, or the index of one is the name of another. The message lists the channels.
     """
     by_name = [index for index, name in enumerate(names) if name == wanted]
     is_number = isinstance(wanted, str) and wanted.isascii() and wanted.isdecimal() and len(wanted) < 10
@@ -44,12 +44,12 @@ def channel_index(wanted: int | str, names: Sequence[str], subject: str) -> int:
 
 
 def channel_indices(wanted: Iterable[int | str], names: Sequence[str], subject: str) -> tuple[int, ...]:
-    """The indices of several channels, in the order given.
+    """Return the indices of several channels, in the given order.
 
     Raises
     ------
     InputError
-        If one is not there or is given twice, or none is given.
+        If a channel does not exist or is given twice, or if none is given.
     """
     indices = tuple(channel_index(each, names, subject) for each in wanted)
     if not indices:

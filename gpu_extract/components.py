@@ -1,6 +1,6 @@
-"""Labels in several pieces: which there are, and a plane that keeps the largest piece of each.
+"""Connected components of labels: the labels with several, and a plane that keeps the largest one of each.
 
-A piece is what hangs together by sides or corners of pixels (8-connected), as scikit-image's `label` has it.
+Components are 8-connected, as in ``skimage.measure.label`` with ``connectivity=2``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["Components", "LargestComponents", "find_components"]
 
 @dataclass(frozen=True)
 class Components:
-    """The labels of a plane that are in several pieces.
+    """The labels of a plane with several connected components.
 
     Parameters
     ----------
     ids : (n,) uint64, ascending
     counts : (n,) int64
-        How many pieces each has, 2 or more.
+        Number of components of each label, at least 2.
     lesser : Runs
-        All runs of their pieces but the largest; of equally large ones the first in reading order is kept.
+        The runs of all components except the largest of each label. Ties go to the first in row-major order.
     """
 
     ids: NDArray[np.uint64]
@@ -39,44 +39,44 @@ class Components:
 
 
 def find_components(raster: Raster) -> Components:
-    """The pieces of the labels of a plane (1, H, W) without negative labels.
+    """Find the labels with several components in a plane (1, H, W) without negative labels.
 
-    Read a strip of rows at a time; the memory needed is some 100 bytes a run of equal labels in a row.
+    The plane is read in strips of rows. Memory use is about 100 bytes per run of equal labels in a row.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     parts = [runs(labels, y0) for y0, labels in label_strips(raster)]
-    every = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    n = len(every.ids)
-    ids, label = np.unique(every.ids, return_inverse=True)
-    above, below = _touching(every, label, raster.shape[2])
+    all_runs = Runs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    n = len(all_runs.ids)
+    ids, label = np.unique(all_runs.ids, return_inverse=True)
+    above, below = _touching(all_runs, label, raster.shape[2])
     graph = coo_array((np.ones(len(above), np.int8), (above, below)), shape=(n, n))
-    n_pieces, piece = connected_components(graph, directed=False)
-    area = np.bincount(piece, every.lengths, n_pieces).astype(np.int64)
-    first, of_label = np.full(n_pieces, n), np.empty(n_pieces, np.int64)
-    np.minimum.at(first, piece, np.arange(n))
-    of_label[piece] = label
-    order = np.lexsort((first, -area, of_label))  # the pieces of a label behind one another, the one to keep first
-    kept = np.zeros(n_pieces, bool)
+    n_components, component = connected_components(graph, directed=False)
+    area = np.bincount(component, all_runs.lengths, n_components).astype(np.int64)
+    first, of_label = np.full(n_components, n), np.empty(n_components, np.int64)
+    np.minimum.at(first, component, np.arange(n))
+    of_label[component] = label
+    order = np.lexsort((first, -area, of_label))  # by label, the component to keep first
+    kept = np.zeros(n_components, bool)
     kept[order[np.flatnonzero(np.diff(of_label[order], prepend=-1))]] = True
     counts = np.bincount(of_label, minlength=len(ids))
-    lesser = ~kept[piece]
+    lesser = ~kept[component]
     return Components(
-        ids[counts > 1].astype(np.uint64), counts[counts > 1], Runs(*(column[lesser] for column in every))
+        ids[counts > 1].astype(np.uint64), counts[counts > 1], Runs(*(column[lesser] for column in all_runs))
     )
 
 
-def _touching(every: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs of runs of one label in rows that follow each other, by side or corner: indices of both.
+def _touching(all_runs: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of all pairs of runs of one label that touch in consecutive rows, corners included.
 
-    Runs in the order of label, row and column have ascending keys, among which those that a run touches in the next
-    row are a range.
+    Runs sorted by label, row and column have ascending keys, so the runs of the next row that a run touches are
+    consecutive.
     """
-    order = np.lexsort((every.x, every.y, label))
-    y, x = every.y[order], every.x[order]
-    last = x + every.lengths[order] - 1
-    row = (label[order] * (int(every.y.max(initial=0)) + 2) + y) * (width + 2)
+    order = np.lexsort((all_runs.x, all_runs.y, label))
+    y, x = all_runs.y[order], all_runs.x[order]
+    last = x + all_runs.lengths[order] - 1
+    row = (label[order] * (int(all_runs.y.max(initial=0)) + 2) + y) * (width + 2)
     start = np.searchsorted(row + last, row + (width + 2) + x - 1, side="left")
     stop = np.searchsorted(row + x, row + (width + 2) + last + 1, side="right")
     n_below = np.maximum(stop - start, 0)
@@ -86,17 +86,17 @@ def _touching(every: Runs, label: NDArray[np.int64], width: int) -> tuple[NDArra
 
 
 class LargestComponents:
-    """A label plane (1, H, W) without the lesser pieces of its labels; see `Raster`.
+    """A label plane (1, H, W) with only the largest component of each label; see `Raster`.
 
     Parameters
     ----------
     raster : Raster
-    pieces : Components
-        Of that raster.
+    components : Components
+        The components of that raster.
     """
 
-    def __init__(self, raster: Raster, pieces: Components) -> None:
-        self._raster, self._lesser = raster, pieces.lesser
+    def __init__(self, raster: Raster, components: Components) -> None:
+        self._raster, self._lesser = raster, components.lesser
         self.shape, self.dtype = raster.shape, raster.dtype
         self.names, self.source = raster.names, raster.source
 

@@ -1,20 +1,20 @@
-"""Every exception a user can meet.
+"""The exceptions raised for users.
 
 ::
 
     GpuExtractError
-    ├── InputError         what was given cannot be extracted; the message says what, where and what to do
-    │   ├── SourceError    a file cannot be read, or does not hold what it should
-    │   ├── LabelError     a label plane is not one, or does not fit its image
+    ├── InputError         the input cannot be extracted; the message says what, where and what to do
+    │   ├── SourceError    a file cannot be read, or has unexpected contents
+    │   ├── LabelError     a label plane is invalid or does not match its image
     │   ├── RecipeError    a parameter is unknown or out of its range
     │   ├── UnknownCellError  a file has no cell of that id, or several; a KeyError too
     │   └── UnknownOptionError  a function has no option of that name; a TypeError too
     ├── OutputError        the output cannot be written there, or is not a file of cells
-    ├── DeviceError        the device asked for does not work here
-    └── RunStoppedError    stopped half way (Ctrl-C, SIGTERM, a full disk); what was written is kept
+    ├── DeviceError        the requested device does not work on this machine
+    └── RunStoppedError    the run stopped early (Ctrl-C, SIGTERM, a full disk); cells written so far are kept
 
 Each message is one line: what was given, what is allowed, what to do. The command line prints it and exits
-with 1, or with 3 for `RunStoppedError`.
+with code 1, or 3 for `RunStoppedError`.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ __all__ = [
 
 
 class GpuExtractError(Exception):
-    """Whatever stops an extraction for a reason the user can act on."""
+    """Base class of all errors that a user can act on."""
 
 
 class InputError(GpuExtractError, ValueError):
-    """What was given cannot be extracted."""
+    """The input cannot be extracted."""
 
 
 class SourceError(InputError):
-    """A file cannot be read, or does not hold what it should."""
+    """A file cannot be read, or has unexpected contents."""
 
 
 class LabelError(InputError):
-    """A label plane is not one, or does not fit its image."""
+    """A label plane is invalid or does not match its image."""
 
 
 class RecipeError(InputError):
-    """A parameter of the recipe is unknown or out of its range."""
+    """A recipe parameter is unknown or out of range."""
 
 
 class UnknownCellError(InputError, KeyError):
-    """A file has no cell of that id, or several."""
+    """A file has no cell with that id, or several."""
 
     __str__ = Exception.__str__  # KeyError's shows quotes and backslashes
 
@@ -64,12 +64,12 @@ class UnknownOptionError(InputError, TypeError):
 
 
 class OutputError(GpuExtractError):
-    """The output cannot be written there, or a file is not one of cells."""
+    """The output cannot be written, or a file is not a file of cells."""
 
 
 class DeviceError(GpuExtractError):
-    """The device asked for does not work here."""
+    """The requested device does not work on this machine."""
 
 
 class RunStoppedError(GpuExtractError):
-    """The run was stopped half way; what was written is kept beside the output's name."""
+    """The run stopped early; cells written so far are kept next to the output."""

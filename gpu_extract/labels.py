@@ -1,4 +1,4 @@
-"""What is known of each label of a plane, from one pass over it: count, coordinate sums, box, border contact."""
+"""Statistics of each label of a plane from one pass over it: count, coordinate sums, box, border contact."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gpu_extract.model import Raster, strips
 
 __all__ = ["LabelStatistics", "Runs", "Statistics", "label_statistics", "label_strips", "merge", "runs"]
 
-# Pixels of one strip of a label plane; its runs take about as much memory again.
+# Pixels per strip of a label plane. Its runs take about the same memory again.
 STRIP_PIXELS = 4 << 20
 
 
 class Runs(NamedTuple):
-    """The runs of equal labels in the rows of a plane, background left out, in the order of pixels.
+    """The runs of equal labels in the rows of a plane, without the background, in the order of pixels.
 
     Parameters
     ----------
-    ids : (n,), the labels' type
+    ids : (n,), dtype of the labels
     y, x : (n,) int64, pixels
-        Their first pixel.
+        First pixel of each run.
     lengths : (n,) int64, pixels
     """
 
@@ -37,14 +37,14 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """What is known of each label of one plane, ids ascending.
+    """Statistics of each label of one plane, sorted by id.
 
     Parameters
     ----------
     ids : (n,) uint64
     counts : (n,) int64, pixels
     sums : (n, 2) int64, pixels
-        Sums of the y and of the x coordinates.
+        Sums of the y and x coordinates.
     boxes : (n, 4) int64, pixels
     touches : (n,) bool
         Whether the label has a pixel on the first or last row or column of the slide.
@@ -60,18 +60,24 @@ class LabelStatistics:
         return len(self.ids)
 
     def centers(self) -> NDArray[np.int64]:
-        """(n, 2) mean (y, x) of the pixels, divided in float64, rounded half to even."""
+        """Return the mean (y, x) of each label's pixels, (n, 2), divided in float64 and rounded half to even."""
         return np.round(self.sums / self.counts[:, None]).astype(np.int64)
 
 
-# `label_statistics`, or what gives the same on a device: of a label plane and what to call it in messages.
+# `label_statistics`, or its equivalent on a device. Arguments: the label plane and its name in messages.
 Statistics = Callable[[Raster, str], LabelStatistics]
 
 
 def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
-    """Count, coordinate sums, box and border contact of each label of a plane (1, H, W), 0 left out.
+    """Return the statistics of each label of a plane (1, H, W); 0 is background.
 
-    Read a strip of rows at a time; the memory needed is a strip and the labels' statistics.
+    The plane is read in strips of rows. Memory use is one strip and the statistics.
+
+    Parameters
+    ----------
+    raster : Raster
+    where : str
+        Name of the plane in messages.
 
     Raises
     ------
@@ -95,13 +101,13 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
 
 
 def label_strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
-    """A label plane from top to bottom in strips of rows (h, W), each with its first row."""
+    """Read a label plane from top to bottom in strips of rows (h, W), each with its first row."""
     for y0, strip in strips(raster, STRIP_PIXELS):
         yield y0, strip[0]
 
 
 def runs(labels: NDArray[Any], y0: int = 0) -> Runs:
-    """The runs of a strip of rows (h, W) that begins at row ``y0``."""
+    """Return the runs of a strip of rows (h, W) that starts at row ``y0``."""
     starts = np.empty(labels.shape, bool)
     starts[:, 0] = True
     np.not_equal(labels[:, 1:], labels[:, :-1], out=starts[:, 1:])
@@ -114,7 +120,7 @@ def runs(labels: NDArray[Any], y0: int = 0) -> Runs:
 
 
 def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
-    """The statistics of the labels of some runs on a slide of size (H, W)."""
+    """Return the statistics of the labels in these runs of a slide of size (H, W)."""
     ids, y, x, lengths = found
     H, W = size
     last_x = x + lengths - 1
@@ -123,7 +129,7 @@ def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
             LabelStatistics(
                 ids=ids.astype(np.uint64),
                 counts=lengths,
-                # A run of n pixels from x has the x sum n x + n (n - 1) / 2.
+                # The x coordinates of a run of n pixels from x sum to n x + n (n - 1) / 2.
                 sums=np.stack([y * lengths, x * lengths + lengths * (lengths - 1) // 2], axis=1),
                 boxes=np.stack([y, x, y + 1, last_x + 1], axis=1),
                 touches=(y == 0) | (y == H - 1) | (x == 0) | (last_x == W - 1),
@@ -133,7 +139,7 @@ def _run_statistics(found: Runs, size: tuple[int, int]) -> LabelStatistics:
 
 
 def merge(parts: list[LabelStatistics]) -> LabelStatistics:
-    """The statistics of labels of which each may occur several times in the parts."""
+    """Merge statistics in which a label may occur several times."""
     ids = np.concatenate([part.ids for part in parts])
     order = np.argsort(ids, kind="stable")
     ids = ids[order]

@@ -1,4 +1,4 @@
-"""Nuclei and cytosols whose ids disagree: which of them overlap, and a nucleus plane in which pairs share an id."""
+"""Pairing of nuclei with cytosols by overlap, and the nucleus plane in which pairs share an id."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from gpu_extract.labels import LabelStatistics, label_strips
 from gpu_extract.model import Raster
 
-__all__ = ["Overlaps", "Pairing", "Relabelled", "find_overlaps", "pair_nuclei"]
+__all__ = ["Overlaps", "Pairing", "Relabeled", "find_overlaps", "pair_nuclei"]
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Every nucleus and cytosol that share pixels, in the order of nuclei, then cytosols.
+    """All pairs of a nucleus and a cytosol that share pixels, sorted by nucleus, then cytosol.
 
     Parameters
     ----------
     nuclei, cytosols : (n,) uint64
     counts : (n,) int64, pixels
+        Number of shared pixels.
     """
 
     nuclei: NDArray[np.uint64]
@@ -29,7 +30,10 @@ class Overlaps:
     counts: NDArray[np.int64]
 
     def holders(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Each nucleus on some cytosol, ascending, and the one that holds most of it; of equal ones the lower id."""
+        """Return the nuclei that overlap a cytosol, ascending, and for each the cytosol that it overlaps most.
+
+        Ties go to the lower cytosol id.
+        """
         order = np.lexsort((self.cytosols, -self.counts, self.nuclei))
         nuclei, first = np.unique(self.nuclei[order], return_index=True)
         return nuclei, self.cytosols[order][first]
@@ -37,20 +41,21 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which nucleus belongs to which cytosol, and what becomes of each nucleus id.
+    """The assignment of nuclei to cytosols.
 
     Parameters
     ----------
     nuclei : (n,) uint64, ascending
         All ids of the nucleus plane.
     becomes : (n,) uint64
-        The id of its cytosol; 0 for a nucleus beside a larger one of its cell; a new id for one on no cytosol.
+        New id of each nucleus: that of its cytosol; 0 if its cell has a larger nucleus; an unused id if it overlaps
+        no cytosol.
     cells : (m,) uint64, ascending
-        The cytosols that have a nucleus, and the new ids.
+        The cytosols with a nucleus, and the unused ids given to nuclei.
     largest : (m,) uint64
-        Id of the (largest) nucleus of each.
+        Id of the largest nucleus of each cell.
     counts : (m,) int64
-        How many nuclei each has.
+        Number of nuclei of each cell.
     """
 
     nuclei: NDArray[np.uint64]
@@ -60,7 +65,7 @@ class Pairing:
     counts: NDArray[np.int64]
 
     def of(self, cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """(n, 2): id of the (largest) nucleus of each cell, and how many nuclei it has; 0 and 0 if it has none."""
+        """Return the id of each cell's largest nucleus and its number of nuclei, (n, 2); 0 and 0 if it has none."""
         found = np.zeros((len(cells), 2), np.uint64)
         _, at, of_cells = np.intersect1d(cells, self.cells, assume_unique=True, return_indices=True)
         found[at, 0], found[at, 1] = self.largest[of_cells], self.counts[of_cells]
@@ -68,53 +73,53 @@ class Pairing:
 
 
 def find_overlaps(nucleus: Raster, cytosol: Raster) -> Overlaps:
-    """The overlaps of two label planes (1, H, W) without negative labels; read a strip of rows at a time."""
+    """Return the overlaps of two label planes (1, H, W) without negative labels, read in strips of rows."""
     parts = []
     for (_, nuclei), (_, cytosols) in zip(label_strips(nucleus), label_strips(cytosol), strict=True):
-        begins = np.ones(nuclei.shape, bool)
-        begins[:, 1:] = (nuclei[:, 1:] != nuclei[:, :-1]) | (cytosols[:, 1:] != cytosols[:, :-1])
-        flat = np.flatnonzero(begins)
+        starts_run = np.ones(nuclei.shape, bool)
+        starts_run[:, 1:] = (nuclei[:, 1:] != nuclei[:, :-1]) | (cytosols[:, 1:] != cytosols[:, :-1])
+        flat = np.flatnonzero(starts_run)
         lengths = np.diff(flat, append=nuclei.size)
         pairs = [plane.ravel()[flat].astype(np.uint64) for plane in (nuclei, cytosols)]
         both = (pairs[0] != 0) & (pairs[1] != 0)
-        parts.append(_summed(pairs[0][both], pairs[1][both], lengths[both]))
-    return _summed(
+        parts.append(_sum_pairs(pairs[0][both], pairs[1][both], lengths[both]))
+    return _sum_pairs(
         np.concatenate([part.nuclei for part in parts]),
         np.concatenate([part.cytosols for part in parts]),
         np.concatenate([part.counts for part in parts]),
     )
 
 
-def _summed(nuclei: NDArray[np.uint64], cytosols: NDArray[np.uint64], counts: NDArray[np.int64]) -> Overlaps:
-    """The overlaps of pairs of which each may occur several times."""
+def _sum_pairs(nuclei: NDArray[np.uint64], cytosols: NDArray[np.uint64], counts: NDArray[np.int64]) -> Overlaps:
+    """Return the overlaps, summed over pairs that occur several times."""
     order = np.lexsort((cytosols, nuclei))
     nuclei, cytosols, counts = nuclei[order], cytosols[order], counts[order]
     if not len(order):
         return Overlaps(nuclei, cytosols, counts)
-    begins = np.ones(len(order), bool)
-    begins[1:] = (nuclei[1:] != nuclei[:-1]) | (cytosols[1:] != cytosols[:-1])
-    first = np.flatnonzero(begins)
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (nuclei[1:] != nuclei[:-1]) | (cytosols[1:] != cytosols[:-1])
+    first = np.flatnonzero(is_first)
     return Overlaps(nuclei[first], cytosols[first], np.add.reduceat(counts, first))
 
 
 def pair_nuclei(
     nuclei: LabelStatistics, cytosols: LabelStatistics, overlaps: Overlaps, several: Literal["largest", "all"]
 ) -> Pairing:
-    """Give each nucleus to the cytosol that holds most of it.
+    """Assign each nucleus to the cytosol that it overlaps most.
 
     Parameters
     ----------
     nuclei, cytosols : LabelStatistics
-        Of the two planes.
+        Statistics of the two planes.
     overlaps : Overlaps
     several : {"largest", "all"}
-        What a cell of several nuclei keeps: the one of most pixels (ties: the lower id), or all as one nucleus.
+        Nuclei kept in a cell with several: the one with the most pixels (ties: the lower id), or all as one nucleus.
     """
     held, holders = overlaps.holders()
     is_held = np.isin(nuclei.ids, held, assume_unique=True)
     becomes = np.empty(len(nuclei), np.uint64)
     becomes[is_held] = holders
-    becomes[~is_held] = _unused(cytosols.ids, int(np.count_nonzero(~is_held)))
+    becomes[~is_held] = _unused_ids(cytosols.ids, int(np.count_nonzero(~is_held)))
     order = np.lexsort((nuclei.ids, -nuclei.counts, becomes))
     cells, first, counts = np.unique(becomes[order], return_index=True, return_counts=True)
     largest = order[first]
@@ -123,23 +128,24 @@ def pair_nuclei(
     return Pairing(nuclei.ids, becomes, cells, nuclei.ids[largest], counts)
 
 
-def _unused(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """``n`` ids that are not among ``ids``, which are ascending: behind the last, or in the gaps if it is too high."""
+def _unused_ids(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Return ``n`` ids that are not in ``ids``, ascending: after the last one, or in gaps if that would overflow."""
     last = int(ids[-1])
     if last + n < 2**64:
         return np.arange(last + 1, last + n + 1, dtype=np.uint64)
     return np.setdiff1d(np.arange(1, len(ids) + n + 1, dtype=np.uint64), ids)[:n]
 
 
-class Relabelled:
-    """A label plane (1, H, W) whose ids are replaced; see `Raster`.
+class Relabeled:
+    """A label plane (1, H, W) with its ids replaced; see `Raster`.
 
     Parameters
     ----------
     raster : Raster
     ids : (n,) uint64, ascending
-        All ids of the plane but 0.
+        All ids of the plane except 0.
     becomes : (n,) uint64
+        Their replacements.
     """
 
     def __init__(self, raster: Raster, ids: NDArray[np.uint64], becomes: NDArray[np.uint64]) -> None:
@@ -152,8 +158,8 @@ class Relabelled:
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
         labels = self._raster.read(y0, x0, y1, x1)
-        # Of each run of equal labels the first is looked up: labels have some twenty pixels in a row.
+        # One lookup per run of equal labels; runs are about twenty pixels long.
         flat = labels.ravel()
-        begins = np.flatnonzero(np.concatenate([np.ones(1, bool), flat[1:] != flat[:-1]]))
-        ids = self._becomes[np.searchsorted(self._ids, flat[begins].astype(np.uint64))]
-        return np.repeat(ids, np.diff(begins, append=flat.size)).reshape(labels.shape)
+        starts = np.flatnonzero(np.concatenate([np.ones(1, bool), flat[1:] != flat[:-1]]))
+        ids = self._becomes[np.searchsorted(self._ids, flat[starts].astype(np.uint64))]
+        return np.repeat(ids, np.diff(starts, append=flat.size)).reshape(labels.shape)

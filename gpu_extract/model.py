@@ -1,7 +1,7 @@
-"""The types that travel through an extraction: frozen, small, checked on construction.
+"""The types that travel through an extraction. All are frozen and checked on construction.
 
 `Slide` -> planning -> `CellTable` -> `Batch` -> one `Window` is read -> backend -> `CellImages` -> store.
-Points are (y, x); boxes are (y0, x0, y1, x1), half open, in pixels of the slide.
+Points are (y, x) and boxes are half-open (y0, x0, y1, x1), in pixels of the slide.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
     "strips",
 ]
 
-# The pixel types of images; anything else would be rounded or reinterpreted on the way.
+# Pixel types of images. Any other type would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
 MASK_NAMES = ("nucleus", "cytosol")
 
 
 class Raster(Protocol):
-    """A stack of P planes of H x W pixels that is read by region; nothing is read before `read`."""
+    """A lazy stack of P planes of H x W pixels; only `read` reads pixels."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -43,30 +43,37 @@ class Raster(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Pixel type, in the machine's byte order."""
+        """Pixel type, in native byte order."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the planes, length P; empty where the source has none."""
+        """Names of the planes, length P; empty if the source has none."""
 
     @property
     def source(self) -> str:
-        """Where the pixels come from, in the user's words: a path, or ``array``."""
+        """Origin of the pixels as shown to the user: a path, or ``array``."""
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """The pixels of a box that lies within the raster, (P, y1 - y0, x1 - x0), C-contiguous or a view."""
+        """Return the pixels of a box within the raster, (P, y1 - y0, x1 - x0), C-contiguous or a view."""
 
 
 def strips(raster: Raster, n_pixels: int, step: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-    """A raster from top to bottom: strips of rows (P, h, W), each with its first row.
+    """Read a raster from top to bottom in strips of rows.
 
     Parameters
     ----------
     raster : Raster
     n_pixels : int
-        Of a plane in a strip, at most; a single row may have more.
+        Maximum number of pixels of a plane in a strip; a strip has at least one row.
     step : int
-        Take every ``step``-th strip only.
+        Read only every ``step``-th strip.
+
+    Yields
+    ------
+    int
+        First row of the strip.
+    (P, h, W) array
+        Its pixels.
     """
     _, H, W = raster.shape
     rows = max(1, n_pixels // W)
@@ -76,31 +83,31 @@ def strips(raster: Raster, n_pixels: int, step: int = 1) -> Iterator[tuple[int, 
 
 @dataclass(frozen=True)
 class Slide:
-    """One field of view: an image and its label planes, all of one height and width.
+    """One field of view: an image and its label planes, all of the same height and width.
 
     Parameters
     ----------
     image : Raster, (C, H, W)
     masks : mapping of str to Raster, each (1, H, W)
-        The label planes by name: ``nucleus``, ``cytosol`` or both, in this order.
+        Label planes by name: ``nucleus``, ``cytosol`` or both, in this order.
     channel_names : tuple of str, length C
     name : str
         Unique among the slides of a run.
     metadata : mapping of str to str
-        Texts about the slide, for example ``{"well": "D03"}``.
+        Texts that describe the slide, for example ``{"well": "D03"}``.
     ids : (n,) uint64, optional
-        The cells that whoever segmented the slide wants extracted; all by default. Ids without a label are ignored.
+        Cells to extract, as listed by the segmentation; all by default. Ids without a label are ignored.
     warnings : tuple of str
-        What the user should know of where the slide comes from, one line each.
+        Warnings about the source of the slide, one line each.
     pixel_size : (y, x), um, optional
-        Size of a pixel; None if it is not known.
+        Size of a pixel; None if unknown.
     scale : (y, x)
-        Pixels of the source for each pixel of the slide; not 1 where the slide was resampled.
+        Pixels of the source per pixel of the slide; 1 unless the slide was resampled.
 
     Raises
     ------
     InputError, LabelError
-        If shapes or types do not fit, or names are not unique.
+        If shapes or types do not match, or names are not unique.
     """
 
     image: Raster
@@ -134,6 +141,14 @@ class Slide:
         if len(set(self.channel_names)) != n_channels:
             raise InputError(f"channel names must differ: {', '.join(self.channel_names)}")
 
+    def __repr__(self) -> str:
+        metadata = f", metadata={dict(self.metadata)}" if self.metadata else ""
+        n_ids = "" if self.ids is None else f", n_ids={len(self.ids)}"
+        return (
+            f"Slide(name={self.name!r}, image={_summary(self.image)}, masks={self.mask_names}, "
+            f"channel_names={self.channel_names}{metadata}{n_ids})"
+        )
+
     def _check_labels(self, name: str, raster: Raster) -> None:
         where = f"{name} labels {raster.source}"
         if raster.dtype.kind not in "iu":
@@ -164,25 +179,25 @@ class Slide:
         return tuple(self.masks)
 
     def only(self, ids: NDArray[np.uint64]) -> Slide:
-        """The same slide, of which no other cells than these are asked for."""
+        """Return the slide with extraction restricted to these ids."""
         return replace(self, ids=ids if self.ids is None else np.intersect1d(self.ids, ids))
 
     def read(self, box: tuple[int, int, int, int]) -> Window:
-        """The image and label pixels of a box (y0, x0, y1, x1) within the slide."""
+        """Return the image and label pixels of a box (y0, x0, y1, x1) within the slide."""
         labels = tuple(raster.read(*box)[0] for raster in self.masks.values())
         return Window(self.image.read(*box), labels, y0=box[0], x0=box[1])
 
 
 @dataclass(frozen=True)
 class Window:
-    """The rectangle of a slide that was read for a batch.
+    """The rectangle of a slide that is read for a batch.
 
     Parameters
     ----------
     image : (C, h, w)
-    labels : tuple of M arrays, (h, w), any integer types
+    labels : tuple of M arrays, (h, w), any integer type
     y0, x0 : int, pixels
-        Where the rectangle lies on the slide. Whatever lies outside it lies outside the slide.
+        Position of the rectangle on the slide. Pixels of a tile outside the window are outside the slide.
     """
 
     image: NDArray[Any]
@@ -190,44 +205,56 @@ class Window:
     y0: int
     x0: int
 
+    def __repr__(self) -> str:
+        labels = ", ".join(map(_summary, self.labels))
+        return f"Window(image={_summary(self.image)}, labels=[{labels}], y0={self.y0}, x0={self.x0})"
+
 
 class DropReason(IntEnum):
-    """Why a cell is dropped: the code that tables hold, and the text that users read."""
+    """The reason why a cell is dropped, as the code stored in tables."""
 
-    text: str
+    KEPT = 0
+    NO_NUCLEUS = 1
+    NO_CYTOSOL = 2
+    TOUCHES_BORDER = 3
+    WINDOW_LEAVES_SLIDE = 4
+    NOT_LISTED = 5
+    NOT_SELECTED = 6
+    SMALLER_NUCLEUS = 7
+    VANISHED = 8
 
-    KEPT = 0, ""
-    NO_NUCLEUS = 1, "no nucleus"
-    NO_CYTOSOL = 2, "no cytosol"
-    TOUCHES_BORDER = 3, "mask touches the slide's border"
-    WINDOW_LEAVES_SLIDE = 4, "window leaves the slide"
-    NOT_LISTED = 5, "not in the slide's list of ids"
-    NOT_SELECTED = 6, "not selected"
-    SMALLER_NUCLEUS = 7, "a larger nucleus is in its cell"
-    VANISHED = 8, "no pixel left after resampling"
-
-    def __new__(cls, code: int, text: str) -> DropReason:  # noqa: D102
-        reason = int.__new__(cls, code)
-        reason._value_, reason.text = code, text
-        return reason
+    @property
+    def text(self) -> str:
+        """Text of the reason, as shown to users and stored in files."""
+        return REASON_TEXTS[self]
 
     @classmethod
     def without(cls, mask: str) -> DropReason:
-        """Return the reason of a cell that lacks the mask of that name, ``nucleus`` or ``cytosol``."""
+        """Return the reason for a cell without that mask, ``nucleus`` or ``cytosol``."""
         return {"nucleus": cls.NO_NUCLEUS, "cytosol": cls.NO_CYTOSOL}[mask]
 
 
-REASON_TEXTS = np.array([reason.text for reason in DropReason], object)
+REASON_TEXTS = {
+    DropReason.KEPT: "",
+    DropReason.NO_NUCLEUS: "no nucleus",
+    DropReason.NO_CYTOSOL: "no cytosol",
+    DropReason.TOUCHES_BORDER: "mask touches the slide's border",
+    DropReason.WINDOW_LEAVES_SLIDE: "window leaves the slide",
+    DropReason.NOT_LISTED: "not in the slide's list of ids",
+    DropReason.NOT_SELECTED: "not selected",
+    DropReason.SMALLER_NUCLEUS: "a larger nucleus is in its cell",
+    DropReason.VANISHED: "no pixel left after resampling",
+}
 
 
 @dataclass(frozen=True)
 class DroppedCells:
-    """The ids that were seen and are not extracted, each with one reason.
+    """The ids that are not extracted, each with one reason.
 
     Parameters
     ----------
     slide : (n,) int64
-        Index of the cell's slide.
+        Index of each cell's slide.
     ids : (n,) uint64
     reason : (n,) uint8
         Codes of `DropReason`.
@@ -240,44 +267,47 @@ class DroppedCells:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"DroppedCells(n={len(self)}, reasons={self.counts()})"
+
     def part(self, rows: NDArray[Any]) -> DroppedCells:
-        """Return some of them, by indices or by a mask."""
+        """Return a subset, selected by indices or by a boolean mask."""
         return DroppedCells(self.slide[rows], self.ids[rows], self.reason[rows])
 
     def reasons(self) -> NDArray[np.object_]:
         """Return the text of each cell's reason, (n,)."""
-        texts: NDArray[np.object_] = REASON_TEXTS[self.reason]
-        return texts
+        texts = np.array([reason.text for reason in DropReason], object)  # codes count from 0
+        return np.asarray(texts[self.reason])
 
     def counts(self) -> dict[str, int]:
-        """Return how many cells were dropped for each reason, the most frequent first."""
+        """Return the number of cells dropped for each reason, most frequent first."""
         codes, counts = np.unique(self.reason, return_counts=True)
-        by_text = {REASON_TEXTS[code]: int(n) for code, n in zip(codes, counts, strict=True)}
+        by_text = {DropReason(code).text: int(n) for code, n in zip(codes, counts, strict=True)}
         return dict(sorted(by_text.items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclass(frozen=True)
 class CellTable:
-    """The cells that are extracted, in the order of the output's rows.
+    """The cells that are extracted, in the order of the rows of the output.
 
     Parameters
     ----------
     slide : (N,) int64
-        Index of the cell's slide.
+        Index of each cell's slide.
     ids : (N,) uint64
         Unique within a slide, ascending.
     centers : (N, 2) int64, pixels
-        (y, x) of the centre, rounded half to even.
+        (y, x) of the center, rounded half to even.
     boxes : (N, 4) int64, pixels
-        Bounding box of all masks together.
+        Bounding box of all masks of the cell.
     areas : (N, M) int64, pixels
-        Area of each label; 0 where the plane does not have the id.
+        Area of each label; 0 if the plane does not have the id.
     truncated : (N,) bool
         Whether a mask does not fit in the tile.
     dropped : DroppedCells
     nuclei : (N, 2) uint64 or None
-        Where nuclei were paired with cytosols by overlap: the nucleus plane's own id of the cell's (largest) nucleus,
-        and how many nuclei lie in the cell; 0 and 0 if none does.
+        If nuclei were paired with cytosols by overlap: the id, in the nucleus plane, of the largest nucleus in the
+        cell, and the number of nuclei in the cell; 0 and 0 if there are none.
     """
 
     slide: NDArray[np.int64]
@@ -301,8 +331,14 @@ class CellTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return (
+            f"CellTable(n={len(self)}, ids={_id_range(self.ids)}, n_slides={len(np.unique(self.slide))}, "
+            f"n_truncated={np.count_nonzero(self.truncated)}, n_dropped={len(self.dropped)})"
+        )
+
     def part(self, rows: NDArray[Any], dropped: DroppedCells) -> CellTable:
-        """Some of the cells, by indices or by a mask, beside those that are dropped."""
+        """Return a subset, selected by indices or by a boolean mask, with the given dropped cells."""
         return CellTable(
             self.slide[rows],
             self.ids[rows],
@@ -317,21 +353,21 @@ class CellTable:
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of one slide that are read and computed together.
+    """The cells of one slide that are read and computed together.
 
     Parameters
     ----------
     slide : int
         Index of the slide.
     rows : (n,) int64
-        Their rows in the output; the rows of all batches partition 0..N-1.
+        Rows in the output; the rows of all batches partition 0..N-1.
     ids : (n,) uint64
     corners : (n, 2) int64, pixels
-        (y, x) of each tile's first pixel on the slide; may lie outside it.
+        (y, x) of each tile's first pixel on the slide; may be outside the slide.
     box : (y0, x0, y1, x1), pixels
-        The part of the slide that all tiles together cover.
+        Bounding box of all tiles, clipped to the slide.
     boxes : (n, 4) int64, pixels, or None
-        The part of the slide that holds all of a cell's labels; None where that is not known.
+        Bounding box of each cell's labels; None if unknown.
     """
 
     slide: int
@@ -344,17 +380,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"Batch(n={len(self)}, slide={self.slide}, ids={_id_range(self.ids)}, box={self.box})"
+
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How large a batch may be.
+    """The maximum size of a batch.
 
     Parameters
     ----------
     n_cells : int
-        By default enough that a batch's fixed costs vanish, and few enough that every core has several to work on.
+        The default is large enough to amortize the fixed costs of a batch, and small enough that every core gets
+        several batches.
     nbytes : int, bytes
-        Of a batch's window, and of its tiles; a single cell may need more.
+        Maximum size of the window, and of the tiles; a single cell may need more.
     """
 
     n_cells: int = 64
@@ -363,18 +403,18 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class CellImages:
-    """Finished tiles: what the store sees, and all it sees.
+    """The finished tiles of a batch: everything that the store receives.
 
     Parameters
     ----------
     rows : (n,) int64
     ids : (n,) uint64
     images : (n, K, S, S), the output type, C-contiguous
-        In host memory; of `iter_cells` on a GPU they stay there.
+        In host memory, except from `iter_cells` on a GPU, where they stay on the device.
     limits : (n, C, 2) float64
-        The lower and upper value that each channel was normalised with.
+        Lower and upper value with which each channel was normalized.
     boxes : (n, K, 4) int64, pixels of the tile, or None
-        Outside of its box (y0, x0, y1, x1) a plane is 0; None where that is not known.
+        Box (y0, x0, y1, x1) outside which each plane is 0; None if unknown.
     """
 
     rows: NDArray[np.int64]
@@ -394,11 +434,24 @@ class CellImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"CellImages(n={len(self)}, images={_summary(self.images)}, ids={_id_range(self.ids)})"
+
     def chosen(self, planes: Sequence[int]) -> CellImages:
-        """The same with these planes of the tiles only, in this order."""
+        """Return the cells with only these planes of their tiles, in this order."""
         order = list(planes)
         boxes = None if self.boxes is None else self.boxes.take(order, axis=1)
         return replace(self, images=self.images.take(order, axis=1), boxes=boxes)
+
+
+def _summary(array: Any) -> str:
+    """Return the shape and dtype of an array on any device, or of a raster, without reading its values."""
+    return f"{tuple(array.shape)} {array.dtype}"
+
+
+def _id_range(ids: NDArray[np.uint64]) -> str:
+    """Return the lowest and highest id, for example ``12..9812``."""
+    return f"{ids.min()}..{ids.max()}" if len(ids) else "none"
 
 
 def _shape_hint(labels: tuple[int, int], image: tuple[int, int]) -> str:

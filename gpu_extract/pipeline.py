@@ -1,10 +1,9 @@
-"""The way of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
+"""The stages of a batch: read -> compute -> encode -> write, overlapped, in order, in bounded memory.
 
-One thread reads, ``threads`` threads compute and encode, the caller's thread writes. On the CPU a thread encodes a few
-cells as soon as it has computed them, while they are in its cache, and in the same memory again and again; a GPU's
-large batches are computed by threads of its own, and cut up to be encoded. Each stage works a few batches ahead of
-the next one and no further, so a slow disk stops the reader. An error in any stage stops the others and is raised in
-the caller's thread.
+One thread reads, ``threads`` threads compute and encode, and the caller's thread writes. On the CPU each thread
+encodes a few cells right after computing them, while they are in its cache, and reuses their memory. On a GPU,
+separate threads compute large batches, which are split for encoding. Queues between stages are short, so a slow disk
+stops the reader. An error in any stage stops the others and is raised in the caller's thread.
 """
 
 from __future__ import annotations
@@ -33,30 +32,30 @@ __all__ = ["Progress", "Report", "run", "tiles"]
 
 In = TypeVar("In")
 
-# Called with the number of cells written so far, and of all.
+# Called with the number of cells written so far and the total.
 Progress = Callable[[int, int], None]
 
-# Windows that are read ahead of the computation.
+# Number of windows read ahead of the computation.
 WINDOWS_AHEAD = 2
-# Tiles, in bytes, that may be computed and encoded ahead of the writer: it waits for the file's tables at first, and
-# for the disk now and then.
+# Bytes of tiles computed and encoded ahead of the writer, which waits for the tables of the file at the start and
+# occasionally for the disk.
 ENCODED_AHEAD_NBYTES = 128 << 20
-# Cells that a thread encodes at a time.
+# Number of cells per encoding task.
 ENCODE_CELLS = 128
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an extraction did.
+    """The result of an extraction.
 
     Parameters
     ----------
     path : Path
         The finished file.
     n_cells, n_truncated : int
-        Cells written, and those of them whose mask does not fit in the tile.
+        Number of cells written, and how many of them have a mask that does not fit in the tile.
     dropped : dict of str to int
-        How many cells were dropped for each reason.
+        Number of cells dropped for each reason.
     device : str
     threads : int
     seconds : float
@@ -64,7 +63,7 @@ class Report:
     stage_seconds : dict of str to float
         Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
     warnings : tuple of str
-        What a careful reader should know about the input, one line each.
+        Warnings about the input and the file, one line each.
     """
 
     path: Path
@@ -79,7 +78,7 @@ class Report:
 
     @property
     def cells_per_second(self) -> float:
-        """Cells written per second of the whole run."""
+        """Cells written per second, over the whole run."""
         return self.n_cells / self.seconds
 
 
@@ -92,7 +91,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the duration of the block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -104,8 +103,8 @@ class Stopwatch:
         with self._lock:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def each(self, name: str, items: Iterable[In]) -> Iterator[In]:
-        """The items, with the time that each takes to come added to a stage."""
+    def timed(self, name: str, items: Iterable[In]) -> Iterator[In]:
+        """Yield the items, and add the time spent waiting for each to a stage."""
         remaining = iter(items)
         while True:
             with self.stage(name):
@@ -121,18 +120,18 @@ def run(
 ) -> Report:
     """Extract the plan's cells into a store and finish it.
 
-    Where the input turns out to be wrong, nothing is left behind; where the run is stopped otherwise, what was
-    written is kept beside the output's name.
+    On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
+    next to the output.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    flat = np.zeros(len(plan.program.cut), np.int64)
+    n_flat = np.zeros(len(plan.program.cut), np.int64)
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
             written = 0
-            for chunks in encoded(plan, backend, store.format, workers, threads, watch):
+            for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
+                n_flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
                 written += len(chunks)
                 progress(written, len(plan.cells))
         with watch.stage("write"):
@@ -152,14 +151,14 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.warnings, *_warnings(plan, flat.tolist()), *backend.warnings, *store.warnings),
+        warnings=(*plan.warnings, *_warnings(plan, n_flat.tolist()), *backend.warnings, *store.warnings),
     )
 
 
-def encoded(
+def encoded_batches(
     plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
 ) -> Iterator[EncodedCells]:
-    """The plan's cells as they are written, in the order of `batches`."""
+    """Yield the encoded cells of the plan, in the order of `batches`."""
 
     def encode_part(images: CellImages) -> EncodedCells:
         with watch.stage("encode"):
@@ -168,12 +167,12 @@ def encoded(
     chunk_cells = format.shape[0]
     if backend.streams or chunk_cells > 1:
         computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        cut_up = pieces(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
-        yield from in_order(workers, encode_part, cut_up, ahead=threads + 1)
+        parts = split_batches(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
+        yield from in_order(workers, encode_part, parts, ahead=threads + 1)
         return
 
     limits = checked_limits(plan)
-    extract = backend.extract_in_parts or in_one_part(backend.extract)
+    extract = backend.extract_in_parts or as_single_part(backend.extract)
     deflates = backend.extract_deflated is not None and not plan.planes
     deflates = deflates and format.is_plain_deflate(plan.program.output_dtype)
 
@@ -185,19 +184,19 @@ def encoded(
             for stage, seconds in deflated.seconds.items():
                 watch.add(stage, seconds)
             return EncodedCells.of(batch.rows, deflated.streams, deflated.limits, format)
-        computed = watch.each("compute", extract(window, batch, plan.program, limits[batch.slide]))
+        computed = watch.timed("compute", extract(window, batch, plan.program, limits[batch.slide]))
         return EncodedCells.join(
             [encode_part(cells.chosen(plan.planes) if plan.planes else cells) for cells in computed]
         )
 
     batch_nbytes = min(backend.batch_size.nbytes, backend.batch_size.n_cells * plan.program.tile_nbytes)
     ahead = threads + ENCODED_AHEAD_NBYTES // batch_nbytes
-    with windows(plan, backend, watch) as read:
+    with read_windows(plan, backend, watch) as read:
         yield from in_order(workers, compute_and_encode, read, ahead)
 
 
-def in_one_part(extract: Extract) -> ExtractInParts:
-    """The extraction of a batch as one that gives it in pieces, of which there is one."""
+def as_single_part(extract: Extract) -> ExtractInParts:
+    """Return the extraction as one that yields the whole batch as a single part."""
 
     def extract_in_parts(*task: Any) -> Iterator[CellImages]:
         yield extract(*task)
@@ -215,9 +214,9 @@ def tiles(
     chunk_cells: int = 1,
     on_device: bool = False,
 ) -> Iterator[CellImages]:
-    """The plan's cells as finished batches: read ahead, computed by ``workers``, in the order of `batches`.
+    """Yield the finished tiles of the plan, computed by ``workers``, in the order of `batches`.
 
-    ``on_device`` leaves the tiles where they were computed.
+    Windows are read ahead. With ``on_device`` the tiles stay on the device that computed them.
     """
     watch = watch or Stopwatch()
     limits = checked_limits(plan)
@@ -235,12 +234,18 @@ def tiles(
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
-        read = pools.enter_context(windows(plan, backend, watch, chunk_cells))
+        read = pools.enter_context(read_windows(plan, backend, watch, chunk_cells))
         yield from in_order(workers, compute, read, ahead=threads + 1)
 
 
 def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
-    """The limits of each slide, None where each cell has its own; refuses pixels that are not finite."""
+    """Return the limits of each slide, None if each cell has its own, after checking that pixels are finite.
+
+    Raises
+    ------
+    InputError
+        If pixels are not finite and the recipe has ``nonfinite="error"``.
+    """
     if plan.program.recipe.nonfinite == "error":
         for slide in plan.slides:
             check_finite(slide)
@@ -248,10 +253,10 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
 
 
 @contextmanager
-def windows(
+def read_windows(
     plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
 ) -> Iterator[Iterator[tuple[Batch, Window]]]:
-    """The plan's batches, each with its window, read ahead by a thread of their own."""
+    """Open an iterator over the batches of the plan and their windows, which a thread reads ahead."""
 
     def read(batch: Batch) -> tuple[Batch, Window]:
         with watch.stage("read"):
@@ -264,21 +269,24 @@ def windows(
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
-def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
-    """The batches cut up for encoding: those of a GPU are so large that most threads would wait for the last one."""
+def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
+    """Split batches for encoding.
+
+    The batches of a GPU are so large that most threads would wait for the last one.
+    """
     for cells in batches:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
 
 
-def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:
+def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:
     n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
     if n_truncated:
         yield (
             f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off; "
             f"99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
         )
-    for name, n in zip(plan.slides[0].channel_names, flat, strict=True):
+    for name, n in zip(plan.slides[0].channel_names, n_flat, strict=True):
         if n:
             yield f"channel {name} is flat in {n} of {len(plan.cells)} cells (its lower and upper value are equal)"

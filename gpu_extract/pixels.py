@@ -1,4 +1,4 @@
-"""Passes over whole images, a strip at a time: are all pixels finite, and exact quantiles of a channel."""
+"""Passes over whole images in strips: the check for finite pixels, and exact quantiles of each channel."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpu_extract.recipe import Program
 
 __all__ = ["check_finite", "image_quantiles", "slide_limits", "zero_nonfinite"]
 
-# Pixels of one strip of one channel.
+# Pixels per strip and channel.
 STRIP_PIXELS = 4 << 20
-# Quantiles are found digit by digit; 16 bits make a histogram that stays in the cache.
+# Quantiles are found digit by digit. A histogram over 16 bits fits in the cache.
 DIGIT_BITS = 16
 
 
 def slide_limits(slides: Sequence[Slide], program: Program) -> list[NDArray[np.float64] | None]:
-    """For each slide the (C, 2) quantiles of its channels, or None where they are not taken over whole images."""
+    """Return the (C, 2) quantiles of each slide's channels, or None if they are not taken over whole images."""
     recipe = program.recipe
     if recipe.normalization != "quantile" or recipe.quantile_scope == "cell":
         return [None] * len(slides)
@@ -32,16 +32,16 @@ def slide_limits(slides: Sequence[Slide], program: Program) -> list[NDArray[np.f
 
 
 def check_finite(slide: Slide) -> None:
-    """Read a float image once and refuse NaN and infinite pixels.
+    """Check that a float image has no NaN or infinite pixels; this reads the whole image.
 
     Raises
     ------
     InputError
-        Says how many there are, and where the first one of each channel is.
+        If there are any. The message has their number and the position of the first one in each channel.
     """
     if slide.image.dtype.kind != "f":
         return
-    found: dict[int, tuple[int, int, int]] = {}  # channel -> how many, y and x of the first
+    found: dict[int, tuple[int, int, int]] = {}  # channel -> number, y and x of the first
     for y0, strip in _strips(slide.image):
         for channel, bad in enumerate(~np.isfinite(strip)):
             if bad.any():
@@ -54,25 +54,26 @@ def check_finite(slide: Slide) -> None:
             for channel, (n, y, x) in sorted(found.items())
         )
         at_scale = "" if slide.scale == (1, 1) else f" as resampled, {slide.scale[0]:g} of its pixels to one"
-        mend = "mend it"
+        remedy = "correct these pixels"
         if slide.image.dtype == np.float16:
-            mend = "float16 makes 65,520 and more infinite: save it in another type"
+            remedy = "float16 makes 65,520 and more infinite: save it in another type"
         raise InputError(
             f"image {slide.image.source} has pixels that are NaN or infinite{at_scale} ({where}); "
-            f"{mend}, or use a recipe with nonfinite = 'zero'"
+            f"{remedy}, or use a recipe with nonfinite = 'zero'"
         )
 
 
 def zero_nonfinite(image: NDArray[Any]) -> NDArray[Any]:
-    """The image with NaN and infinite pixels set to 0; the input itself if it has none."""
+    """Return the image with NaN and infinite pixels set to 0; the image itself if it has none."""
     finite = np.isfinite(image)
     return image if finite.all() else np.where(finite, image, image.dtype.type(0))
 
 
 def image_quantiles(rasters: Sequence[Raster], quantiles: tuple[float, float]) -> NDArray[np.float64]:
-    """Numpy's linear quantiles of each channel over all pixels of the images together, (C, 2), exact.
+    """Return the exact quantiles of each channel over all pixels of all images, (C, 2).
 
-    NaN and infinite pixels count as 0. The memory needed is a strip and some histograms.
+    The definition is NumPy's linear one. NaN and infinite pixels count as 0. Memory use is one strip and a few
+    histograms.
     """
     total = sum(raster.shape[1] * raster.shape[2] for raster in rasters)
     positions = [q * (total - 1) for q in quantiles]
@@ -87,15 +88,15 @@ def image_quantiles(rasters: Sequence[Raster], quantiles: tuple[float, float]) -
 
 
 def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[int, Any]]:
-    """For each channel the pixel values of the given ranks over all images, by radix selection.
+    """Return the pixel values of the given ranks over all images, for each channel, by radix selection.
 
-    Each pass over the images fixes the next 16 bits of every wanted value: of the pixels that share the bits
-    found so far, a histogram of the next ones says in which bin the rank falls.
+    Each pass over the images determines the next 16 bits of every value: the bin of the rank in a histogram of
+    these bits, over the pixels that share the bits found so far.
     """
     n_channels, dtype = rasters[0].shape[0], rasters[0].dtype
     bits = dtype.itemsize * 8
     digit_bits = min(bits, DIGIT_BITS)
-    # (prefix found so far, rank among the pixels that share it) of each wanted rank
+    # For each rank: the prefix found so far, and the rank among the pixels that share it.
     found = [{rank: (0, rank) for rank in ranks} for _ in range(n_channels)]
     for shift in range(bits - digit_bits, -1, -digit_bits):
         histograms: list[dict[int, NDArray[np.int64]]] = [
@@ -121,7 +122,10 @@ def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[
 
 
 def _sortable(values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Unsigned integers in the order of the values: sign bit flipped, and negative floats reversed."""
+    """Map values to unsigned integers of the same order.
+
+    The sign bit is flipped, and for negative floats all other bits too.
+    """
     bits = values.dtype.itemsize * 8
     keys = values.view(f"u{values.dtype.itemsize}").astype(np.uint64)
     sign = np.uint64(1 << (bits - 1))
@@ -134,7 +138,7 @@ def _sortable(values: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _from_sortable(key: int, dtype: np.dtype[Any]) -> Any:
-    """The value whose `_sortable` key this is."""
+    """Return the value with this `_sortable` key."""
     bits = dtype.itemsize * 8
     sign = 1 << (bits - 1)
     if dtype.kind == "i":
@@ -145,6 +149,6 @@ def _from_sortable(key: int, dtype: np.dtype[Any]) -> Any:
 
 
 def _strips(raster: Raster) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The image from top to bottom in contiguous strips (C, h, W), each with its first row."""
+    """Read an image from top to bottom in C-contiguous strips (C, h, W), each with its first row."""
     for y0, strip in strips(raster, STRIP_PIXELS):
         yield y0, np.ascontiguousarray(strip)

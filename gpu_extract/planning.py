@@ -1,7 +1,7 @@
-"""From label statistics to the cells that are extracted, and to the batches in which they are read.
+"""From label statistics to the cells to extract, and to the batches in which they are read.
 
-The border, mismatch and subset rules give the `CellTable`, in which every id that was seen is kept, or dropped
-with one reason; `batches` gives the order of work.
+The border, mismatch and subset rules produce the `CellTable`, in which every id is either kept or dropped with one
+reason. `batches` determines the order of work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
-from gpu_extract.matching import Pairing, Relabelled, find_overlaps, pair_nuclei
+from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
@@ -24,21 +24,21 @@ __all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics"]
 
 Table = TypeVar("Table", CellTable, DroppedCells)
 
-# Cells of a batch lie in a band of rows as high as this many tiles, so that its window stays compact.
+# Height, in tiles, of the band of pixel rows that a batch is taken from. Low bands keep windows compact.
 BAND_TILES = 2
-# Tiles of a group of chunks: some hundred cells, so that those near each other are still read together.
+# Size of the tiles of a group of chunks: some hundred cells, enough for neighbors to be read together.
 GROUP_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class CellSubset:
-    """Which cells of all slides are asked for: all, those of a list of ids, or ``n_cells`` at random.
+    """The cells to extract from all slides: all, a list of ids, or ``n_cells`` at random.
 
     Parameters
     ----------
     ids : (n,) uint64 or None
     n_cells : int or None
-        Drawn without replacement from the cells that the other rules keep.
+        Number of cells to draw, without replacement, from those that the other rules keep.
     seed : int
     """
 
@@ -55,7 +55,7 @@ class CellSubset:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an extraction will do, before any pixel of the image is read.
+    """The plan of an extraction, made before any pixel of the image is read.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ class Plan:
     program : Program
     cells : CellTable
     warnings : tuple of str
-        What the user should know, one line each.
+        Warnings about the input, one line each.
     planes : tuple of int
-        The planes of a tile that are kept, in that order; all where it is empty.
+        The planes of a tile to keep, in this order; all if empty.
     """
 
     slides: tuple[Slide, ...]
@@ -74,24 +74,31 @@ class Plan:
     warnings: tuple[str, ...] = ()
     planes: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        tile = (len(self.plane_names), *self.program.tile_shape[1:])
+        return (
+            f"Plan(n_cells={len(self.cells)}, n_slides={len(self.slides)}, tile={tile} {self.program.output_dtype}, "
+            f"n_dropped={len(self.cells.dropped)}, n_warnings={len(self.warnings)})"
+        )
+
     @property
     def nbytes(self) -> int:
-        """Bytes of all tiles, uncompressed."""
+        """Uncompressed size of all tiles in bytes."""
         n_planes = self.program.n_planes
         return len(self.cells) * self.program.tile_nbytes // n_planes * (len(self.planes) or n_planes)
 
     @property
     def plane_names(self) -> tuple[str, ...]:
-        """Names of the planes of a tile that are kept, in their order."""
+        """Names of the planes of a tile to keep, in order."""
         names = self.slides[0].mask_names + self.slides[0].channel_names
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
-        """The smallest even tile side, in pixels, that holds that share of the cells whole."""
+        """Return the smallest even tile size, in pixels, at which that share of the cells fits into tiles."""
         return int(np.quantile(self.fitting_sides(), share, method="higher"))
 
     def fitting_sides(self) -> NDArray[np.int64]:
-        """The smallest even tile side, in pixels, that holds each cell whole, (N,)."""
+        """Return the smallest even tile size, in pixels, into which each cell fits, (N,)."""
         centers, boxes = self.cells.centers, self.cells.boxes
         reach: NDArray[np.int64] = np.maximum(centers - boxes[:, :2], boxes[:, 2:] - centers).max(axis=1)
         return 2 * reach
@@ -103,7 +110,7 @@ def make_plan(
     subset: CellSubset | None = None,
     statistics: Statistics = label_statistics,
 ) -> Plan:
-    """The plan of an extraction: the label planes are read, the image is not.
+    """Plan an extraction. This reads the label planes, but not the image.
 
     Parameters
     ----------
@@ -112,39 +119,42 @@ def make_plan(
     subset : CellSubset, optional
         All cells by default.
     statistics : callable
-        `label_statistics`, or what gives the same on a GPU.
+        `label_statistics`, or its equivalent on a GPU.
 
     Raises
     ------
     LabelError
-        If a label plane is empty or holds a negative id, or if ids disagree under ``on_mismatch="error"``.
+        If a label plane is empty or has a negative id, or if ids do not match under ``on_mismatch="error"``.
     InputError
-        If no cell is left, or an id asked for is not there.
+        If no cell is left, or a requested id does not exist.
     RecipeError
-        If the recipe does not fit the slides.
+        If the recipe does not match the slides.
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    labelled = [_labelled(slide, recipe, statistics) for slide in slides]
-    tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(labelled)]
-    reasons = [_reasons(of_slide, table, recipe) for of_slide, table in zip(labelled, tables, strict=True)]
-    every, why = _join(tables), np.concatenate(reasons)
-    _mark(why, ~_selected(every.ids, why == DropReason.KEPT, subset or CellSubset()), DropReason.NOT_SELECTED)
-    cells = _split(every, why)
+    prepared = [_prepare(slide, recipe, statistics) for slide in slides]
+    tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(prepared)]
+    reasons = np.concatenate(
+        [_drop_reasons(of_slide, table, recipe) for of_slide, table in zip(prepared, tables, strict=True)]
+    )
+    all_cells = _concatenate(tables, CellTable)
+    in_subset = _in_subset(all_cells.ids, reasons == DropReason.KEPT, subset or CellSubset())
+    _set_reason(reasons, ~in_subset, DropReason.NOT_SELECTED)
+    cells = _split(all_cells, reasons)
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
     warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
-    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(warnings))
+    return Plan(tuple(of_slide.slide for of_slide in prepared), program, cells, tuple(warnings))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
-    """The statistics of each label plane of a slide.
+    """Return the statistics of each label plane of a slide.
 
     Raises
     ------
     LabelError
-        If a plane is empty or holds a negative id.
+        If a plane is empty or has a negative id.
     """
     planes = []
     for name, raster in slide.masks.items():
@@ -156,7 +166,7 @@ def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) ->
 
 
 def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
-    """The recipe's program for the slides, which must be alike in label planes, channels and pixel type."""
+    """Return the program for the slides, which must have the same label planes, channels and pixel type."""
     first = slides[0]
     for slide in slides[1:]:
         for what, of_slide, of_first in (
@@ -167,65 +177,65 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
             if of_slide != of_first:
                 raise InputError(
                     f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
-                    "the slides of one file must be alike"
+                    "the slides of one file must have the same"
                 )
     return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype, first.channel_names)
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """A slide whose label planes are as the recipe wants them, and what is known of their labels."""
+class _PreparedSlide:
+    """A slide with the label planes that the recipe asks for, and their statistics."""
 
     slide: Slide
     planes: list[LabelStatistics]
     pairing: Pairing | None = None
 
 
-def _labelled(slide: Slide, recipe: Recipe, statistics: Statistics) -> _Labelled:
-    """The slide with the lesser pieces of labels removed, and nuclei paired with cytosols, where that is asked for."""
+def _prepare(slide: Slide, recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
+    """Keep the largest components of labels and pair nuclei with cytosols, if the recipe asks for it."""
     planes = slide_statistics(slide, statistics)
     if recipe.pieces == "largest":
-        slide = replace(slide, masks={name: _in_one_piece(raster) for name, raster in slide.masks.items()})
+        slide = replace(slide, masks={name: _keep_largest_components(raster) for name, raster in slide.masks.items()})
         planes = slide_statistics(slide, statistics)
     if recipe.match == "id":
-        return _Labelled(slide, planes)
+        return _PreparedSlide(slide, planes)
     if len(planes) < 2:
         raise InputError(
             f"match is 'overlap' and slide {slide.name} has one label plane; give nucleus and cytosol, or match 'id'"
         )
     nucleus, cytosol = slide.masks.values()
     pairing = pair_nuclei(planes[0], planes[1], find_overlaps(nucleus, cytosol), recipe.several_nuclei)
-    paired = Relabelled(nucleus, pairing.nuclei, pairing.becomes)
+    paired = Relabeled(nucleus, pairing.nuclei, pairing.becomes)
     slide = replace(slide, masks={"nucleus": paired, "cytosol": cytosol})
-    return _Labelled(slide, [statistics(paired, f"nucleus labels {nucleus.source}"), planes[1]], pairing)
+    return _PreparedSlide(slide, [statistics(paired, f"nucleus labels {nucleus.source}"), planes[1]], pairing)
 
 
-def _in_one_piece(raster: Raster) -> Raster:
-    pieces = find_components(raster)
-    return LargestComponents(raster, pieces) if len(pieces) else raster
+def _keep_largest_components(raster: Raster) -> Raster:
+    components = find_components(raster)
+    return LargestComponents(raster, components) if len(components) else raster
 
 
-def _reasons(labelled: _Labelled, every: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
-    """Return why each cell of a slide is dropped, (n,) codes of `DropReason`."""
-    slide, planes = labelled.slide, labelled.planes
-    reasons = np.full(len(every), DropReason.KEPT, np.uint8)
+def _drop_reasons(prepared: _PreparedSlide, cells: CellTable, recipe: Recipe) -> NDArray[np.uint8]:
+    """Return the reason why each cell of a slide is dropped, (n,) codes of `DropReason`."""
+    slide, planes = prepared.slide, prepared.planes
+    reasons = np.full(len(cells), DropReason.KEPT, np.uint8)
     if slide.ids is not None:
-        _mark(reasons, ~np.isin(every.ids, slide.ids), DropReason.NOT_LISTED)
+        _set_reason(reasons, ~np.isin(cells.ids, slide.ids), DropReason.NOT_LISTED)
     for plane, name in zip(planes, slide.masks, strict=True):
-        _drop(reasons, ~np.isin(every.ids, plane.ids), DropReason.without(name), recipe, slide)
+        _apply_mismatch_rule(reasons, ~np.isin(cells.ids, plane.ids), DropReason.without(name), recipe, slide)
     if recipe.border == "mask":
         for plane in planes:
-            _mark(reasons, np.isin(every.ids, plane.ids[plane.touches]), DropReason.TOUCHES_BORDER)
+            _set_reason(reasons, np.isin(cells.ids, plane.ids[plane.touches]), DropReason.TOUCHES_BORDER)
     if recipe.border == "window":
         w, size = recipe.tile_size // 2, np.array(slide.size)
-        inside = np.all((every.centers > w) & (every.centers < size - w), axis=1)
-        _mark(reasons, ~inside, DropReason.WINDOW_LEAVES_SLIDE)
+        inside = np.all((cells.centers > w) & (cells.centers < size - w), axis=1)
+        _set_reason(reasons, ~inside, DropReason.WINDOW_LEAVES_SLIDE)
     return reasons
 
 
-def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
-    """Every id of any label plane as a cell; the centre is that of the first plane that has the id."""
-    planes, pairing = labelled.planes, labelled.pairing
+def _all_cells(prepared: _PreparedSlide, slide: int, tile_size: int) -> CellTable:
+    """Return every id of any label plane as a cell, with its center in the first plane that has the id."""
+    planes, pairing = prepared.planes, prepared.pairing
     ids = np.unique(np.concatenate([plane.ids for plane in planes]))
     n = len(ids)
     centers = np.zeros((n, 2), np.int64)
@@ -240,7 +250,7 @@ def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
         areas[at, m] = plane.counts
     corners = centers - tile_size // 2
     truncated = np.any((boxes[:, :2] < corners) | (boxes[:, 2:] > corners + tile_size), axis=1)
-    # Nuclei beside a larger one have lost their labels, and would not be accounted for.
+    # Smaller nuclei of a cell have lost their labels, so they would be missing from the table.
     smaller = np.zeros(0, np.uint64) if pairing is None else pairing.nuclei[pairing.becomes == 0]
     reason = np.full(len(smaller), DropReason.SMALLER_NUCLEUS, np.uint8)
     return CellTable(
@@ -255,26 +265,26 @@ def _all_cells(labelled: _Labelled, slide: int, tile_size: int) -> CellTable:
     )
 
 
-def _drop(
+def _apply_mismatch_rule(
     reasons: NDArray[np.uint8], missing: NDArray[np.bool_], reason: DropReason, recipe: Recipe, slide: Slide
 ) -> None:
-    """Apply the mismatch rule to cells that one plane does not have."""
+    """Apply the mismatch rule to cells that are missing from one plane."""
     if recipe.on_mismatch == "error" and missing.any():
         raise LabelError(
             f"slide {slide.name}: {int(missing.sum())} cells have {reason.text}; "
             "match the label planes, or use on_mismatch 'drop' or 'keep'"
         )
     if recipe.on_mismatch == "drop":
-        _mark(reasons, missing, reason)
+        _set_reason(reasons, missing, reason)
 
 
-def _mark(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
-    """Give that reason to cells that have none yet."""
+def _set_reason(reasons: NDArray[np.uint8], where: NDArray[np.bool_], reason: DropReason) -> None:
+    """Set the reason of selected cells that have none yet."""
     reasons[where & (reasons == DropReason.KEPT)] = reason
 
 
-def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
-    """Which of the ids are asked for."""
+def _in_subset(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubset) -> NDArray[np.bool_]:
+    """Return whether each id is in the subset."""
     if subset.ids is not None:
         unknown = np.setdiff1d(subset.ids, ids)
         if len(unknown):
@@ -290,41 +300,36 @@ def _selected(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSubs
     return np.isin(np.arange(len(ids)), chosen)
 
 
-def _split(every: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
-    """The table of the cells without a reason to be dropped; the others are added to its ``dropped``."""
-    kept = reasons == DropReason.KEPT
-    gone = ~kept
-    ids = every.ids
-    if every.nuclei is not None:
-        # A nucleus on no cytosol has an id of our making; it is told of by its own.
-        ids = np.where(every.areas[:, -1] == 0, every.nuclei[:, 0], ids)
-    dropped = DroppedCells(every.slide[gone], ids[gone], reasons[gone])
-    return every.part(kept, _joined_rows([dropped, every.dropped], DroppedCells))
+def _split(all_cells: CellTable, reasons: NDArray[np.uint8]) -> CellTable:
+    """Return the table of the kept cells; the others are added to its ``dropped``."""
+    is_kept = reasons == DropReason.KEPT
+    is_dropped = ~is_kept
+    ids = all_cells.ids
+    if all_cells.nuclei is not None:
+        # A nucleus without a cytosol was given an unused id; report its original one.
+        ids = np.where(all_cells.areas[:, -1] == 0, all_cells.nuclei[:, 0], ids)
+    dropped = DroppedCells(all_cells.slide[is_dropped], ids[is_dropped], reasons[is_dropped])
+    return all_cells.part(is_kept, _concatenate([dropped, all_cells.dropped], DroppedCells))
 
 
-def _join(tables: list[CellTable]) -> CellTable:
-    """One table of all slides, in their order."""
-    return _joined_rows(tables, CellTable)
-
-
-def _joined_rows(tables: Sequence[Table], kind: type[Table]) -> Table:
-    """The rows of all tables behind one another."""
+def _concatenate(tables: Sequence[Table], kind: type[Table]) -> Table:
+    """Concatenate the rows of tables."""
     columns: dict[str, Any] = {}
     for field in fields(kind):
         parts = [getattr(table, field.name) for table in tables]
         if isinstance(parts[0], DroppedCells):
-            columns[field.name] = _joined_rows(parts, DroppedCells)
+            columns[field.name] = _concatenate(parts, DroppedCells)
         else:
             columns[field.name] = None if parts[0] is None else np.concatenate(parts)
     return kind(**columns)
 
 
 def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator[Batch]:
-    """The plan's cells in batches of neighbours, band by band down each slide, left to right within a band.
+    """Yield the cells of the plan in batches of neighbors, band by band down each slide, left to right in a band.
 
-    Where ``chunk_cells`` rows make a chunk of the output, group by group: a group is rows that follow each other, whole
-    chunks of them, few enough to be held until all have come. Ids that are scattered over the slide make that slow:
-    every group reads it anew.
+    If a chunk of the output holds several cells (``chunk_cells``), the order is group by group. A group is a range of
+    rows that consists of whole chunks and is small enough to be kept in memory until complete. This is slow if ids
+    are scattered over the slide, because each group reads the slide again.
     """
     cells, S = plan.cells, plan.program.recipe.tile_size
     corners = cells.centers - S // 2
@@ -343,17 +348,17 @@ def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator
 def _cut_band(
     plan: Plan, band: NDArray[np.int64], left: NDArray[np.int64], batch_size: BatchSize
 ) -> Iterator[NDArray[np.int64]]:
-    """The cells of one band, ordered by their tiles' ``left``, in pieces of bounded number and bytes."""
+    """Split the cells of one band, sorted by the left edges of their tiles, into batches of bounded size."""
     program, slide = plan.program, plan.slides[int(plan.cells.slide[band[0]])]
     S = program.recipe.tile_size
-    n_most = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
+    max_cells = int(np.clip(batch_size.nbytes // program.tile_nbytes, 1, batch_size.n_cells))
     pixel_nbytes = slide.image.shape[0] * slide.image.dtype.itemsize
     pixel_nbytes += sum(raster.dtype.itemsize for raster in slide.masks.values())
     reach = batch_size.nbytes // (pixel_nbytes * (BAND_TILES + 1) * S) - S
     start = 0
     while start < len(band):
         end = int(np.searchsorted(left, left[start] + max(reach, 0), side="right"))
-        end = min(end, start + n_most)
+        end = min(end, start + max_cells)
         yield band[start:end]
         start = end
 

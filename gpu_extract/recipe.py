@@ -1,8 +1,7 @@
-"""The recipe: every parameter of an extraction, the three presets, and what they mean for one slide.
+"""The recipe: all parameters of an extraction, the three presets, and their meaning for a slide.
 
-A `Recipe` is what the user chooses. `Recipe.program` resolves it against a slide (which label planes there
-are, how many channels, which pixel type) into a `Program`, the list of masks and channels that every backend
-works through.
+A `Recipe` holds the user's choices. `Recipe.program` resolves it against a slide (its label planes, number of
+channels and pixel type) into a `Program`: the masks and channels that every backend computes.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from gpu_extract.errors import InputError, RecipeError
 
 __all__ = ["MAX_TILE_SIZE", "MaskSteps", "Program", "Recipe", "gaussian_weights"]
 
-# A tile larger than this is a crop of a tissue, not a picture of a cell, and 5 planes of it take 160 MiB.
+# Five float16 planes of this size take 160 MiB; a larger tile would be a crop of a tissue, not of a cell.
 MAX_TILE_SIZE = 4096
-# Beyond these a mask has left every tile that is allowed; larger values are slips of the finger.
+# Larger values make no sense for cells and are most likely typing errors.
 MAX_DILATION = 512
 MAX_SIGMA = 256.0
 
@@ -34,75 +33,74 @@ FLOAT_OUTPUTS = ("float16", "float32", "float64")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every parameter of an extraction, checked on construction.
+    """All parameters of an extraction, checked on construction.
 
-    The defaults are the preset ``standard``; `Recipe.preset` gives the others, `replace` changes single
-    parameters, `from_toml` and `to_toml` read and write them.
+    The defaults are the preset ``standard``. `Recipe.preset` returns a preset by name, `replace` changes single
+    parameters, and `from_toml` and `to_toml` convert from and to TOML.
 
     Parameters
     ----------
     base : {"standard", "sparcspy", "scportrait"}
-        The preset that the other parameters started from; a name for the reader, without effect.
+        The preset that the recipe is based on. It has no effect of its own.
     tile_size : int, pixels
-        Side S of a tile, 1 to 4096. The cell's centre is at index ``S // 2``.
+        Side S of a tile, 1 to 4096. The center of the cell is at index ``S // 2``.
     border : {"mask", "window", "keep"}
-        Which cells near the slide's border are dropped: those whose masks touch it, those whose window
-        leaves the slide, or none.
+        Which cells near the border of the slide are dropped: those with a mask that touches it, those whose center is
+        not more than ``S // 2`` pixels away from it, or none.
     on_mismatch : {"drop", "error", "keep"}
-        What to do with an id that only one of the two label planes has.
+        Handling of an id that occurs in only one of the two label planes.
     match : {"id", "overlap"}
-        What makes a nucleus and a cytosol one cell: the same id, or that the cytosol holds most of the nucleus'
-        pixels. The cell then has the cytosol's id.
+        How nuclei and cytosols are paired: by equal ids, or each nucleus with the cytosol that it overlaps most. With
+        ``"overlap"`` the cell has the id of the cytosol.
     several_nuclei : {"largest", "all"}
-        Of several nuclei that ``match="overlap"`` finds in one cytosol, which make the cell's nucleus.
+        With ``match="overlap"``, the nuclei kept in a cytosol with several.
     pieces : {"all", "largest"}
-        Of a label in several pieces (8-connected), which are the cell's.
+        The connected components (8-connected) of a label that belong to the cell.
     fill_nucleus, fill_cytosol : bool
-        Fill holes in the mask (background regions not 4-connected to the tile's edge).
+        Fill holes in the mask (background regions not 4-connected to the edge of the tile).
     stored_sigma : float, pixels
-        Gaussian blur of the mask planes that are stored; 0 stores them binary.
+        Gaussian blur of the stored mask planes; 0 stores binary masks.
     nuclear_channel : int, str or None
-        The channel that is cut with the nucleus mask, by its index among the channels that are extracted or by its
-        name; all others, or all if None, are cut with the last mask.
+        The channel that is cut with the nucleus mask, by its index among the extracted channels or by its name. All
+        other channels, or all channels if None, are cut with the last mask.
     nucleus_dilation, cytosol_dilation : int, pixels
-        Radius of the disk by which the cut mask is expanded.
+        Radius of the disk by which the mask for cutting is dilated.
     nucleus_sigma, cytosol_sigma : float, pixels
-        Gaussian blur of the cut mask after expansion.
+        Gaussian blur of the mask for cutting, after dilation.
     neighbours : {"exclude", "keep"}
-        Whether pixels on a neighbouring label are cut away.
+        Whether pixels on a neighboring label are set to 0 or kept.
     apply_masks : bool
-        False leaves the channels uncut.
+        Whether channels are cut with masks.
     cut : {"after", "before"}
-        Whether channels are cut after they are normalised, or before.
+        Whether channels are cut after or before normalization.
     normalization : {"quantile", "range", "dtype", "none"}
         Scale each channel to [0, 1] between two quantiles, between ``value_range``, by the maximum of its
         integer type, or not at all.
     quantiles : (float, float)
-        The lower and upper quantile, within [0, 1] (numpy's linear definition).
+        Lower and upper quantile, within [0, 1] (NumPy's linear definition).
     quantile_pixels : {"mask", "tile"}
-        Where a cell's quantiles are taken: in its expanded mask on the slide, or in the whole tile.
+        Pixels that the quantiles of a cell are taken over: its dilated mask on the slide, or the whole tile.
     quantile_scope : {"cell", "slide", "dataset"}
-        Quantiles of each cell, or of all pixels of its slide, or of all slides.
+        Take quantiles over each cell, over all pixels of its slide, or over all slides.
     value_range : (float, float) or None
         Lower and upper value of ``normalization="range"``.
     flat_channel : {"zero", "undivided"}
-        What becomes of a channel whose lower and upper value are equal: 0, or clip(x - lower, 0, 1).
+        Result for a channel whose lower and upper value are equal: 0, or clip(x - lower, 0, 1).
     minmax : bool
-        Stretch each finished channel to [0, 1] once more.
+        Stretch each channel to [0, 1] once more at the end.
     minmax_except : tuple of int or str
-        Channels that ``minmax`` leaves alone, by name, or by their place where the nuclear channel is counted first
-        and the others follow in their order: as in SPARCSpy, in which it always is the first. Places beyond the last
-        channel are allowed.
+        Channels excluded from ``minmax``, by name, or by position in the order in which the nuclear channel comes
+        first, as it always does in SPARCSpy. Positions beyond the last channel are ignored.
     output_dtype : {"auto", "float16", "float32", "uint16", "uint8"}
-        Type of the stored tiles. ``auto`` is float16, or the image's own type for ``normalization="none"``.
-        Normalised integers are scaled to the type's maximum, masks included.
+        Type of the stored tiles. ``auto`` is float16, or the type of the image for ``normalization="none"``.
+        For integer types, normalized values and masks are scaled to the maximum of the type.
     nonfinite : {"error", "zero"}
-        What to do with NaN and infinite pixels.
+        Raise an error for NaN and infinite pixels, or set them to 0.
 
     Raises
     ------
     RecipeError
-        If a value is not allowed; the message names the parameter, the value and what is allowed.
+        If a value is not allowed. The message has the parameter, the value and the allowed values.
     """
 
     base: Literal["standard", "sparcspy", "scportrait"] = "standard"
@@ -155,19 +153,19 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """The preset of that name: ``standard``, ``sparcspy`` or ``scportrait``."""
+        """Return the preset ``standard``, ``sparcspy`` or ``scportrait``."""
         if not isinstance(name, str) or name not in PRESETS:
             raise RecipeError(f"unknown recipe {name!r}; it must be {_choice(PRESETS)}, or a .toml file")
         return cls(base=name, **PRESETS[name])  # type: ignore[arg-type]
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
-        """The recipe in a TOML file: a ``base`` preset (default ``standard``) and the parameters that differ.
+        """Read a recipe from a TOML file with a ``base`` preset (default ``standard``) and changed parameters.
 
         Raises
         ------
         RecipeError
-            If the file cannot be read, is not TOML, or has an unknown key or a value that is not allowed.
+            If the file cannot be read or is not TOML, a key is unknown, or a value is not allowed.
         """
         try:
             with open(path, "rb") as file:
@@ -182,13 +180,13 @@ class Recipe:
             raise RecipeError(f"{path}: {error}") from error
 
     def to_toml(self) -> str:
-        """The recipe as TOML text that `from_toml` reads back unchanged."""
+        """Return the recipe as TOML text, which `from_toml` reads back unchanged."""
         import tomli_w
 
         return tomli_w.dumps({name: _to_plain(value) for name, value in dataclasses.asdict(self).items()})
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with some parameters changed.
+        """Return a copy of the recipe with some parameters changed.
 
         Raises
         ------
@@ -208,7 +206,7 @@ class Recipe:
         image_dtype: np.dtype[Any],
         channel_names: tuple[str, ...] = (),
     ) -> Program:
-        """What this recipe means for a slide with these label planes and channels.
+        """Resolve the recipe for slides with these label planes and channels.
 
         Parameters
         ----------
@@ -216,13 +214,13 @@ class Recipe:
         n_channels : int
         image_dtype : numpy.dtype
         channel_names : tuple of str, length C or 0
-            Needed only by a recipe that names a channel.
+            Required only if the recipe refers to a channel by name.
 
         Raises
         ------
         RecipeError
-            If the recipe does not fit the slide: a channel that does not exist, an output type that cannot
-            hold the values.
+            If the recipe does not match the slides, for example if a channel does not exist or the output type
+            cannot represent the values.
         """
         names = channel_names or ("",) * n_channels
         nuclear_channel = (
@@ -257,7 +255,7 @@ class Recipe:
         )
 
     def _stretched(self, names: tuple[str, ...], nuclear_channel: int | None) -> tuple[bool, ...]:
-        """For each channel whether ``minmax`` applies to it."""
+        """Return for each channel whether ``minmax`` applies to it."""
         order = sorted(range(len(names)), key=lambda c: c != nuclear_channel)
         excepted = {
             _index("minmax_except", each, names) if isinstance(each, str) else order[each]
@@ -287,7 +285,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class MaskSteps:
-    """How one mask of a cell is made from its label: select, fill holes, dilate, blur.
+    """The steps from a label to one mask of a cell: select, fill holes, dilate, blur.
 
     Parameters
     ----------
@@ -307,19 +305,19 @@ class MaskSteps:
 
 @dataclass(frozen=True)
 class Program:
-    """A recipe resolved against a slide: the distinct masks, and which of them each plane of a tile uses.
+    """A recipe resolved against a slide: the distinct masks, and the mask of each plane of a tile.
 
     Parameters
     ----------
     recipe : Recipe
     masks : tuple of MaskSteps
-        The distinct masks that are needed.
+        The distinct masks.
     stored : tuple of int, length M
-        For each mask plane of a tile, its entry in ``masks``.
+        Index into ``masks`` for each mask plane of a tile.
     cut : tuple of int, length C
-        For each channel, the entry in ``masks`` that it is cut with.
+        Index into ``masks`` of the mask that each channel is cut with.
     stretched : tuple of bool, length C
-        For each channel, whether it is stretched to [0, 1] at the end.
+        Whether each channel is stretched to [0, 1] at the end.
     image_dtype, output_dtype : numpy.dtype
     """
 
@@ -333,29 +331,29 @@ class Program:
 
     @property
     def n_planes(self) -> int:
-        """K, the planes of a tile: masks, then channels."""
+        """Number K of planes of a tile: masks, then channels."""
         return len(self.stored) + len(self.cut)
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:
-        """(K, S, S)."""
+        """Shape (K, S, S) of a tile."""
         return (self.n_planes, self.recipe.tile_size, self.recipe.tile_size)
 
     @property
     def tile_nbytes(self) -> int:
-        """Bytes of a finished tile."""
+        """Size of a finished tile in bytes."""
         return math.prod(self.tile_shape) * self.output_dtype.itemsize
 
     @property
     def unit(self) -> float:
-        """The stored value of 1.0: the type's maximum where normalised values are stored as integers."""
+        """Stored value of 1.0: the maximum of the type if normalized values are stored as integers, else 1."""
         if self.output_dtype.kind == "f" or self.recipe.normalization == "none":
             return 1.0
         return float(np.iinfo(self.output_dtype).max)
 
     @property
     def fixed_limits(self) -> NDArray[np.float64] | None:
-        """(C, 2) lower and upper value of each channel where the recipe alone decides them, else None."""
+        """Lower and upper value of each channel, (C, 2), if the recipe alone determines them, else None."""
         recipe = self.recipe
         if recipe.normalization == "range":
             assert recipe.value_range is not None  # Recipe checks it
@@ -370,9 +368,10 @@ class Program:
 
 
 def gaussian_weights(sigma: float) -> NDArray[np.float64]:
-    """The weights of a Gaussian blur from its centre outwards, (R + 1,), R = int(4 sigma + 0.5).
+    """Return the weights of a Gaussian blur from the center outward, (R + 1,), with R = int(4 sigma + 0.5).
 
-    ``exp(-x^2 / 2 sigma^2)``, normalised to 1 over ``|x| <= R``. ``sigma`` 0 gives ``[1.]``.
+    The weights are ``exp(-x^2 / (2 sigma^2))``, normalized to a sum of 1 over ``|x| <= R``. For ``sigma`` 0 they are
+    ``[1.]``. Kernel and radius are those of `scipy.ndimage.gaussian_filter1d`.
     """
     radius = int(4 * sigma + 0.5)
     if radius == 0:
@@ -401,7 +400,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "border": "window",
         "stored_sigma": 1.0,
         "nuclear_channel": None,
-        "nucleus_dilation": 0,  # of a nuclear channel that the user names all the same
+        "nucleus_dilation": 0,  # in case the user names a nuclear channel
         "cytosol_dilation": 0,
         "cytosol_sigma": 1.0,
         "neighbours": "keep",
@@ -414,12 +413,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @cache
 def _kinds() -> dict[str, Any]:
-    """The type of each field of a recipe."""
+    """Return the type of each field of a recipe."""
     return get_type_hints(Recipe)
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
-    """``value`` in the parameter's own type, or a RecipeError that says what is allowed."""
+    """Return ``value`` in the type of the parameter, or raise a RecipeError with the allowed values."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise RecipeError(f"{name} is {value!r}; it must be {_choice(get_args(kind))}")
@@ -454,7 +453,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _channel(name: str, value: Any) -> int | str:
-    """A channel's index from 0, or its name."""
+    """Check the index (from 0) or name of a channel."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
@@ -463,7 +462,7 @@ def _channel(name: str, value: Any) -> int | str:
 
 
 def _index(name: str, channel: int | str, names: tuple[str, ...]) -> int:
-    """The index of a channel that a parameter means."""
+    """Return the index of the channel that a parameter refers to."""
     try:
         return channel_index(channel, names, f"{name} is {channel!r}; the image")
     except InputError as error:

@@ -11,23 +11,23 @@ from gpu_extract.sources import open_labels
 
 
 def largest_by_scikit_image(labels):
-    """Each label's largest 8-connected piece, the first in reading order of equal ones; and {id: n pieces}."""
+    """Return each label's largest 8-connected component, ties to the first in row-major order, and {id: number}."""
     kept, counts = np.zeros_like(labels), {}
     for cell_id in np.unique(labels[labels != 0]):
-        pieces = label(labels == cell_id, connectivity=2)  # numbered in reading order
-        counts[int(cell_id)] = int(pieces.max())
-        kept[pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = cell_id
+        components = label(labels == cell_id, connectivity=2)  # numbered in row-major order
+        counts[int(cell_id)] = int(components.max())
+        kept[components == np.bincount(components.ravel())[1:].argmax() + 1] = cell_id
     return kept, counts
 
 
 def check(labels):
     raster = open_labels(labels, "nucleus")
-    pieces = find_components(raster)
+    components = find_components(raster)
     expected, counts = largest_by_scikit_image(labels)
-    assert dict(zip(pieces.ids.tolist(), pieces.counts.tolist(), strict=True)) == {
+    assert dict(zip(components.ids.tolist(), components.counts.tolist(), strict=True)) == {
         cell_id: n for cell_id, n in counts.items() if n > 1
     }
-    kept = LargestComponents(raster, pieces)
+    kept = LargestComponents(raster, components)
     H, W = labels.shape
     np.testing.assert_array_equal(kept.read(0, 0, H, W)[0], expected)
     np.testing.assert_array_equal(kept.read(H // 3, W // 4, H, W - W // 4)[0], expected[H // 3 :, W // 4 : W - W // 4])
@@ -39,18 +39,18 @@ def check(labels):
     )
 )
 @settings(deadline=None)
-def test_pieces_are_scikit_images(labels):
+def test_components_equal_those_of_scikit_image(labels):
     check(labels)
 
 
 @pytest.mark.parametrize("strip", [1, 300, 1 << 22])
-def test_pieces_do_not_depend_on_the_strips_they_are_read_in(monkeypatch, strip):
+def test_components_do_not_depend_on_the_strips(monkeypatch, strip):
     monkeypatch.setattr("gpu_extract.labels.STRIP_PIXELS", strip)
     _, _, cytosol = small_slide(5)
     check(cytosol)
 
 
-def test_reading_leaves_the_callers_labels_as_they_were():
+def test_reading_does_not_change_the_labels_of_the_caller():
     labels = np.zeros((5, 9), np.uint32)
     labels[0, :3], labels[4, 5] = 3, 3
     raster = open_labels(labels, "nucleus")

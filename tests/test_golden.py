@@ -1,4 +1,4 @@
-"""Every backend against the files that SPARCSpy 1.0.0 and scPortrait 1.8.0 wrote."""
+"""Every backend against files of SPARCSpy 1.0.0 and scPortrait 1.8.0."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def assert_agrees(images, expected, device):
 
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("device", ["reference", "cpu", "cuda"])
-def test_ht29_is_what_the_peers_wrote(peer, device):
+def test_ht29_equals_the_files_of_the_peers(peer, device):
     golden = np.load(GOLDEN / f"ht29.{peer}.s64.npz")
     window, batch, program = one_batch(ht29(), peer_recipe(peer))
     assert (batch.ids == golden["cell_ids"]).all()
@@ -42,7 +42,7 @@ def test_ht29_is_what_the_peers_wrote(peer, device):
     assert_agrees(extract(device, window, some, program), golden["images"], device)
 
 
-def test_the_dropped_ids_are_scportraits():
+def test_the_dropped_ids_equal_those_of_scportrait():
     golden = np.load(GOLDEN / "ht29.scportrait.s64.npz")
     dropped = make_plan([ht29()], peer_recipe("scportrait")).cells.dropped
     assert (np.sort(dropped.ids) == np.sort(golden["removed"])).all()
@@ -53,7 +53,7 @@ def test_the_dropped_ids_are_scportraits():
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("device", ["reference", "cpu", "cuda"])
 @pytest.mark.parametrize("name", ["ht29", "dsb"])
-def test_all_cells_of_the_team_s_golden_files(name, peer, device):
+def test_all_cells_of_the_golden_files(name, peer, device):
     golden = np.load(SHARED / "golden" / f"{name}.{peer}.s64.npz")
     folder = SHARED / "data" / {"ht29": "ht29_cellprofiler", "dsb": "dsb_nuclei"}[name]
     cytosol = folder / "cytosol.npy"

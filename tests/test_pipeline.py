@@ -31,7 +31,7 @@ def written(path):
         return file["obsm/single_cell_images"][:], file["obs/scportrait_cell_id"][:]
 
 
-def few_cells_a_batch(monkeypatch, n=4):
+def make_batches_small(monkeypatch, n=4):
     monkeypatch.setattr(
         pipeline, "batches", lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(n), chunk_cells)
     )
@@ -44,13 +44,13 @@ def no_thread_is_left():
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize("n_most", [1, 5, 64])
+@pytest.mark.parametrize("max_cells", [1, 5, 64])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_the_file_does_not_depend_on_batches_and_threads(tmp_path, monkeypatch, n_most, threads):
+def test_the_file_does_not_depend_on_batches_and_threads(tmp_path, monkeypatch, max_cells, threads):
     plan = plan_of()
     whole = np.concatenate([cells.images for cells in tiles_of(plan)])
     order = np.concatenate([cells.rows for cells in tiles_of(plan)])
-    few_cells_a_batch(monkeypatch, n_most)
+    make_batches_small(monkeypatch, max_cells)
     path = tmp_path / "cells.h5sc"
     report = pipeline.run(plan, choose("cpu"), store_for(plan, path), threads)
     images, ids = written(path)
@@ -66,7 +66,7 @@ def tiles_of(plan):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
-    few_cells_a_batch(monkeypatch)
+    make_batches_small(monkeypatch)
     plan = plan_of()
     for threads in (1, 3):
         pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / f"{threads}.h5sc"), threads)
@@ -78,7 +78,7 @@ class BoomError(RuntimeError):
 
 
 def failing(function, after):
-    """The function, raising BoomError at its call number ``after``."""
+    """Return the function, made to raise BoomError after ``after`` calls."""
     calls = iter(range(after))
 
     def wrapped(*args, **kwargs):
@@ -91,8 +91,8 @@ def failing(function, after):
 
 @pytest.mark.parametrize("stage", ["read", "compute", "encode", "write"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_failure_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypatch, no_thread_is_left, stage, after):
-    few_cells_a_batch(monkeypatch)
+def test_an_error_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypatch, no_thread_is_left, stage, after):
+    make_batches_small(monkeypatch)
     plan = plan_of()
     backend = Backend("reference", reference_backend.extract)
     path = tmp_path / "cells.h5sc"
@@ -110,8 +110,8 @@ def test_a_failure_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypat
     assert not path.exists()
 
 
-def test_bad_input_in_the_middle_leaves_nothing_behind(tmp_path, monkeypatch, no_thread_is_left):
-    few_cells_a_batch(monkeypatch)
+def test_an_input_error_during_the_run_removes_all_output(tmp_path, monkeypatch, no_thread_is_left):
+    make_batches_small(monkeypatch)
     plan = plan_of()
     calls = iter(range(5))
 
@@ -128,7 +128,7 @@ def test_bad_input_in_the_middle_leaves_nothing_behind(tmp_path, monkeypatch, no
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread_is_left):
-    few_cells_a_batch(monkeypatch)
+    make_batches_small(monkeypatch)
     plan = plan_of()
     path = tmp_path / "cells.h5sc"
 
@@ -143,8 +143,8 @@ def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread
     assert 10 < journal.n_written < len(plan.cells)
 
 
-def test_a_full_disk_says_what_is_kept(tmp_path, monkeypatch, no_thread_is_left):
-    few_cells_a_batch(monkeypatch)
+def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, no_thread_is_left):
+    make_batches_small(monkeypatch)
     plan = plan_of()
     path = tmp_path / "cells.h5sc"
     store = store_for(plan, path)
@@ -158,7 +158,7 @@ def test_a_full_disk_says_what_is_kept(tmp_path, monkeypatch, no_thread_is_left)
     assert not path.exists()
 
 
-def test_in_order_is_in_order_and_looks_no_further_ahead_than_asked():
+def test_in_order_keeps_the_order_and_the_limit_ahead():
     taken = []
 
     def items():
@@ -174,8 +174,8 @@ def test_in_order_is_in_order_and_looks_no_further_ahead_than_asked():
 
 
 def test_memory_does_not_grow_with_the_number_of_cells(monkeypatch, tmp_path):
-    """However many batches there are, only a few are anywhere between reader and writer: those that bytes allow."""
-    few_cells_a_batch(monkeypatch, 1)
+    """The number of batches between reader and writer is bounded by their bytes."""
+    make_batches_small(monkeypatch, 1)
     plan = plan_of()
     n_ahead = 3
     monkeypatch.setattr(pipeline, "ENCODED_AHEAD_NBYTES", n_ahead * plan.program.tile_nbytes)
@@ -204,14 +204,14 @@ def test_memory_does_not_grow_with_the_number_of_cells(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("scope", ["slide", "dataset"])
-def test_levels_of_a_slide_are_the_same_for_every_cell(scope):
+def test_limits_of_a_slide_are_the_same_for_every_cell(scope):
     plan = plan_of(quantile_scope=scope)
     limits = np.concatenate([cells.limits for cells in tiles_of(plan)])
     image = plan.slides[0].image.read(0, 0, 200, 230)
     assert (limits == np.quantile(image.astype(float), (0.001, 0.999), axis=(1, 2)).T).all()
 
 
-def test_nonfinite_zero_equals_a_cleaned_image():
+def test_nonfinite_zero_is_the_same_as_zeros_in_the_image():
     image, nucleus, cytosol = small_slide(2, dtype=np.float32)
     dirty = image.copy()
     dirty[:, ::7, ::5] = np.nan

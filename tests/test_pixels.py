@@ -11,7 +11,7 @@ from gpu_extract.sources import open_image
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float16", "float32", "float64"])
 @pytest.mark.parametrize("strip", [100, 1 << 22])
-def test_quantiles_of_an_image_are_numpys(monkeypatch, dtype, strip):
+def test_quantiles_of_an_image_equal_those_of_numpy(monkeypatch, dtype, strip):
     monkeypatch.setattr(pixels, "STRIP_PIXELS", strip)
     image = small_slide(1, dtype=dtype)[0]
     image[1] = image[1] > 100
@@ -30,7 +30,7 @@ def test_quantiles_of_any_pixels(values, lower, upper):
     assert (image_quantiles([open_image(image)], (lower, upper))[0] == expected).all()
 
 
-def test_levels_of_each_slide_and_of_the_dataset():
+def test_limits_of_each_slide_and_of_the_dataset():
     images = [small_slide(seed)[0] for seed in (1, 2)]
     images[1] //= 2
     slides = [as_slide(image, *small_slide(1)[1:]) for image in images]
@@ -46,7 +46,7 @@ def test_levels_of_each_slide_and_of_the_dataset():
     assert limits("cell") == [None, None]
 
 
-def test_nan_and_infinite_pixels_are_counted_and_placed(monkeypatch):
+def test_nan_and_infinite_pixels_are_counted_and_located(monkeypatch):
     monkeypatch.setattr(pixels, "STRIP_PIXELS", 110 * 20)
     image, nucleus, _ = small_slide(3, dtype=np.float32)
     check_finite(as_slide(image, nucleus))

@@ -24,7 +24,7 @@ def plan_of(nucleus=None, cytosol=None, subset=None, **changes):
 
 
 @pytest.mark.parametrize("strip", [1, 100, 1 << 22])
-def test_statistics_are_scikit_images(monkeypatch, strip):
+def test_statistics_equal_those_of_scikit_image(monkeypatch, strip):
     monkeypatch.setattr("gpu_extract.labels.STRIP_PIXELS", strip)
     _, plane, _ = small_slide(3)
     statistics = label_statistics(open_labels(plane, "nucleus"))
@@ -44,7 +44,7 @@ def test_statistics_are_scikit_images(monkeypatch, strip):
     )
 )
 @settings(deadline=None)
-def test_statistics_of_any_plane_are_counted_pixel_by_pixel(labels):
+def test_statistics_of_any_plane_equal_a_count_of_its_pixels(labels):
     statistics = label_statistics(open_labels(labels, "nucleus"))
     ids = sorted({int(i) for i in labels.ravel()} - {0})
     assert statistics.ids.tolist() == ids
@@ -57,7 +57,7 @@ def test_statistics_of_any_plane_are_counted_pixel_by_pixel(labels):
         assert statistics.touches[n] == (y.min() == 0 or x.min() == 0 or y.max() == H - 1 or x.max() == W - 1)
 
 
-def test_centres_are_rounded_half_to_even():
+def test_centers_are_rounded_half_to_even():
     labels = np.zeros((9, 9), np.uint8)
     labels[2, 2:4] = 1  # x 2.5 -> 2
     labels[5, 3:5] = 2  # x 3.5 -> 4
@@ -65,7 +65,7 @@ def test_centres_are_rounded_half_to_even():
     assert plan_of(labels).cells.centers.tolist() == [[2, 2], [5, 4], [4, 6]]
 
 
-def test_an_id_in_several_pieces_is_one_cell():
+def test_a_label_with_several_components_is_one_cell():
     labels = np.zeros((9, 30), np.uint8)
     labels[2, 2], labels[6, 20] = 7, 7
     cells = plan_of(labels).cells
@@ -75,7 +75,7 @@ def test_an_id_in_several_pieces_is_one_cell():
     assert cells.truncated.tolist() == [True]
 
 
-def test_of_an_id_in_several_pieces_the_largest_can_be_the_cell():
+def test_the_largest_component_of_a_label_can_be_the_cell():
     labels = np.zeros((9, 30), np.uint8)
     labels[2, 2], labels[6, 20:22] = 7, 7
     plan = plan_of(labels, pieces="largest")
@@ -86,7 +86,7 @@ def test_of_an_id_in_several_pieces_the_largest_can_be_the_cell():
 
 
 @pytest.mark.parametrize("y", [0, 8])
-def test_border_mask_drops_what_touches_and_keeps_what_only_comes_near(y):
+def test_border_mask_drops_only_masks_that_touch_the_border(y):
     labels = np.zeros((9, 20), np.uint8)
     labels[y, 4], labels[1, 10], labels[7, 12] = 1, 2, 3
     cells = plan_of(labels).cells
@@ -95,7 +95,7 @@ def test_border_mask_drops_what_touches_and_keeps_what_only_comes_near(y):
     assert cells.dropped.counts() == {"mask touches the slide's border": 1}
 
 
-def test_border_mask_looks_at_every_mask():
+def test_border_mask_checks_every_mask():
     nucleus, cytosol = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
     nucleus[3, 3], cytosol[3, :5] = 1, 1
     nucleus[6, 6], cytosol[6, 6] = 2, 2
@@ -126,7 +126,7 @@ def mismatched():
     return nucleus, cytosol
 
 
-def test_ids_of_one_plane_only_are_dropped_with_the_reason():
+def test_ids_in_only_one_plane_are_dropped_with_a_reason():
     dropped = plan_of(*mismatched()).cells.dropped
     assert dict(zip(dropped.ids.tolist(), dropped.reasons().tolist(), strict=True)) == {
         2: "no cytosol",
@@ -134,7 +134,7 @@ def test_ids_of_one_plane_only_are_dropped_with_the_reason():
     }
 
 
-def test_ids_of_one_plane_only_can_be_kept_or_refused():
+def test_ids_in_only_one_plane_can_be_kept_or_refused():
     cells = plan_of(*mismatched(), on_mismatch="keep").cells
     assert cells.ids.tolist() == [1, 2, 3]
     assert cells.areas.tolist() == [[1, 9], [1, 0], [0, 1]]
@@ -143,7 +143,7 @@ def test_ids_of_one_plane_only_can_be_kept_or_refused():
         plan_of(*mismatched(), on_mismatch="error")
 
 
-def test_every_id_is_accounted_for_once():
+def test_every_id_is_kept_or_dropped_once():
     _, nucleus, cytosol = small_slide(4)
     for border in ("mask", "window", "keep"):
         cells = plan_of(nucleus, cytosol, CellSubset(n_cells=2, seed=1), border=border, tile_size=20).cells
@@ -153,7 +153,7 @@ def test_every_id_is_accounted_for_once():
         assert "not selected" in cells.dropped.counts()
 
 
-def test_a_list_of_ids_and_a_random_draw():
+def test_subsets_by_ids_and_at_random():
     labels = np.zeros((9, 40), np.uint8)
     labels[4, 2:38:2] = np.arange(1, 19)
     assert plan_of(labels, subset=CellSubset(ids=np.array([9, 3], np.uint64))).cells.ids.tolist() == [3, 9]
@@ -166,33 +166,33 @@ def test_a_list_of_ids_and_a_random_draw():
         plan_of(labels, subset=CellSubset(n_cells=50))
 
 
-def test_no_cell_left_is_an_error_that_says_why():
+def test_no_cell_left_is_an_error_with_the_reasons():
     labels = np.zeros((5, 5), np.uint8)
     labels[0, 0] = 1
     with pytest.raises(InputError, match=r"all 1 were dropped \(mask touches the slide's border: 1\)"):
         plan_of(labels)
 
 
-def test_a_fitting_tile_size_holds_every_cell():
+def test_every_cell_fits_into_a_fitting_tile_size():
     _, nucleus, cytosol = small_slide(5)
     size = plan_of(nucleus, cytosol, border="keep").fitting_tile_size(1.0)
     assert not plan_of(nucleus, cytosol, border="keep", tile_size=size).cells.truncated.any()
     assert plan_of(nucleus, cytosol, border="keep", tile_size=size - 2).cells.truncated.any()
 
 
-@pytest.mark.parametrize(("cells_most", "nbytes"), [(64, 32 << 20), (3, 32 << 20), (64, 4000), (64, 1)])
+@pytest.mark.parametrize(("max_cells", "nbytes"), [(64, 32 << 20), (3, 32 << 20), (64, 4000), (64, 1)])
 @pytest.mark.parametrize("size", [7, 16, 300])
-def test_batches_partition_the_rows_and_their_windows_hold_their_tiles(cells_most, nbytes, size):
+def test_batches_partition_the_rows_and_windows_contain_the_tiles(max_cells, nbytes, size):
     slides = [as_slide(*small_slide(seed)) for seed in (6, 7)]
     plan = make_plan(slides, Recipe(tile_size=size, border="keep"))
     rows = []
-    for batch in batches(plan, BatchSize(cells_most, nbytes)):
+    for batch in batches(plan, BatchSize(max_cells, nbytes)):
         y0, x0, y1, x1 = batch.box
         H, W = slides[batch.slide].size
         on_slide = np.concatenate([np.maximum(batch.corners, 0), np.minimum(batch.corners + size, (H, W))], axis=1)
         assert (on_slide[:, :2] >= (y0, x0)).all()
         assert (on_slide[:, 2:] <= (y1, x1)).all()
-        assert 1 <= len(batch) <= cells_most
+        assert 1 <= len(batch) <= max_cells
         assert (np.diff(batch.rows) > 0).all()
         assert (plan.cells.slide[batch.rows] == batch.slide).all()
         assert (plan.cells.ids[batch.rows] == batch.ids).all()
@@ -200,7 +200,7 @@ def test_batches_partition_the_rows_and_their_windows_hold_their_tiles(cells_mos
     assert sorted(rows) == list(range(len(plan.cells)))
 
 
-def test_rows_are_slides_in_order_and_ids_ascending():
+def test_rows_are_sorted_by_slide_and_id():
     plan = make_plan([as_slide(*small_slide(seed)) for seed in (8, 9)], Recipe(tile_size=9, border="keep"))
     keys = list(zip(plan.cells.slide.tolist(), plan.cells.ids.tolist(), strict=True))
     assert keys == sorted(keys)

@@ -10,7 +10,7 @@ BOTH = ("nucleus", "cytosol")
 
 
 @pytest.mark.parametrize("name", ["standard", "sparcspy", "scportrait"])
-def test_every_preset_survives_toml(tmp_path, name):
+def test_presets_round_trip_through_toml(tmp_path, name):
     recipe = Recipe.preset(name).replace(tile_size=63, quantiles=(0.01, 0.9))
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
@@ -18,7 +18,7 @@ def test_every_preset_survives_toml(tmp_path, name):
     assert recipe.base == name
 
 
-def test_a_toml_file_says_only_what_differs(tmp_path):
+def test_a_toml_file_has_only_changed_parameters(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('base = "scportrait"\ntile_size = 96\nnuclear_channel = "none"\n')
     assert Recipe.from_toml(path) == Recipe.preset("scportrait").replace(tile_size=96)
@@ -35,7 +35,7 @@ def test_a_toml_file_says_only_what_differs(tmp_path):
         ("tile_size = ", "is not TOML"),
     ],
 )
-def test_a_wrong_toml_file_is_named_with_its_fault(tmp_path, text, message):
+def test_errors_in_a_toml_file_name_the_file(tmp_path, text, message):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:
@@ -75,7 +75,7 @@ def test_a_recipe_cannot_be_changed_in_place():
         Recipe().tile_size = 3
 
 
-def test_presets_resolve_to_the_masks_of_the_specification():
+def test_presets_resolve_to_the_specified_masks():
     u16 = np.dtype(np.uint16)
     standard = Recipe.preset("standard").program(BOTH, 3, u16)
     assert [standard.masks[m] for m in standard.stored] == [MaskSteps(0, True, 0, 0), MaskSteps(1, True, 0, 0)]
@@ -108,7 +108,7 @@ def test_output_types():
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.5, 1.0, 2.3, 5.0])
-def test_gaussian_weights_are_scipys(sigma):
+def test_gaussian_weights_equal_those_of_scipy(sigma):
     from scipy.ndimage import gaussian_filter1d
 
     impulse = np.zeros(101)
@@ -118,5 +118,5 @@ def test_gaussian_weights_are_scipys(sigma):
     assert len(weights) == int(4 * sigma + 0.5) + 1
 
 
-def test_no_blur_has_one_weight():
+def test_without_blur_there_is_one_weight():
     assert gaussian_weights(0.0).tolist() == [1.0]

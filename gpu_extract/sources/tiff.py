@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
-from gpu_extract.parallel import side_by_side
+from gpu_extract.parallel import parallel_map
 from gpu_extract.sources import tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
@@ -89,7 +89,7 @@ class TiffRaster:
         for file, keys_of_file in groupby(keys, lambda key: self._planes[key[1]].file):
             with file.open() as stream:
                 decode = partial(self._decode_one, stream)
-                yield from side_by_side(decode, list(keys_of_file))
+                yield from parallel_map(decode, list(keys_of_file))
 
     def _decode_one(self, stream: BinaryIO, key: Key) -> NDArray[Any]:
         _, index, segment = key

@@ -1,12 +1,12 @@
-"""The file of cells: written so that a kill costs seconds and a file under its final name is complete.
+"""The file of cells. A killed run loses seconds of work, and a file with its final name is complete.
 
     Contents -> CellStore.create -> append(encode(images, format)) ... -> finish -> OUT.h5sc -> open_cells, verify
 
-``OUT.partial`` starts with a hole for the HDF5 file without its tiles (`hdf5.layouts.skeleton`); encoded tiles
-(`chunks`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) records which of them are on the disk.
-At the end the index of the chunks is filled in (`hdf5.index`), and the file gets its name (`target`).
+``OUT.partial`` starts with a hole for the HDF5 file without its tiles (`hdf5.layouts.skeleton`). Encoded tiles
+(`chunks`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) records which of them are durable.
+At the end the index of the chunks is filled in (`hdf5.index`), and the file is renamed (`target`).
 
-Names are imported when they are first used: reading a file does not load what writes one.
+Names are imported on first use, so that reading a file does not load the writer.
 """
 
 from __future__ import annotations

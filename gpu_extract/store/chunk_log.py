@@ -1,4 +1,4 @@
-"""Chunks appended to the partial file, and sealed in its journal every few seconds."""
+"""The log of chunks: appended to the partial file, with a checkpoint in the journal every few seconds."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ import numpy as np
 from gpu_extract.store.chunks import EncodedCells
 from gpu_extract.store.codecs import Chunk
 from gpu_extract.store.journal import Record, join, pack_record
-from gpu_extract.store.system import give_back_room, take_room
+from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end
 
 __all__ = ["ChunkLog", "write_all"]
 
-# What a kill can cost at most. The disk works while cells are computed only if it is told to: with 512 MB, a run of
-# some seconds waits for all of its bytes at the end; with 64 MB, it still waits for 3 % of its time.
-SEAL_SECONDS = 2.0
-SEAL_NBYTES = 32 << 20
-# Room that is taken on the disk at a time.
-ROOM_NBYTES = 32 << 20
-# Linux takes no more buffers in one call.
+# Upper bounds on what a kill can lose. Frequent checkpoints also keep the disk busy while cells are computed: with
+# 512 MB, a run of a few seconds waits for all of its bytes at the end; with 64 MB, it waits for 3 % of its time.
+CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_NBYTES = 32 << 20
+# Disk space preallocated at a time.
+PREALLOCATE_NBYTES = 32 << 20
+# Linux limit on the number of buffers per call.
 IOV_MAX = 1024
 
 
 class ChunkLog:
-    """The growing end of a partial file, and the thread that makes it durable.
+    """The end of a growing partial file, and the thread that makes it durable.
 
     Parameters
     ----------
     partial, journal : int
-        Descriptors of the two files; they stay the caller's.
+        Descriptors of the two files; the caller closes them.
     chunks_end, journal_end : int, bytes
-        Where the next chunk and the next record go.
+        Offsets of the next chunk and the next record.
     row_nbytes : int, bytes, optional
-        Size of each row, where rows stand in their order instead of following each other as they come.
+        Size of each row, if rows are stored at fixed offsets instead of in order of arrival.
 
     Attributes
     ----------
     partial : int
     records : list of Record
-        Of what was appended; what was sealed at once is one record.
-    n_sealed : int
-        Cells that are durable.
+        Records of all appended batches; those of one checkpoint are merged into one.
+    n_durable : int
+        Number of durable cells.
     """
 
     def __init__(
@@ -53,109 +53,110 @@ class ChunkLog:
     ) -> None:
         self.partial = partial
         self.records: list[Record] = []
-        self.n_sealed = 0
+        self.n_durable = 0
         self._journal = journal
         self._chunks_start = self._chunks_end = chunks_end
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
-        self._room_end: float = chunks_end
-        self._n_records_sealed = 0
-        self._unsealed_nbytes = 0
+        self._preallocated_end: float = chunks_end
+        self._n_records_durable = 0
+        self._pending_nbytes = 0
         self._failure: OSError | None = None
-        self._sealing = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._due = threading.Event()
         self._stopped = False
-        self._thread = threading.Thread(target=self._seal_regularly, name="gpu-extract-seal", daemon=True)
+        self._thread = threading.Thread(target=self._checkpoint_regularly, name="gpu-extract-checkpoint", daemon=True)
         self._thread.start()
 
     def append(self, encoded: EncodedCells) -> None:
-        """Write a batch's chunks behind the others, or at their rows' places.
+        """Write the chunks of a batch at the end, or at the offsets of their rows.
 
         Raises
         ------
         OSError
-            If they cannot be written, or what came before could not be made durable.
+            If the chunks cannot be written, or an earlier checkpoint failed.
         """
         if self._failure is not None:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.limits)
         if self._row_nbytes is None:
-            self._take_room(record.nbytes)
+            self._preallocate(record.nbytes)
             _write_chunks(self.partial, encoded.chunks, self._chunks_end)
         else:
-            for some in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
-                start = self._chunks_start + int(record.rows[some[0]]) * self._row_nbytes
-                _write_chunks(self.partial, encoded.chunks[some[0] : some[-1] + 1], start)
+            for block in np.split(np.arange(len(record)), np.flatnonzero(np.diff(record.rows) != 1) + 1):
+                start = self._chunks_start + int(record.rows[block[0]]) * self._row_nbytes
+                _write_chunks(self.partial, encoded.chunks[block[0] : block[-1] + 1], start)
         self.records.append(record)
         self._chunks_end += record.nbytes
-        self._unsealed_nbytes += record.nbytes
-        if self._unsealed_nbytes >= SEAL_NBYTES:
-            self._unsealed_nbytes = 0
+        self._pending_nbytes += record.nbytes
+        if self._pending_nbytes >= CHECKPOINT_NBYTES:
+            self._pending_nbytes = 0
             self._due.set()
 
-    def _take_room(self, nbytes: int) -> None:
-        """Take room for so many bytes, and for those that follow them."""
-        while self._chunks_end + nbytes > self._room_end:
-            is_there = take_room(self.partial, int(self._room_end), ROOM_NBYTES)
-            self._room_end = self._room_end + ROOM_NBYTES if is_there else math.inf  # is not asked again
+    def _preallocate(self, nbytes: int) -> None:
+        """Preallocate disk space, in large steps, until the next ``nbytes`` fit."""
+        while self._chunks_end + nbytes > self._preallocated_end:
+            succeeded = preallocate_beyond_end(self.partial, int(self._preallocated_end), PREALLOCATE_NBYTES)
+            # After a failure, infinity prevents further attempts.
+            self._preallocated_end = self._preallocated_end + PREALLOCATE_NBYTES if succeeded else math.inf
 
-    def _give_back_room(self) -> None:
-        """Give back what was taken and not written."""
-        if self._room_end > self._chunks_end:
-            give_back_room(self.partial)
-            self._room_end = self._chunks_end
+    def _trim(self) -> None:
+        """Release preallocated space that was not used."""
+        if self._preallocated_end > self._chunks_end:
+            trim_beyond_end(self.partial)
+            self._preallocated_end = self._chunks_end
 
-    def seal(self) -> None:
-        """Make durable what was appended before the call: first the chunks, then the record that tells of them.
+    def checkpoint(self) -> None:
+        """Make everything appended so far durable: first the chunks, then the record that lists them.
 
         Raises
         ------
         OSError
-            If that fails. No later call succeeds: after a failed sync nobody knows what is on the disk.
+            If this fails. All later calls fail too, since the state of the disk after a failed sync is unknown.
         """
         with self._syncing():
-            first, last = self._n_records_sealed, len(self.records)
+            first, last = self._n_records_durable, len(self.records)
             if first < last:
                 record = join(self.records[first:last])
                 self._write_record(record)
-                # Small arrays of each batch, left among the larger ones that come and go, would tear memory apart.
+                # Merge small per-batch arrays to avoid heap fragmentation.
                 self.records[first:last] = [record]
-                self._n_records_sealed += 1
+                self._n_records_durable += 1
 
-    def put_before(self, head: memoryview) -> None:
-        """Write the head, which makes the partial file an HDF5 file, over the hole before the chunks.
+    def write_head(self, head: memoryview) -> None:
+        """Write the head, which makes the partial file an HDF5 file, into the hole before the chunks.
 
         Raises
         ------
         OSError
-            If it cannot be written; the chunks are as before.
+            If it cannot be written; the chunks are unchanged.
         """
         write_all(self.partial, head, 0)
 
     def sync(self) -> None:
-        """Make durable the head and all chunks; no record is written any more.
+        """Make the head and all chunks durable, without writing a record.
 
         Raises
         ------
         OSError
-            As of `seal`.
+            As in `checkpoint`.
         """
         with self._syncing():
-            self._give_back_room()
+            self._trim()
             os.fsync(self.partial)
 
     def stop(self) -> None:
-        """End the thread; what is not sealed stays so."""
+        """Stop the thread, without a last checkpoint."""
         self._stopped = True
         self._due.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._give_back_room()
+            self._trim()
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:
-        """One at a time, and none after one that failed."""
-        with self._sealing:
+        """Serialize syncs, and raise the error of an earlier one that failed."""
+        with self._sync_lock:
             if self._failure is not None:
                 raise self._failure
             try:
@@ -170,21 +171,24 @@ class ChunkLog:
         write_all(self._journal, packed, self._journal_end)
         os.fdatasync(self._journal)
         self._journal_end += len(packed)
-        self.n_sealed += len(record)
+        self.n_durable += len(record)
 
-    def _seal_regularly(self) -> None:
+    def _checkpoint_regularly(self) -> None:
         while True:
-            self._due.wait(SEAL_SECONDS)
+            self._due.wait(CHECKPOINT_SECONDS)
             self._due.clear()
             if self._stopped:
                 return
-            # The next append raises it, where the user can be told.
+            # The next append raises the error in the caller's thread.
             with contextlib.suppress(OSError):
-                self.seal()
+                self.checkpoint()
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``; one call may write less, at a signal or beyond 2 GiB."""
+    """Write all of ``data`` at ``offset``.
+
+    A single call of `os.pwrite` may write less, after a signal or beyond 2 GiB.
+    """
     rest = memoryview(data)
     while rest:
         n = os.pwrite(descriptor, rest, offset)
@@ -193,9 +197,9 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 def _write_chunks(descriptor: int, chunks: Sequence[Chunk], offset: int) -> None:
     for start in range(0, len(chunks), IOV_MAX):
-        some = chunks[start : start + IOV_MAX]
-        nbytes = sum(map(len, some))
-        n = os.pwritev(descriptor, some, offset)
+        buffers = chunks[start : start + IOV_MAX]
+        nbytes = sum(map(len, buffers))
+        n = os.pwritev(descriptor, buffers, offset)
         if n < nbytes:
-            write_all(descriptor, b"".join(some)[n:], offset + n)
+            write_all(descriptor, b"".join(buffers)[n:], offset + n)
         offset += nbytes

@@ -1,4 +1,4 @@
-"""Tiles cut into chunks and encoded: what the store writes."""
+"""The chunks that the store writes: tiles split and encoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpu_extract.store.codecs import Chunk, Codec, choose_codec
 
 __all__ = ["ChunkFormat", "EncodedCells", "checksum", "encode", "whole_chunks"]
 
-# The CRC-32 of zlib, five times faster.
+# Same as zlib.crc32, but five times faster.
 checksum: Callable[[Chunk], int] = isal_zlib.crc32
 # HDF5 stores the size of a chunk in 32 bits.
 MAX_CHUNK_NBYTES = 2**32 - 1
@@ -25,22 +25,21 @@ MAX_CHUNK_NBYTES = 2**32 - 1
 
 @dataclass(frozen=True)
 class ChunkFormat:
-    """How tiles are cut into the chunks of a dataset, and encoded.
+    """How tiles are split into the chunks of a dataset and encoded.
 
     Parameters
     ----------
     shape : (cells, planes, S, S)
-        Of a chunk. A tile has a whole number of chunks, or a chunk holds several tiles.
+        Shape of a chunk. A tile consists of whole chunks, or a chunk holds several tiles.
     dtype : numpy.dtype
-        Of the stored values; holds every value of the tiles' own type.
+        Type of the stored values. It represents every value of the tiles' own type.
     compression : {"gzip", "lzf", "lz4", "zstd", "none"}
-        See `gpu_extract.store.codecs`. With ``none`` a chunk is a tile's bytes at its row's place in a dataset
-        without chunks.
+        See `gpu_extract.store.codecs`. With ``none`` the dataset is contiguous, and a chunk is the bytes of one tile.
 
     Raises
     ------
     OutputError
-        If the compression is unknown, or a chunk is larger than HDF5 allows.
+        If the compression is unknown, or the chunk shape is not possible in HDF5.
     """
 
     shape: tuple[int, int, int, int]
@@ -61,26 +60,26 @@ class ChunkFormat:
 
     @property
     def codec(self) -> Codec:
-        """The codec of the compression."""
+        """Codec of the compression."""
         return choose_codec(self.compression)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a decoded chunk."""
+        """Size of a decoded chunk in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether values stand at their row's place instead of in chunks."""
+        """Whether the dataset is contiguous, so that each row has a fixed offset."""
         return not self.codec.has_chunks
 
     def is_plain_deflate(self, dtype: np.dtype[Any]) -> bool:
-        """Whether each chunk is the zlib stream of consecutive whole planes of one tile of that dtype, as in memory."""
+        """Return whether each chunk is a zlib stream of consecutive whole planes of one tile of that dtype."""
         is_whole_words = self.nbytes % 8 == 0
         return self.compression == "gzip" and self.shape[0] == 1 and self.dtype == dtype and is_whole_words
 
-    def places(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
-        """Return (row, plane) of the first value of each chunk of ``rows``, (m, 2), in the order of `encode`."""
+    def chunk_offsets(self, rows: NDArray[np.int64], n_planes: int) -> NDArray[np.int64]:
+        """Return the (row, plane) at which each chunk of ``rows`` starts, (m, 2), in the order of `encode`."""
         n_cells, per_chunk = self.shape[:2]
         first = rows[rows % n_cells == 0]
         planes = np.arange(0, n_planes, per_chunk)
@@ -89,18 +88,18 @@ class ChunkFormat:
 
 @dataclass(frozen=True)
 class EncodedCells:
-    """A batch as the bytes that go to disk.
+    """The encoded chunks of a batch.
 
     Parameters
     ----------
     rows : (n,) int64
-        Their rows in the output.
+        Rows of the cells in the output.
     chunks : tuple of m bytes or memoryview
-        Encoded, in the order of `ChunkFormat.places`.
+        Encoded, in the order of `ChunkFormat.chunk_offsets`.
     checksums : (m,) uint32
         CRC-32 of each chunk.
     limits : (n, C, 2) float64
-        The lower and upper value that each channel was normalized with.
+        Lower and upper value with which each channel was normalized.
     format : ChunkFormat
     """
 
@@ -117,13 +116,13 @@ class EncodedCells:
     def of(
         cls, rows: NDArray[np.int64], chunks: Iterable[Chunk], limits: NDArray[np.float64], format: ChunkFormat
     ) -> EncodedCells:
-        """Return the cells with the checksums of their chunks."""
+        """Return the cells, with checksums computed from their chunks."""
         chunks = tuple(chunks)
         return cls(rows, chunks, np.fromiter(map(checksum, chunks), np.uint32, len(chunks)), limits, format)
 
     @classmethod
     def join(cls, parts: Sequence[EncodedCells]) -> EncodedCells:
-        """Return the cells of all parts, which have one format, as one batch."""
+        """Concatenate parts of the same format."""
         return cls(
             rows=np.concatenate([part.rows for part in parts]),
             chunks=tuple(chunk for part in parts for chunk in part.chunks),
@@ -134,17 +133,17 @@ class EncodedCells:
 
     @property
     def sizes(self) -> NDArray[np.uint32]:
-        """Bytes of each chunk, (m,)."""
+        """Size of each chunk in bytes, (m,)."""
         return np.fromiter(map(len, self.chunks), np.uint32, len(self.chunks))
 
 
 def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
-    """Return the batch's tiles as chunks; a pure function whose slow part runs without the GIL.
+    """Encode the tiles of a batch; this is thread-safe and mostly runs without the GIL.
 
     Parameters
     ----------
     images : CellImages
-        Rows of whole chunks, ascending; see `whole_chunks`. The result does not refer to ``images.images``.
+        Rows of whole chunks, ascending; see `whole_chunks`. The result holds no reference to ``images.images``.
     format : ChunkFormat
     """
     chunks = (chunk for blocks in _cut(images, format) for chunk in format.codec.encode(blocks))
@@ -152,7 +151,7 @@ def encode(images: CellImages, format: ChunkFormat) -> EncodedCells:
 
 
 def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
-    """Yield the values of all chunks in order, C-contiguous, several chunks (m, cells, planes, S, S) at a time."""
+    """Yield the values of all chunks in order, as C-contiguous blocks of m chunks, (m, cells, planes, S, S)."""
     stored = images.images.astype(format.dtype, copy=False)
     n_cells = format.shape[0]
     if n_cells == 1:
@@ -160,22 +159,22 @@ def _cut(images: CellImages, format: ChunkFormat) -> Iterator[NDArray[Any]]:
         return
     for cells in np.split(stored, np.flatnonzero(np.diff(images.rows // n_cells)) + 1):
         for plane in range(0, stored.shape[1], format.shape[1]):
-            block = np.zeros((1, *format.shape), format.dtype)  # the last chunk is 0 beyond the last row
+            block = np.zeros((1, *format.shape), format.dtype)  # rows after the last one are 0
             block[0, : len(cells)] = cells[:, plane : plane + format.shape[1]]
             yield block
 
 
 def whole_chunks(batches: Iterable[CellImages], format: ChunkFormat, n_total: int) -> Iterator[CellImages]:
-    """Collect cells that arrive in reading order into whole chunks, and yield each chunk when its last cell arrives.
+    """Collect cells that arrive in any order into whole chunks, and yield each chunk when its last cell arrives.
 
     Parameters
     ----------
     batches : iterable of CellImages
-        Tiles are copied. Incomplete chunks are held in memory, so batches should complete one group of rows after
-        the other, as those of `planning.batches` do.
+        Tiles are copied. Incomplete chunks are kept in memory, so batches should complete one group of rows after
+        another, as those of `planning.batches` do.
     format : ChunkFormat
     n_total : int
-        N, the cells of the file; its last chunk may hold fewer cells than the others.
+        Number N of cells in the file. The last chunk may have fewer cells than the others.
     """
     n_cells = format.shape[0]
     incomplete: dict[int, CellImages] = {}
@@ -196,7 +195,7 @@ def whole_chunks(batches: Iterable[CellImages], format: ChunkFormat, n_total: in
 
 
 def _empty_like(cells: CellImages, rows: NDArray[np.int64]) -> CellImages:
-    """Return uninitialized memory for the cells of ``rows``."""
+    """Return uninitialized cells for ``rows``."""
     return CellImages(
         rows=rows,
         ids=np.empty(len(rows), np.uint64),

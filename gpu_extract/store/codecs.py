@@ -1,4 +1,4 @@
-"""The codecs of tiles: each one encodes and decodes the chunks of one compression.
+"""The codecs of tiles. Each one encodes and decodes the chunks of one compression.
 
 =======  ==========================  ==================================================================
 name     HDF5 filters                a chunk
@@ -6,13 +6,13 @@ name     HDF5 filters                a chunk
 gzip     deflate                     a zlib stream
 lzf      lzf, which h5py includes    liblzf
 lz4      lz4, fletcher32             length, block length, then each block after its length; checksum
-zstd     zstd, fletcher32            a frame that states the size of its content; checksum
+zstd     zstd, fletcher32            a frame with the size of its content; checksum
 none                                 the values; the dataset has no chunks
 =======  ==========================  ==================================================================
 
-Other readers need a plugin (hdf5plugin) for lz4 and zstd; this package decodes them without. Only gzip has a checksum
-of its own: lz4 and zstd mostly turn a flipped bit into wrong values without an error, so HDF5's own checksum follows
-them. lzf has none, as in the files of scPortrait and SPARCSpy.
+Other programs need a plugin (hdf5plugin) to read lz4 and zstd; this package does not. Only gzip includes a checksum.
+lz4 and zstd usually decode a flipped bit to wrong values without an error, so their chunks end with HDF5's checksum.
+lzf has no checksum, as in the files of scPortrait and SPARCSpy.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ Chunk = bytes | memoryview
 GZIP, LZF, LZ4, ZSTD, FLETCHER32 = 1, 32000, 32004, 32015, 3
 CHECKSUM = struct.Struct("<I")
 
-# The annotations of imagecodecs accept bytes only; its functions accept arrays too.
+# imagecodecs annotates bytes only, but accepts arrays too.
 _imagecodecs: Any = imagecodecs
 
 
 class Codec(ABC):
-    """One compression: how HDF5 names it, and how chunks are encoded and decoded.
+    """One compression: its HDF5 filters, and the functions that encode and decode chunks.
 
     Attributes
     ----------
     name : str
     filters : tuple of int
-        Identifiers of the HDF5 filters, in the order in which they are applied on writing.
+        Identifiers of the HDF5 filters, in the order in which they are applied when writing.
     options : dict
         Arguments of `h5py.Group.create_dataset`.
     needs_plugin : bool
-        Whether other programs need a plugin to read it.
+        Whether other programs need a plugin to read the file.
     """
 
     name: ClassVar[str]
@@ -61,26 +61,26 @@ class Codec(ABC):
 
     @property
     def has_chunks(self) -> bool:
-        """Whether the dataset has chunks; without them each value stands at a fixed place."""
+        """Whether the dataset is chunked; otherwise it is contiguous."""
         return bool(self.filters)
 
     @abstractmethod
     def encode(self, blocks: NDArray[Any]) -> Sequence[Chunk]:
-        """Return the chunk of each block of ``blocks``, (n, ...), C-contiguous."""
+        """Encode each block of ``blocks``, (n, ...), C-contiguous, as one chunk."""
 
     def decode(self, chunk: bytes, out: NDArray[np.uint8], filter_mask: int = 0) -> None:
-        """Decode a chunk into ``out``; the decoder runs without the GIL.
+        """Decode a chunk into ``out``, without the GIL.
 
-        A chunk that claims to hold more than ``out`` is not decoded further. The caller provides the memory, since
-        allocating a tile takes longer than decoding it.
+        Decoding stops at the end of ``out``, however much a chunk claims to hold. The caller provides the memory
+        because allocating a tile takes longer than decoding it.
 
         Parameters
         ----------
         chunk : bytes
         out : (nbytes,) uint8
-            As long as the decoded chunk must be.
+            Array of exactly the size of the decoded chunk.
         filter_mask : int
-            HDF5's: bit i is set where filter i was not applied to this chunk.
+            Filter mask of HDF5: bit i is set if filter i was not applied to this chunk.
 
         Raises
         ------
@@ -94,10 +94,10 @@ class Codec(ABC):
         else:
             try:
                 n = self._decoded(chunk, out)
-            except RuntimeError as error:  # the base class of all errors of imagecodecs
+            except RuntimeError as error:  # base class of all errors of imagecodecs
                 raise ValueError(f"its {self.name} stream is damaged or of another size ({error})") from error
         if n != len(out):
-            raise ValueError(f"it does not hold {len(out)} bytes")
+            raise ValueError(f"it does not decode to {len(out)} bytes")
 
     def _decoded(self, chunk: bytes, out: NDArray[np.uint8]) -> int:
         """Decode a chunk into ``out`` and return the number of bytes decoded."""
@@ -111,18 +111,18 @@ class Gzip(Codec):
     options: ClassVar = {"compression": "gzip", "compression_opts": 1}
 
     def encode(self, blocks: NDArray[Any]) -> Sequence[Chunk]:
-        """Return the streams; blocks that are encoded together share one Huffman code."""
+        """See `Codec.encode`. Blocks that are encoded together share one Huffman code."""
         from gpu_extract.backends.cpu.deflate import deflate  # imports numba, which is slow
 
         return deflate(blocks)
 
     def _decoded(self, chunk: bytes, out: NDArray[np.uint8]) -> int:
-        # libdeflate takes half the time of isal for a zlib stream.
+        # libdeflate decodes zlib streams twice as fast as isal.
         return len(_imagecodecs.deflate_decode(chunk, out=out))
 
 
 class Lzf(Codec):
-    """The liblzf of h5py."""
+    """The LZF filter that is part of h5py."""
 
     name, filters = "lzf", (LZF,)
     options: ClassVar = {"compression": "lzf"}
@@ -135,8 +135,8 @@ class Lzf(Codec):
         return len(_imagecodecs.lzf_decode(chunk, out=out))
 
 
-class _Checked(Codec):
-    """A codec of a plugin, whose chunks end with HDF5's checksum."""
+class _WithChecksum(Codec):
+    """A codec whose filter is a plugin and whose chunks end with HDF5's checksum."""
 
     needs_plugin = True
 
@@ -146,7 +146,7 @@ class _Checked(Codec):
         return [chunk + fletcher32(chunk) for chunk in chunks]
 
     def decode(self, chunk: bytes, out: NDArray[np.uint8], filter_mask: int = 0) -> None:
-        """See `Codec.decode`; a wrong checksum is damage."""
+        """See `Codec.decode`; a wrong checksum is an error."""
         if not filter_mask >> 1 & 1:
             chunk, stored = chunk[: -CHECKSUM.size], chunk[-CHECKSUM.size :]
             if fletcher32(chunk) != stored:
@@ -159,7 +159,7 @@ class _Checked(Codec):
 
 
 def _plugin_options(identifier: int, option: int) -> dict[str, Any]:
-    # HDF5 need not know the filter, since it never applies it here.
+    # HDF5 never applies the filter here, so it need not be available.
     return {
         "compression": identifier,
         "compression_opts": (option,),
@@ -168,14 +168,14 @@ def _plugin_options(identifier: int, option: int) -> dict[str, Any]:
     }
 
 
-class Lz4(_Checked):
+class Lz4(_WithChecksum):
     """The LZ4 blocks of HDF5's filter 32004."""
 
     name, filters = "lz4", (LZ4, FLETCHER32)
     options: ClassVar = _plugin_options(LZ4, 0)
 
     def _encoded(self, block: NDArray[Any]) -> bytes:
-        acceleration = 4  # a third faster than 1, and 2 % larger
+        acceleration = 4  # a third faster than 1, with 2 % larger output
         data: bytes = _imagecodecs.lz4h5_encode(block, acceleration)
         return data
 
@@ -183,7 +183,7 @@ class Lz4(_Checked):
         return len(_imagecodecs.lz4h5_decode(chunk, out=out))
 
 
-class Zstd(_Checked):
+class Zstd(_WithChecksum):
     """A Zstandard frame of HDF5's filter 32015."""
 
     name, filters = "zstd", (ZSTD, FLETCHER32)
@@ -198,7 +198,7 @@ class Zstd(_Checked):
 
 
 class Uncompressed(Codec):
-    """The values as they are; see `Codec.has_chunks`."""
+    """The values, stored as they are in a contiguous dataset."""
 
     name, filters = "none", ()
     options: ClassVar[dict[str, Any]] = {}
@@ -220,10 +220,10 @@ def choose_codec(compression: str) -> Codec:
         If there is none.
     """
     if compression not in CODECS:
-        raise OutputError(f"compression {compression!r} is not written; it must be one of {', '.join(CODECS)}")
+        raise OutputError(f"unknown compression {compression!r}; it must be one of {', '.join(CODECS)}")
     return CODECS[compression]
 
 
 def fletcher32(data: bytes) -> bytes:
-    """Return HDF5's checksum of ``data``, the 4 bytes that follow it in a chunk."""
+    """Return the Fletcher-32 checksum of ``data`` that HDF5 appends to a chunk, 4 bytes."""
     return CHECKSUM.pack(imagecodecs.h5checksum_fletcher32(data))

@@ -1,4 +1,4 @@
-"""What is known of an output file before its first tile is computed."""
+"""The contents of an output file that are known before the first tile is computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpu_extract.recipe import Program
 
 __all__ = ["Contents"]
 
-# The columns of obs that this package writes; metadata of the same name would be ambiguous.
+# The columns of obs that this package writes. Metadata with these names would be ambiguous.
 OWN_COLUMNS = (
     "_index",
     "scportrait_cell_id",
@@ -34,23 +34,23 @@ OWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Contents:
-    """The cells of a file, where they come from and how they are made.
+    """The cells of a file, their sources, and the recipe.
 
     Parameters
     ----------
     cells : CellTable
     slides : tuple of Slide
-        All with the same label planes and channels.
+        Slides with the same label planes and channels.
     program : Program
     planes : tuple of int
-        The planes of a tile that are in the file, in that order; all where it is empty.
+        The planes of a tile to store, in this order; all if empty.
     texts : mapping of str to str
-        More texts to store beside the recipe, for example the command line.
+        Additional texts to store next to the recipe, for example the command line.
 
     Raises
     ------
     InputError
-        If there is no cell, the slides differ in planes, or a name or text cannot be stored.
+        If there are no cells, the slides have different planes, or a name or text cannot be stored.
     """
 
     cells: CellTable
@@ -62,7 +62,7 @@ class Contents:
     def __post_init__(self) -> None:
         if not len(self.cells):
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
-            raise InputError("there is no cell to extract" + (f"; dropped were {reasons}" if reasons else ""))
+            raise InputError("there is no cell to extract" + (f"; dropped: {reasons}" if reasons else ""))
         assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
@@ -88,26 +88,26 @@ class Contents:
 
     @property
     def mask_planes(self) -> tuple[str, ...]:
-        """Names of a tile's mask planes as scPortrait spells them, length M."""
+        """Names of the mask planes in the spelling of scPortrait, length M."""
         return tuple(f"seg_all_{name}" for name in self.slides[0].mask_names)
 
     @property
     def plane_names(self) -> tuple[str, ...]:
-        """Names of the planes of a tile that are in the file, length K."""
+        """Names of the stored planes of a tile, length K."""
         names = self.mask_planes + self.slides[0].channel_names
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     @property
     def metadata_names(self) -> tuple[str, ...]:
-        """Names of the slides' metadata, in the order in which they first occur."""
+        """Names of the metadata of all slides, in order of first occurrence."""
         return tuple(dict.fromkeys(key for slide in self.slides for key in slide.metadata))
 
     def provenance(self) -> dict[str, str]:
-        """Return what it takes to repeat the extraction: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
+        """Return the texts needed to repeat the extraction: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
         sources = [
             {
                 "slide": slide.name,
-                "labels": dict(slide.metadata),  # the key of the first files
+                "labels": dict(slide.metadata),  # for compatibility with existing files
                 "image": slide.image.source,
                 **{name: raster.source for name, raster in slide.masks.items()},
                 **({} if slide.pixel_size is None else {"pixel_size": slide.pixel_size}),
@@ -119,7 +119,7 @@ class Contents:
             **self.texts,
             "version": _own_version(),
             "recipe": self.program.recipe.to_toml(),
-            # JSON escapes what is not ASCII, among it the bytes of paths that are no text.
+            # JSON escapes non-ASCII characters, including undecodable bytes in paths.
             "sources": json.dumps(sources, indent=1),
         }
 
@@ -129,7 +129,7 @@ def _own_version() -> str:
     try:
         return version("gpu-extract")
     except PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed
+        return "unknown"  # a checkout that is not installed
 
 
 def _check_text(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The journal of an unfinished file: what is needed to finish it, and which of its cells are on the disk.
+"""The journal of an unfinished file: the data needed to finish it, and a list of its durable cells.
 
 ::
 
@@ -7,10 +7,10 @@
     record   n, m | rows and limits of n cells, sizes and checksums of their m chunks | CRC-32
     record   ...
 
-All little-endian. The chunks of the records follow each other in the partial file from the skeleton's end on; without
-compression each row stands at its own place there instead.
-Records are only ever appended, each after its chunks have reached the disk, so that whatever a kill or a power
-cut leaves behind, the records up to the first damaged one are true.
+All numbers are little-endian. In the partial file the chunks of the records follow the skeleton in the same order;
+without compression each row has a fixed offset instead.
+Records are only appended, and only after their chunks are durable. After a kill or a power failure, all records up to
+the first damaged one are therefore valid.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ MAGIC = b"gxcells\0"
 FORMAT = 2
 HEADER = struct.Struct("<8sIIQQQ32s")
 RECORD = struct.Struct("<QQ")
-SEAL = struct.Struct("<I")
+CRC = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
 class Record:
-    """Cells whose chunks follow each other in the partial file, in the order of `ChunkFormat.places`.
+    """Cells whose chunks are consecutive in the partial file, in the order of `ChunkFormat.chunk_offsets`.
 
     Parameters
     ----------
     rows : (n,) int64
     sizes : (m,) uint32, bytes
-        Of each chunk.
+        Size of each chunk.
     checksums : (m,) uint32
         CRC-32 of each chunk.
     limits : (n, C, 2) float64
@@ -62,25 +62,25 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its chunks."""
+        """Total size of the chunks in bytes."""
         return int(self.sizes.sum(dtype=np.uint64))
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal says, as far as it is sound.
+    """The intact part of a journal.
 
     Parameters
     ----------
     fingerprint : bytes
-        SHA-256 of the skeleton, which holds the cells, the recipe and the sources: two runs with the same
+        SHA-256 of the skeleton, which includes the cells, the recipe and the sources. Two runs with the same
         fingerprint write the same file.
     n_cells, n_channels : int
         N and C of the finished file.
     skeleton : bytes
         The HDF5 file without its tiles.
     records : tuple of Record
-        What is on the disk, in the order of the partial file.
+        The durable cells, in the order of the partial file.
     nbytes : int, bytes
         Length of the journal up to the first damaged record.
     """
@@ -94,12 +94,12 @@ class Journal:
 
     @property
     def n_written(self) -> int:
-        """Cells that are on the disk."""
+        """Number of durable cells."""
         return sum(map(len, self.records))
 
 
 def join(records: Sequence[Record]) -> Record:
-    """Several records, one at least, as one."""
+    """Concatenate one or more records."""
     return Record(
         rows=np.concatenate([record.rows for record in records]),
         sizes=np.concatenate([record.sizes for record in records]),
@@ -109,31 +109,31 @@ def join(records: Sequence[Record]) -> Record:
 
 
 def pack_header(skeleton: bytes, n_cells: int, n_channels: int) -> bytes:
-    """The header of a new journal."""
+    """Return the header of a new journal."""
     packed = isal_zlib.compress(skeleton, 1)
     fingerprint = hashlib.sha256(skeleton).digest()
     fields = HEADER.pack(MAGIC, FORMAT, n_channels, n_cells, len(skeleton), len(packed), fingerprint)
-    return _sealed(fields + packed)
+    return _with_crc(fields + packed)
 
 
 def pack_record(record: Record) -> bytes:
-    """A record as it stands in the journal."""
+    """Return the bytes of a record in the journal."""
     arrays = (
         record.rows.astype("<i8"),
         record.limits.astype("<f8"),
         record.sizes.astype("<u4"),
         record.checksums.astype("<u4"),
     )
-    return _sealed(RECORD.pack(len(record), len(record.sizes)) + b"".join(array.tobytes() for array in arrays))
+    return _with_crc(RECORD.pack(len(record), len(record.sizes)) + b"".join(array.tobytes() for array in arrays))
 
 
 def read_journal(path: str | Path) -> Journal:
-    """What is durable of an unfinished file: the journal up to its first damaged record.
+    """Read the journal of an unfinished file up to its first damaged record.
 
     Raises
     ------
     OutputError
-        If the file cannot be read, or its header is not that of a journal.
+        If the file cannot be read, is not a journal, or its header is damaged.
     """
     try:
         data = memoryview(Path(path).read_bytes())
@@ -146,21 +146,21 @@ def read_journal(path: str | Path) -> Journal:
     _, version, n_channels, n_cells, n_skeleton, n_packed, fingerprint = HEADER.unpack_from(data)
     if version != FORMAT:
         raise OutputError(f"{path} has format {version}; this version of gpu-extract reads {FORMAT}")
-    header = _unsealed(data[: HEADER.size + n_packed + SEAL.size])
+    header = _without_crc(data[: HEADER.size + n_packed + CRC.size])
     if header is None:
         raise OutputError(f"{path} is damaged")
     skeleton = isal_zlib.decompress(header[HEADER.size :], bufsize=n_skeleton)
-    records, nbytes = _read_records(data, HEADER.size + n_packed + SEAL.size, n_channels)
+    records, nbytes = _read_records(data, HEADER.size + n_packed + CRC.size, n_channels)
     return Journal(fingerprint, n_cells, n_channels, skeleton, records, nbytes)
 
 
 def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[Record, ...], int]:
-    """The sound records from ``start`` on, and where they end."""
+    """Return the intact records from ``start`` on, and the offset of their end."""
     records = []
     while len(data) - start >= RECORD.size:
         n, m = RECORD.unpack_from(data, start)
-        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + SEAL.size
-        body = _unsealed(data[start:end]) if end <= len(data) else None
+        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + CRC.size
+        body = _without_crc(data[start:end]) if end <= len(data) else None
         if body is None:
             break
         records.append(_unpack_record(body[RECORD.size :], n, m, n_channels))
@@ -181,11 +181,11 @@ def _unpack_record(body: memoryview, n: int, m: int, n_channels: int) -> Record:
     )
 
 
-def _sealed(data: bytes) -> bytes:
-    return data + SEAL.pack(checksum(data))
+def _with_crc(data: bytes) -> bytes:
+    return data + CRC.pack(checksum(data))
 
 
-def _unsealed(data: memoryview) -> memoryview | None:
-    """The data before its seal, or None if they do not agree."""
-    body, seal = data[: -SEAL.size], data[-SEAL.size :]
-    return body if seal == SEAL.pack(checksum(body)) else None
+def _without_crc(data: memoryview) -> memoryview | None:
+    """Return the data before its CRC-32, or None if the CRC-32 does not match."""
+    body, crc = data[: -CRC.size], data[-CRC.size :]
+    return body if crc == CRC.pack(checksum(body)) else None

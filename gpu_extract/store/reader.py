@@ -1,7 +1,7 @@
-"""Reading back: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
+"""The reader of files of cells: ``open_cells("cells.h5sc")[42]`` is the tile of cell 42.
 
-Tiles are read by `hdf5.tile_reader`, tables by the file's layout; files of scPortrait and SPARCSpy are read as those
-of this package are.
+`hdf5.tile_reader` reads tiles and the layout of the file reads tables. Files written by scPortrait and SPARCSpy can be
+read too.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["Cells", "open_cells"]
 
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
-    """The cells of an ``.h5sc`` or a classic ``single_cells.h5`` file, to be closed after use or opened by ``with``.
+    """Open an ``.h5sc`` or a classic ``single_cells.h5`` file; close it after use, or use a ``with`` statement.
 
     Raises
     ------
     OutputError
-        If there is no such file, or it is not one of cells, or it is damaged.
+        If the file does not exist, is not a file of cells, or is damaged.
     """
     return Cells(path)
 
 
 class Cells:
-    """The cells of a file, by id or by row; tables are read when they are asked for.
+    """The cells of a file, by id or by row. Tables are read on first access.
 
-    Cells pickle as their path and are opened again where they arrive.
+    The object pickles as its path; unpickling opens the file again.
 
     Parameters
     ----------
@@ -53,17 +53,17 @@ class Cells:
     ----------
     path : Path
     planes : tuple of str, length K
-        Names of a tile's planes: masks first, then channels.
+        Names of the planes of a tile: masks first, then channels.
     mask_planes, channel_planes : tuple of str, length M and C
     tile_size : int, pixels
     dtype : numpy.dtype
     ids : (N,) uint64
-        Id of each row's cell.
+        Id of the cell in each row.
 
     Raises
     ------
     OutputError
-        If there is no such file, or it is not one of cells, or it is damaged.
+        If the file does not exist, is not a file of cells, or is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,17 +73,17 @@ class Cells:
         with reporting_damage(self.path):
             self._file = h5py.File(self.path, "r")
             try:
-                self._read_facts()
+                self._read_header()
             except BaseException:
                 self._file.close()
                 raise
 
-    def _read_facts(self) -> None:
+    def _read_header(self) -> None:
         tables = self._tables = layout_of(self._file).tables(self._file)
         images = self._images = tables.images
-        # Another file that is named in this one could be any file of the user's.
+        # A file from elsewhere could refer to any file of this machine.
         if images.file != self._file or images.external or images.is_virtual:
-            raise OutputError(f"{self.path} keeps its tiles in other files; that is not read")
+            raise OutputError(f"{self.path} has its tiles in other files, which are not read")
         if images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise OutputError(f"{self.path} has tiles of shape {images.shape}; they must be (N, K, S, S)")
         self.planes = tables.planes
@@ -106,7 +106,7 @@ class Cells:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what has been read stays valid."""
+        """Close the file. Arrays and tables that were read stay valid."""
         self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -123,47 +123,47 @@ class Cells:
         return len(self._rows_of(cell)) > 0
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Each cell's id and tile, in the order of rows."""
+        """Iterate over the id and tile of each cell, in the order of rows."""
         for row, cell_id in enumerate(self.ids.tolist()):
             yield cell_id, self.read([row])[0]
 
     def __getitem__(self, cell: int | tuple[str, int]) -> NDArray[Any]:
-        """The tile of a cell, (K, S, S), by its id, or by slide and id.
+        """Return the tile of a cell, (K, S, S), by its id, or by slide and id.
 
         Raises
         ------
         UnknownCellError
-            If no cell has the id, or cells of several slides have it.
+            If no cell has the id, or cells of several slides do.
         OutputError
             If the tile is damaged.
         """
         rows = self._rows_of(cell)
         if len(rows) == 0:
-            raise UnknownCellError(f"{self.path} has no cell {_spelled(cell)}{self._hint(cell)}")
+            raise UnknownCellError(f"{self.path} has no cell {_describe(cell)}{self._hint(cell)}")
         if len(rows) > 1:
             raise UnknownCellError(
-                f"{self.path} has {len(rows)} cells {_spelled(cell)}, of slides "
-                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_spelled(cell)}]"
+                f"{self.path} has {len(rows)} cells {_describe(cell)}, of slides "
+                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_describe(cell)}]"
             )
         tile: NDArray[Any] = self.read(rows)[0]
         return tile
 
     def read(self, rows: ArrayLike) -> NDArray[Any]:
-        """The tiles of many rows, in the order given.
+        """Return the tiles of the given rows.
 
         Parameters
         ----------
         rows : (n,) int
-            From 0 to N - 1, in any order, repeated or not.
+            Rows from 0 to N - 1, in any order; repeats are allowed.
 
         Returns
         -------
-        (n, K, S, S) array of the file's dtype
+        (n, K, S, S) array of the dtype of the file
 
         Raises
         ------
         InputError
-            If ``rows`` are not a list of whole numbers from 0 to N - 1.
+            If ``rows`` is not a list of whole numbers from 0 to N - 1.
         OutputError
             If a tile is damaged.
         """
@@ -181,21 +181,21 @@ class Cells:
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """What is known of each cell, a row each, in the order of rows."""
+        """Table of the cells, one per row."""
         with self._reading():
             return self._tables.obs()
 
     @cached_property
     def dropped(self) -> pd.DataFrame:
-        """The cells that were seen and left out: ``slide``, ``cell_id`` and ``reason``."""
+        """Table of the dropped cells: ``slide``, ``cell_id`` and ``reason``."""
         with self._reading():
             return self._tables.dropped()
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """How the file was made: compression, normalisation, and the texts that `gpu_extract` left in it.
+        """Provenance of the file: compression, normalization, and the number of dropped cells by reason.
 
-        Of ours: ``version``, ``recipe`` (TOML), ``sources`` (JSON); and ``dropped``, cells by reason.
+        Files of this package also have ``version``, ``recipe`` (TOML) and ``sources`` (JSON).
         """
         with self._reading():
             facts = self._tables.info()
@@ -216,11 +216,11 @@ class Cells:
         return rows[[name == slide for name in self._slides_of(rows)]]
 
     def _slides_of(self, rows: NDArray[np.int64]) -> list[str]:
-        """Name of each row's slide; files of scPortrait have none."""
+        """Return the slide name of each row; empty in files of scPortrait."""
         return list(self.obs["slide"].iloc[rows]) if "slide" in self.obs else [""] * len(rows)
 
     def _hint(self, cell: Any) -> str:
-        """Why a cell may not be there."""
+        """Return a possible reason why a cell is missing, for a message."""
         slide, cell_id = _parts(cell)
         dropped = self.dropped[self.dropped["cell_id"] == cell_id]
         if slide is not None:
@@ -237,11 +237,11 @@ class Cells:
             yield
 
 
-def _spelled(cell: object) -> str:
+def _describe(cell: object) -> str:
     slide, cell_id = _parts(cell)
     return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
 
 
 def _parts(cell: Any) -> tuple[Any, Any]:
-    """Slide, None if it was not given, and id."""
+    """Split a key into slide and id; the slide is None if it was not given."""
     return cell if isinstance(cell, tuple) and len(cell) == 2 else (None, cell)

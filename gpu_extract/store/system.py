@@ -1,6 +1,6 @@
-"""What the system is asked for besides reading and writing: room on the disk, and to take memory back.
+"""Optional services of the operating system: preallocation of disk space, and trimming of the heap.
 
-Where it cannot, it does nothing, and all works without.
+On systems without them these functions do nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ import ctypes
 import errno
 import os
 
-__all__ = ["allocate", "give_back_memory", "give_back_room", "take_room"]
+__all__ = ["preallocate", "preallocate_beyond_end", "trim_beyond_end", "trim_heap"]
 
 FALLOC_FL_KEEP_SIZE = 1
 
 
-def allocate(descriptor: int, nbytes: int) -> None:
-    """Take the room on the disk at once: twice as fast to write to, and a full disk is known before the first cell."""
+def preallocate(descriptor: int, nbytes: int) -> None:
+    """Extend a file to ``nbytes`` and preallocate its disk space.
+
+    Writes are then twice as fast, and a full disk is detected before the first cell.
+
+    Raises
+    ------
+    OSError
+        If there is not enough space.
+    """
     try:
         os.posix_fallocate(descriptor, 0, nbytes)
     except OSError as error:
@@ -24,25 +32,28 @@ def allocate(descriptor: int, nbytes: int) -> None:
             raise
 
 
-def take_room(descriptor: int, start: int, nbytes: int) -> bool:
-    """Take room on the disk for a file beyond its end, which is then written to in half the time; whether it is there.
+def preallocate_beyond_end(descriptor: int, start: int, nbytes: int) -> bool:
+    """Preallocate disk space beyond the end of a file, without changing its size; writes are then twice as fast.
 
-    The file stays as long as it is.
+    Returns
+    -------
+    bool
+        Whether the space was allocated.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         place = ctypes.c_long(start), ctypes.c_long(nbytes)
         if ctypes.CDLL(None).fallocate(descriptor, FALLOC_FL_KEEP_SIZE, *place) == 0:
             return True
-        give_back_room(descriptor)  # a part of it may have been there
+        trim_beyond_end(descriptor)  # a part may have been allocated
     return False
 
 
-def give_back_room(descriptor: int) -> None:
-    """Give back room beyond a file's end."""
+def trim_beyond_end(descriptor: int) -> None:
+    """Release disk space beyond the end of a file."""
     os.ftruncate(descriptor, os.fstat(descriptor).st_size)
 
 
-def give_back_memory() -> None:
-    """Give freed memory back to the system; glibc keeps it."""
+def trim_heap() -> None:
+    """Return freed memory to the system; glibc keeps it otherwise."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The output's name and the two files beside it that hold an unfinished run."""
+"""The path of the output, and the two files next to it during a run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gpu_extract.store.journal import read_journal
 
 __all__ = ["Target", "check_output", "unfinished"]
 
-# What link(2) says on file systems that have no hard links (FAT, many network and FUSE mounts).
+# Errors of link(2) on file systems without hard links (FAT, many network and FUSE mounts).
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a file of cells is to appear, and where it grows until then.
+    """The path of a file of cells, and the paths of its unfinished parts.
 
     Parameters
     ----------
     path : Path
-        The final name; a symbolic link is followed.
+        Final path. `check_output` follows symbolic links.
     overwrite : bool
-        Whether a finished file, or the remains of a run, may be replaced.
+        Whether a finished file or the remains of an unfinished run may be replaced.
     """
 
     path: Path
@@ -37,20 +37,21 @@ class Target:
 
     @property
     def partial(self) -> Path:
-        """The future file: a hole for everything but the tiles, then the tiles."""
+        """Path of the unfinished file: a hole for everything except the tiles, then the tiles."""
         return self.path.with_name(self.path.name + ".partial")
 
     @property
     def journal(self) -> Path:
-        """The journal of `partial`; who holds its lock is the one run that writes there."""
+        """Path of the journal of `partial`. A lock on it keeps other runs out."""
         return self.path.with_name(self.path.name + ".journal")
 
     def check(self) -> None:
-        """Refuse a place that cannot be written to, or holds something already.
+        """Check that the path can be written to and is not taken.
 
         Raises
         ------
         OutputError, OSError
+            If not.
         """
         folder = self.path.parent
         if not folder.exists():
@@ -72,13 +73,19 @@ class Target:
             raise OutputError(f"{remains}; start again with --overwrite")
 
     def claim(self) -> int:
-        """A descriptor of the journal, empty, that keeps every other run out until it is closed.
+        """Create an empty journal and lock it.
+
+        Returns
+        -------
+        int
+            Descriptor of the journal; closing it releases the lock.
 
         Raises
         ------
         OutputError
-            If another run holds it, or has come and gone since `check`.
+            If another run holds the lock, or has left files since `check`.
         OSError
+            If the journal cannot be created.
         """
         while True:
             with ExitStack() as on_failure:
@@ -88,20 +95,21 @@ class Target:
                     fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise OutputError(f"another run is writing {self.path}") from error
-                # Otherwise the run that held the lock has finished and removed this journal: try again.
+                # If not, the run that held the lock has finished and removed this journal: try again.
                 if _is_at(journal, self.journal):
                     self._clear(journal)
                     on_failure.pop_all()
                     return journal
 
     def publish(self) -> None:
-        """Give the finished partial file its name, and remove the journal.
+        """Rename the finished partial file to its final path, and remove the journal.
 
         Raises
         ------
         OutputError
-            If the name has been taken meanwhile and is not to be replaced.
+            If the path was created in the meantime and ``overwrite`` is false.
         OSError
+            If the file system fails.
         """
         if self.overwrite:
             os.replace(self.partial, self.path)
@@ -110,7 +118,7 @@ class Target:
                 _rename_new(self.partial, self.path)
             except FileExistsError as error:
                 raise OutputError(
-                    f"{self.path} was made by someone else meanwhile; the finished file is {self.partial}"
+                    f"{self.path} was created by another program in the meantime; the finished file is {self.partial}"
                 ) from error
         sync_folder(self.path.parent)
         os.unlink(self.journal)
@@ -123,13 +131,13 @@ class Target:
 
     def _clear(self, journal: int) -> None:
         if not self.overwrite and (os.fstat(journal).st_size or self.partial.exists()):
-            raise OutputError(f"another run has just written beside {self.path}; start again")
+            raise OutputError(f"another run has just written next to {self.path}; start again")
         self.partial.unlink(missing_ok=True)
         os.ftruncate(journal, 0)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn an OSError of the block into an OutputError."""
+        """Convert an OSError of the block into an OutputError."""
         try:
             yield
         except OSError as error:
@@ -137,13 +145,12 @@ class Target:
 
 
 def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: bool) -> Target:
-    """The place for a new file of cells, checked; nothing is written.
+    """Check the path and compression of a new file of cells, without writing anything.
 
     Raises
     ------
     OutputError
-        If the compression is unknown, the path cannot be written to, a file is there already or a run has not
-        finished there.
+        If the compression is unknown, the path cannot be written to, or it has a file or an unfinished run already.
     """
     choose_codec(compression)
     path = Path(path)
@@ -154,7 +161,7 @@ def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: b
 
 
 def unfinished(path: Path) -> str | None:
-    """What an unfinished run has left beside a path, in words; None if nothing."""
+    """Describe the remains of an unfinished run next to a path; None if there are none."""
     target = Target(path, overwrite=False)
     if not (target.partial.exists() or target.journal.exists()):
         return None
@@ -163,13 +170,13 @@ def unfinished(path: Path) -> str | None:
     try:
         n_written = read_journal(target.journal).n_written
     except OutputError:
-        n_written = 0  # killed before it had begun, or not a journal: nothing that could be used
+        n_written = 0  # killed before the header was written, or not a journal
     return f"{target.partial} holds {n_written} cells of an unfinished run"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system can do that for a folder."""
-    # Some network file systems cannot; what is in the files has been synced by itself.
+    """Make the entries of a folder durable, if the file system supports it."""
+    # Some network file systems do not. The contents of the files are synced separately.
     with suppress(OSError), ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, descriptor)
@@ -195,13 +202,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _rename_new(old: Path, new: Path) -> None:
-    """Rename a file, or raise FileExistsError and leave both as they are."""
+    """Rename a file, or raise FileExistsError if the new name exists."""
     try:
         os.link(old, new)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # Only a name that appears between these two lines could be replaced.
+        # Without links there is a race: a file created between these two calls is replaced.
         if os.path.lexists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from error
         os.rename(old, new)

@@ -1,4 +1,4 @@
-"""`verify`: everything in a file of cells is read and checked, tile by tile."""
+"""`verify`: a complete check of a file of cells, tile by tile."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gpu_extract.store.target import unfinished
 
 __all__ = ["Verified", "verify"]
 
-# Rows that a thread checks at a time.
+# Number of rows per task of a thread.
 ROWS_PER_TASK = 256
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What a sound file holds.
+    """A summary of an intact file.
 
     Parameters
     ----------
@@ -39,11 +39,11 @@ class Verified:
     tile_size : int, pixels
     dtype : numpy.dtype
     compression : str
-        The HDF5 filter, or ``none``.
+        Name of the codec, or ``other filters``.
     nbytes : int, bytes
-        Size of all stored tiles.
+        Stored size of all tiles.
     remains : str or None
-        What an unfinished run has left beside the file, in words.
+        Description of the remains of an unfinished run next to the file.
     """
 
     n_cells: int
@@ -65,9 +65,9 @@ class Verified:
 
 
 def verify(path: str | os.PathLike[str]) -> Verified:
-    """Read a whole file of cells and check it: tables, names, shapes, and that every tile decodes.
+    """Read a whole file of cells and check its tables, names and shapes, and that every tile can be decoded.
 
-    Files of scPortrait are checked as far as they go: lzf has no checksum, and no compression none.
+    Files of scPortrait and uncompressed files have no checksums, so wrong values in their tiles are not detected.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     Raises
     ------
     OutputError
-        If anything is wrong; the message names the first problem, with row and cell id.
+        If anything is wrong. The message describes the first problem, with row and cell id.
     """
     path = Path(path)
     remains = unfinished(path)
@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
     if path.suffix == ".partial" and not h5py.is_hdf5(path):
         raise OutputError(unfinished(path.with_suffix("")) or f"{path} is the partial file of an unfinished run")
-    with reporting_damage(path), _named(path), h5py.File(path, "r") as file:
+    with reporting_damage(path), _naming_file(path), h5py.File(path, "r") as file:
         layout = layout_of(file)
         images = file[layout.images]
         _check_images(file, images)
@@ -109,8 +109,8 @@ def verify(path: str | os.PathLike[str]) -> Verified:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of an OutputError."""
+def _naming_file(path: Path) -> Iterator[None]:
+    """Add the path of the file to the message of an OutputError."""
     try:
         yield
     except OutputError as error:

@@ -1,4 +1,4 @@
-"""`CellStore`: the writer of one output file, from its first cell to its final name."""
+"""`CellStore`: the writer of an output file."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
-from gpu_extract.store.system import allocate, give_back_memory
+from gpu_extract.store.system import preallocate, trim_heap
 from gpu_extract.store.target import Target, check_output, sync_folder
 
 __all__ = ["CellStore"]
 
 
-# Whose planning and tables took tens of megabytes, which are worth more than the milliseconds that it takes to give
-# them back.
-MANY_CELLS = 30_000
+# With this many cells, planning and tables have used tens of megabytes, worth the milliseconds of trimming the heap.
+TRIM_HEAP_CELLS = 30_000
 
 
 class CellStore:
-    """An output file that is being written; `create` makes one.
+    """The writer of an output file; `create` opens one.
 
-    Cells go to ``OUT.partial``, and ``OUT.journal`` tells which of them are on the disk. ``OUT`` appears when
-    `finish` has checked it. The file's tables are made by a thread of their own, while the first cells are computed;
-    `append` waits for them. Of `finish`, `keep` and `abandon` the first one that is called ends the store; later
-    calls of `keep` and `abandon` do nothing. All methods are called from one thread.
+    Cells are written to ``OUT.partial``, and ``OUT.journal`` lists the durable ones. `finish` checks the file and
+    renames it to ``OUT``. A thread prepares the tables of the file while the first cells are computed; `append` waits
+    for it. The first successful call of `finish`, `keep` or `abandon` closes the store; later calls of `keep` and
+    `abandon` do nothing. Call all methods from one thread.
 
     Attributes
     ----------
     path : Path
-        The final name.
+        Final path.
     format : ChunkFormat
-        What `encode` is to be called with.
+        The format that `encode` must be called with.
     """
 
     def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, journal: int) -> None:
@@ -49,11 +48,11 @@ class CellStore:
         self._target = target
         self._n_cells = len(contents.cells)
         self._journal = journal
-        beside = ThreadPoolExecutor(1, "gpu-extract-tables")
-        self._begun = beside.submit(self._begin, contents, layout)
-        if self._n_cells > MANY_CELLS:
-            self._begun.add_done_callback(lambda _: give_back_memory())
-        beside.shutdown(wait=False)
+        executor = ThreadPoolExecutor(1, "gpu-extract-tables")
+        self._opening = executor.submit(self._open_log, contents, layout)
+        if self._n_cells > TRIM_HEAP_CELLS:
+            self._opening.add_done_callback(lambda _: trim_heap())
+        executor.shutdown(wait=False)
         self._is_open = True
 
     @classmethod
@@ -67,25 +66,25 @@ class CellStore:
         chunk_cells: int = 1,
         overwrite: bool = False,
     ) -> CellStore:
-        """A store for these contents, ready for `append`; it keeps every other run out of ``path``.
+        """Create a store, ready for `append`, and lock ``path`` against other runs.
 
         Parameters
         ----------
         path : path
-            The final name.
+            Final path.
         contents : Contents
         compression : {"gzip", "lzf", "lz4", "zstd", "none"}
         layout : {"h5sc", "sparcspy"}
         chunk_cells : int
-            Cells in a chunk.
+            Number of cells per chunk.
         overwrite : bool
-            Drop the remains of an unfinished run now, and replace a finished file in `finish`.
+            Remove the remains of an unfinished run now, and replace an existing file in `finish`.
 
         Raises
         ------
         OutputError
-            If the output cannot be written there, is there already, or another run is writing it; or if the layout
-            cannot hold the contents.
+            If the output cannot be written, exists already or is locked by another run, or if the layout does not
+            support the contents.
         """
         target = check_output(path, compression, overwrite=overwrite)
         chosen = choose_layout(layout)
@@ -94,17 +93,17 @@ class CellStore:
             journal = target.claim()
         return cls(target, contents, chosen, format, journal)
 
-    def _begin(self, contents: Contents, layout: Layout) -> ChunkLog:
-        """Write everything that stands before the tiles."""
+    def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
+        """Create the partial file and the journal, up to the first tile."""
         head = skeleton(contents, layout, self.format)
         header = pack_header(head, self._n_cells, len(contents.program.cut))
         row_nbytes = self.format.nbytes if self.format.is_contiguous else None
-        partial = _start(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
+        partial = _create_partial(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
         return ChunkLog(partial, self._journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What readers of the file should know, one line each."""
+        """Warnings for users of the file, one line each."""
         if not self.format.codec.needs_plugin:
             return ()
         return (
@@ -118,9 +117,9 @@ class CellStore:
         Raises
         ------
         OutputError
-            If the file cannot be begun.
+            If the partial file cannot be created.
         RunStoppedError
-            If the disk is full or fails; what was written before is kept, and the store is closed.
+            If the disk is full or fails. Cells written so far are kept, and the store is closed.
         """
         assert encoded.format == self.format
         log = self._log
@@ -130,7 +129,7 @@ class CellStore:
             raise self._stopped(error) from error
 
     def finish(self) -> Path:
-        """Complete the file, check it and give it its name.
+        """Complete the file, check it and rename it to its final path.
 
         Returns
         -------
@@ -140,19 +139,19 @@ class CellStore:
         Raises
         ------
         RunStoppedError
-            If the disk is full or fails; what was written before is kept, and the store is closed.
+            If the disk is full or fails. Cells written so far are kept, and the store is closed.
         OutputError
-            If a cell is missing, or ``path`` has been taken meanwhile; the store is as before.
+            If a cell is missing, or ``path`` was created in the meantime. The store stays open.
         """
         log = self._log
         try:
             journal = replace(read_journal(self._target.journal), records=tuple(log.records))
-            with ThreadPoolExecutor(1, "gpu-extract-sync") as beside:
-                sealed = beside.submit(log.seal)
-                log.put_before(finished_head(journal))
-                synced = beside.submit(log.sync)
+            with ThreadPoolExecutor(1, "gpu-extract-sync") as executor:
+                checkpointed = executor.submit(log.checkpoint)
+                log.write_head(finished_head(journal))
+                synced = executor.submit(log.sync)
                 check_index(self._target.partial, journal)
-                sealed.result()
+                checkpointed.result()
                 synced.result()
             self._target.publish()
         except OSError as error:
@@ -161,52 +160,58 @@ class CellStore:
         return self.path
 
     def keep(self) -> None:
-        """Make durable what was written, and leave it beside the output's name; nothing if there is no cell."""
+        """Make all cells durable and keep the partial file; remove it if there are none."""
         if not self._is_open:
             return
-        if self._begun.exception() is None:
-            log = self._begun.result()
-            # What cannot be sealed is lost, and was never said to be kept.
+        if self._opening.exception() is None:
+            log = self._opening.result()
+            # Cells after the last successful checkpoint are lost; none of them was reported as kept.
             with contextlib.suppress(OSError):
-                log.seal()
-            if log.n_sealed:
+                log.checkpoint()
+            if log.n_durable:
                 self._close()
                 return
         self.abandon()
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Remove the partial file and the journal."""
         if self._is_open:
-            self._begun.exception()  # nothing is written any more
+            self._opening.exception()  # wait for the thread
             self._target.discard()
             self._close()
 
     @property
     def _log(self) -> ChunkLog:
-        """Where chunks go, once all that stands before them is written."""
+        """Log of chunks, once the thread has opened it."""
         with self._target.writing():
-            return self._begun.result()
+            return self._opening.result()
 
     def _close(self) -> None:
         self._is_open = False
-        if self._begun.exception() is None:
-            log = self._begun.result()
+        if self._opening.exception() is None:
+            log = self._opening.result()
             log.stop()
             os.close(log.partial)
-        os.close(self._journal)  # and with it goes the lock
+        os.close(self._journal)  # this releases the lock
 
     def _stopped(self, error: OSError) -> RunStoppedError:
         self.keep()
-        kept = f"{self._log.n_sealed} of {self._n_cells} cells are kept in {self._target.partial}"
+        kept = f"{self._log.n_durable} of {self._n_cells} cells are kept in {self._target.partial}"
         return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
 
 
-def _start(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
-    """A descriptor of a new partial file, which the journal knows of: room for the head, and for values."""
+def _create_partial(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
+    """Create the partial file, preallocated for the head and ``n_values`` bytes, and write the journal's header.
+
+    Returns
+    -------
+    int
+        Descriptor of the partial file.
+    """
     partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(partial, n_head)
-        allocate(partial, n_head + n_values)
+        preallocate(partial, n_head + n_values)
         os.fsync(partial)
         write_all(journal, header, 0)
         os.fsync(journal)

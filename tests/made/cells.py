@@ -1,4 +1,4 @@
-"""Contents and tiles of files of cells, and files written from them."""
+"""Makers of contents, tiles and files of cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ S = 6
 
 
 class ArrayRaster:
-    """The Raster protocol over an array."""
+    """A raster over an array."""
 
     def __init__(self, array, source="array"):
         self.array, self.source, self.names = array, source, ()
@@ -36,7 +36,7 @@ def make_slide(name="slide", metadata=None, masks=("nucleus", "cytosol"), channe
 
 
 def make_contents(n_cells, slides=None, n_dropped=0, recipe=None, ids=None, **more):
-    """Contents of ``n_cells`` cells, spread over the slides in order, with distinct numbers in every column."""
+    """Return contents of ``n_cells`` cells, spread over the slides in order, with distinct values in all columns."""
     slides = slides or (make_slide(),)
     n, n_masks = np.arange(n_cells), len(slides[0].mask_names)
     table = CellTable(
@@ -59,7 +59,7 @@ def make_contents(n_cells, slides=None, n_dropped=0, recipe=None, ids=None, **mo
 
 
 def make_images(contents, seed=0):
-    """Random tiles of all cells."""
+    """Return random tiles of all cells."""
     program, cells = contents.program, contents.cells
     random = np.random.default_rng(seed)
     shape = (len(cells), *program.tile_shape)
@@ -70,20 +70,20 @@ def make_images(contents, seed=0):
 
 
 def part(images, start, stop):
-    """Some rows of a batch, as a batch."""
+    """Return some rows of a batch as a batch."""
     return CellImages(
         images.rows[start:stop], images.ids[start:stop], images.images[start:stop], images.limits[start:stop]
     )
 
 
 def fill(store, images, batch=96):
-    """Append all cells, a batch at a time."""
+    """Append all cells in batches."""
     for start in range(0, len(images), batch):
         store.append(encode(part(images, start, start + batch), store.format))
 
 
 def write(path, contents, images=None, **choices):
-    """A finished file."""
+    """Write a complete file and return its path."""
     store = CellStore.create(path, contents, **choices)
     fill(store, make_images(contents) if images is None else images)
     return store.finish()

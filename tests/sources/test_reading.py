@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from made.slides import small_slide
 
-from gpu_extract.parallel import side_by_side
+from gpu_extract.parallel import parallel_map
 from gpu_extract.sources import maps, open_image
 from gpu_extract.sources.maps import MapCache
 from gpu_extract.sources.tiff_plane import TiffPlane
@@ -82,7 +82,7 @@ def test_a_file_that_is_replaced_is_not_read_through_its_old_map(tmp_path):
     assert maps.SHARED.nbytes <= 128 << 20
 
 
-def test_side_by_side_keeps_the_order_and_overlaps(monkeypatch):
+def test_parallel_map_keeps_the_order_and_overlaps(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     both = threading.Barrier(2)
 
@@ -90,15 +90,15 @@ def test_side_by_side_keeps_the_order_and_overlaps(monkeypatch):
         both.wait(timeout=60)  # passes only if two are worked on at a time
         return -n
 
-    assert list(side_by_side(meet, range(6))) == [0, -1, -2, -3, -4, -5]
-    assert list(side_by_side(abs, [])) == []
+    assert list(parallel_map(meet, range(6))) == [0, -1, -2, -3, -4, -5]
+    assert list(parallel_map(abs, [])) == []
 
     def fail(n):
         if n == 3:
             raise ValueError("three")
         return n
 
-    results = side_by_side(fail, range(6))
+    results = parallel_map(fail, range(6))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)

@@ -1,4 +1,4 @@
-"""Chunks of several cells: gathered from batches in any order, written, and read back."""
+"""Chunks of several cells: collected from batches in any order, written, and read back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("compression", CHUNKED)
 @pytest.mark.parametrize(("n_cells", "chunk_cells"), [(32, 8), (30, 8), (1, 8), (7, 7), (5, 9)])
-def test_chunks_of_several_cells_are_read_by_all(path, layout, compression, n_cells, chunk_cells):
+def test_chunks_of_several_cells_are_read_by_h5py_and_by_us(path, layout, compression, n_cells, chunk_cells):
     contents = make_contents(n_cells)
     images = make_images(contents)
     store = CellStore.create(path, contents, layout=layout, compression=compression, chunk_cells=chunk_cells)
@@ -48,27 +48,27 @@ def test_chunks_of_several_cells_are_read_by_all(path, layout, compression, n_ce
     assert verify(path).n_cells == n_cells
 
 
-def test_a_chunk_is_given_on_when_its_last_cell_has_come():
+def test_a_chunk_is_yielded_when_its_last_cell_arrives():
     contents = make_contents(10)
     images, format = make_images(contents), make_format(contents, chunk_cells=4)
-    came = []
+    arrived = []
 
     def batches():
         for start in (4, 0, 8, 2, 6):
-            came.append(start)
+            arrived.append(start)
             yield part(images, start, start + 2)
 
-    given = [(len(came), cells.rows.tolist()) for cells in whole_chunks(batches(), format, 10)]
-    assert given == [(3, [8, 9]), (4, [0, 1, 2, 3]), (5, [4, 5, 6, 7])]
+    yielded = [(len(arrived), cells.rows.tolist()) for cells in whole_chunks(batches(), format, 10)]
+    assert yielded == [(3, [8, 9]), (4, [0, 1, 2, 3]), (5, [4, 5, 6, 7])]
 
 
-def test_several_chunks_at_once_are_those_one_by_one(path):
+def test_encoding_several_chunks_equals_encoding_each(path):
     contents = make_contents(10)
     images, format = make_images(contents), make_format(contents, chunk_cells=4)
     together = encode(images, format)
-    apart = [encode(part(images, start, start + 4), format) for start in (0, 4, 8)]
-    assert together.chunks == sum((one.chunks for one in apart), ())
-    assert format.places(images.rows, 4).tolist() == [[0, 0], [4, 0], [8, 0]]
+    single = [encode(part(images, start, start + 4), format) for start in (0, 4, 8)]
+    assert together.chunks == sum((one.chunks for one in single), ())
+    assert format.chunk_offsets(images.rows, 4).tolist() == [[0, 0], [4, 0], [8, 0]]
 
 
 @pytest.mark.parametrize(
@@ -78,30 +78,30 @@ def test_several_chunks_at_once_are_those_one_by_one(path):
         ({"chunk_cells": 2, "compression": "none"}, "compression 'none' has no chunks; leave chunk_cells at 1"),
     ],
 )
-def test_what_cannot_be_is_refused(path, choices, match):
+def test_impossible_chunks_are_refused(path, choices, match):
     with pytest.raises(OutputError, match=match):
         CellStore.create(path, make_contents(3), **choices)
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_chunk_that_hdf5_does_not_hold_is_refused():
+def test_a_chunk_that_is_too_large_for_hdf5_is_refused():
     with pytest.raises(OutputError, match=r"a chunk takes 4294967296 bytes; .* lower tile_size or chunk_cells"):
         ChunkFormat((512, 4, 1024, 1024), np.dtype(np.float16), "gzip")
 
 
-def test_batches_come_group_by_group(monkeypatch):
+def test_batches_are_in_order_of_groups(monkeypatch):
     image, nucleus, cytosol = small_slide(4)
     plan = make_plan([as_slide(image, nucleus, cytosol)], Recipe(tile_size=8, border="keep"))
     monkeypatch.setattr("gpu_extract.planning.GROUP_NBYTES", 9 * plan.program.tile_nbytes)
     found = [batch.rows for batch in batches(plan, BatchSize(), chunk_cells=4)]
     rows = np.concatenate(found)
     assert (np.sort(rows) == np.arange(len(plan.cells))).all()
-    assert (np.diff(rows // 8) >= 0).all()  # two chunks are what 9 tiles hold
-    assert not (np.diff(rows) > 0).all()  # and neighbours on the slide are read together
+    assert (np.diff(rows // 8) >= 0).all()  # 9 tiles hold two chunks
+    assert not (np.diff(rows) > 0).all()  # neighbors on the slide are read together
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_extraction_is_the_same_in_chunks_of_any_size(tmp_path, layout):
+def test_tiles_do_not_depend_on_the_chunk_size(tmp_path, layout):
     image, nucleus, cytosol = small_slide(5)
     read = {}
     for chunk_cells in (1, 3, 100):
@@ -115,7 +115,7 @@ def test_an_extraction_is_the_same_in_chunks_of_any_size(tmp_path, layout):
         np.testing.assert_array_equal(images, read[1][1])
 
 
-def test_read_back_in_chunks_by_id(path):
+def test_chunks_of_several_cells_are_read_by_id(path):
     contents = make_contents(10)
     images = make_images(contents)
     write(path, contents, images, chunk_cells=2)

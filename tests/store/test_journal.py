@@ -1,4 +1,4 @@
-"""What a kill, a full disk or a flipped bit leaves behind is read back exactly, and nothing more."""
+"""After a kill, a full disk or a flipped bit, exactly the durable cells are read back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
     return tmp_path / "cells.h5sc"
 
 
-# Writes batch after batch, seals after each, and tells how many cells are then durable.
+# Writes batches, each followed by a checkpoint, and prints the number of durable cells.
 WRITER = """
 import sys
 from made.cells import make_contents, make_images, part
@@ -40,8 +40,8 @@ store = CellStore.create(sys.argv[1], contents, layout=sys.argv[2], compression=
 for start in range(0, 4000, 8):
     store.append(encode(part(images, start, start + 8), store.format))
     if start % 3:
-        store._log.seal()
-        print(store._log.n_sealed, flush=True)
+        store._log.checkpoint()
+        print(store._log.n_durable, flush=True)
 store.finish()
 """
 
@@ -51,11 +51,11 @@ def partial_and_journal(path):
 
 
 def assert_payloads_match(path, images, format):
-    """Every record's chunks are in the partial file, under their checksums, and are those of its rows."""
+    """Check the chunks of all records in the partial file, and return the number of their cells."""
     partial, journal = partial_and_journal(path)
     found, data = read_journal(journal), partial.read_bytes()
     start = offset = len(found.skeleton)
-    assert not any(data[:offset])  # nobody takes it for a finished file
+    assert not any(data[:offset])  # not a valid HDF5 file yet
     for record in found.records:
         expected = encode(part(images, record.rows[0], record.rows[-1] + 1), format)
         np.testing.assert_array_equal(record.limits, images.limits[record.rows])
@@ -88,7 +88,7 @@ def kill_a_writer(path, layout, compression, seed):
 @pytest.mark.parametrize(
     ("seed", "layout", "compression"), [(0, "h5sc", "gzip"), (1, "h5sc", "none"), (2, "sparcspy", "lz4")]
 )
-def test_a_killed_writer_leaves_all_that_was_durable(path, seed, layout, compression):
+def test_a_killed_writer_leaves_all_durable_cells(path, seed, layout, compression):
     kill_a_writer(path, layout, compression, seed)
 
 
@@ -96,18 +96,18 @@ def test_a_killed_writer_leaves_all_that_was_durable(path, seed, layout, compres
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seed", range(3, 33))
-def test_a_killed_writer_leaves_all_that_was_durable_at_length(path, seed, layout, compression):
+def test_a_killed_writer_leaves_all_durable_cells_many_times(path, seed, layout, compression):
     kill_a_writer(path, layout, compression, seed)
 
 
 def unfinished_run(path, n_cells=40, batch=10, n_batches=None, **choices):
-    """Contents and images of a store that was kept with some batches, one record each."""
+    """Write some batches, one record each, and keep the unfinished file; return its contents and images."""
     contents = make_contents(n_cells)
     images = make_images(contents)
     store = CellStore.create(path, contents, **choices)
     for start in range(0, n_cells if n_batches is None else n_batches * batch, batch):
         store.append(encode(part(images, start, start + batch), store.format))
-        store._log.seal()
+        store._log.checkpoint()
     store.keep()
     return contents, images
 
@@ -133,7 +133,7 @@ def test_every_prefix_of_a_journal_is_a_whole_number_of_records(path, tmp_path):
                 np.testing.assert_array_equal(one.limits, other.limits)
 
 
-def test_a_flipped_bit_ends_the_journal_there(path):
+def test_a_flipped_bit_ends_the_journal_at_its_record(path):
     unfinished_run(path)
     _, journal = partial_and_journal(path)
     data = bytearray(journal.read_bytes())
@@ -160,23 +160,23 @@ def test_a_damaged_header_is_refused(path):
 
 @pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_journal_is_enough_to_finish(path, tmp_path, layout, compression):
+def test_the_journal_is_sufficient_to_finish_the_file(path, tmp_path, layout, compression):
     choices = {"layout": layout, "compression": compression}
     contents, images = unfinished_run(path, **choices)
-    undisturbed = write(tmp_path / "undisturbed.h5sc", contents, images, **choices)
+    uninterrupted = write(tmp_path / "uninterrupted.h5sc", contents, images, **choices)
     partial, journal = partial_and_journal(path)
     found = read_journal(journal)
     assert (found.n_cells, found.n_written) == (40, 40)
     head = finished_head(found)
-    assert bytes(head) + partial.read_bytes()[len(head) :] == undisturbed.read_bytes()
-    partial.write_bytes(undisturbed.read_bytes())
+    assert bytes(head) + partial.read_bytes()[len(head) :] == uninterrupted.read_bytes()
+    partial.write_bytes(uninterrupted.read_bytes())
     check_index(partial, found)
 
 
-def test_the_fingerprint_tells_inputs_apart(tmp_path):
+def test_the_fingerprint_depends_on_the_input(tmp_path):
     def fingerprint(name, contents):
         store = CellStore.create(tmp_path / name, contents)
-        assert store._log.n_sealed == 0  # the journal is begun
+        assert store._log.n_durable == 0  # the header is written
         found = read_journal(tmp_path / f"{name}.journal").fingerprint
         store.abandon()
         return found
@@ -187,7 +187,7 @@ def test_the_fingerprint_tells_inputs_apart(tmp_path):
 
 
 def failing(monkeypatch, name, nth, code=errno.ENOSPC):
-    """Let the nth call of an ``os`` function, and all later ones, fail; a list that counts calls."""
+    """Make an ``os`` function fail after ``nth`` calls; return a list of its calls."""
     real, calls = getattr(os, name), []
 
     def function(*arguments, **keywords):
@@ -208,7 +208,7 @@ def test_a_full_disk_keeps_what_was_written(path, monkeypatch):
     with pytest.raises(RunStoppedError, match=r"No space left on device; 20 of 40 cells are kept in .*\.partial"):
         fill(store, images, batch=10)
     store.keep()
-    store.abandon()  # it is closed: nothing is lost
+    store.abandon()  # no effect, since the store is closed
     assert not path.exists()
     assert assert_payloads_match(path, images, store.format) == 20
 
@@ -229,7 +229,7 @@ def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
     images = make_images(contents)
     store = CellStore.create(path, contents)
     store.append(encode(part(images, 0, 10), store.format))
-    store._log.seal()
+    store._log.checkpoint()
     tried = threading.Event()
 
     def broken(descriptor):
@@ -240,7 +240,7 @@ def test_a_failed_sync_in_the_thread_is_raised_by_append(path, monkeypatch):
     store.append(encode(part(images, 10, 20), store.format))
     store._log._due.set()
     assert tried.wait(30)
-    with store._log._sealing:  # until the thread has taken note
+    with store._log._sync_lock:  # wait until the thread has stored the error
         pass
     with pytest.raises(RunStoppedError, match="Input/output error; 10 of 40 cells are kept"):
         store.append(encode(part(images, 20, 30), store.format))
@@ -269,7 +269,7 @@ def test_a_finish_that_fails_anywhere_leaves_no_half_file(tmp_path, monkeypatch,
     assert 0 < nth < 19
 
 
-def test_cells_that_never_came_are_missed(path):
+def test_missing_cells_are_an_error(path):
     contents = make_contents(40)
     store = CellStore.create(path, contents)
     fill(store, part(make_images(contents), 0, 30), batch=10)
@@ -279,7 +279,7 @@ def test_cells_that_never_came_are_missed(path):
     assert not path.exists()
 
 
-def test_no_cell_at_all_can_be_finished_or_kept(path):
+def test_a_store_without_cells_is_neither_finished_nor_kept(path):
     store = CellStore.create(path, make_contents(2))
     with pytest.raises(OutputError, match="0 of 2 cells"):
         store.finish()
@@ -288,16 +288,16 @@ def test_no_cell_at_all_can_be_finished_or_kept(path):
 
 
 @pytest.mark.parametrize("compression", CODECS)
-def test_a_chunk_that_changed_on_disk_is_found_before_the_file_gets_its_name(path, compression):
+def test_a_chunk_that_changed_on_disk_is_detected_before_the_rename(path, compression):
     contents = make_contents(20)
     store = CellStore.create(path, contents, compression=compression)
     fill(store, make_images(contents), batch=10)
-    store._log.seal()
+    store._log.checkpoint()
     partial, _ = partial_and_journal(path)
     with open(partial, "r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"\0\1\2\3\4")
-    with pytest.raises(OutputError, match="row 19 is not what was written"):
+    with pytest.raises(OutputError, match="row 19 differs from what was written"):
         store.finish()
     store.abandon()
     assert list(path.parent.iterdir()) == []

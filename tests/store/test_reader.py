@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -14,6 +17,7 @@ from gpu_extract import UnknownCellError
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.layouts import LAYOUTS
 from gpu_extract.store.reader import open_cells
 
 IMAGES = "obsm/single_cell_images"
@@ -36,7 +40,7 @@ def two_slides(path):
 
 @pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "uint16"])
-def test_tiles_come_back_as_they_were(path, dtype, compression):
+def test_tiles_are_read_back_unchanged(path, dtype, compression):
     contents = make_contents(50, recipe=Recipe(tile_size=5, output_dtype=dtype))
     images = make_images(contents).images
     write(path, contents, compression=compression)
@@ -80,7 +84,7 @@ def test_info(two_slides):
     assert isinstance(info["version"], str)
 
 
-def test_a_cell_by_its_id(two_slides):
+def test_a_cell_is_read_by_its_id(two_slides):
     path, images = two_slides
     with open_cells(path) as cells:
         np.testing.assert_array_equal(cells[1], images[0])
@@ -106,7 +110,7 @@ def test_a_cell_by_its_id(two_slides):
         (("A", 2**40), "it was dropped"),
     ],
 )
-def test_a_cell_that_cannot_be_named_so(two_slides, cell, match):
+def test_an_unknown_or_ambiguous_cell_is_an_error(two_slides, cell, match):
     path, _ = two_slides
     with open_cells(path) as cells:
         with pytest.raises(UnknownCellError, match=match) as error:
@@ -117,13 +121,13 @@ def test_a_cell_that_cannot_be_named_so(two_slides, cell, match):
 
 
 @pytest.mark.parametrize("rows", [[-1], [0, 5], [0.5], [[0]], 0, ["a"], [True]])
-def test_rows_that_are_not_in_the_file(two_slides, rows):
+def test_invalid_rows_are_refused(two_slides, rows):
     path, _ = two_slides
     with open_cells(path) as cells, pytest.raises(InputError, match=r"^rows? "):
         cells.read(rows)
 
 
-def test_scportraits_own_file():
+def test_a_file_of_scportrait_is_read():
     if not SCPORTRAIT_FILE.exists():
         pytest.skip(f"{SCPORTRAIT_FILE} is not here")
     with open_cells(SCPORTRAIT_FILE) as cells, h5py.File(SCPORTRAIT_FILE) as file:
@@ -171,7 +175,7 @@ def test_cells_pickle_as_their_path(two_slides):
         np.testing.assert_array_equal(again[1], images[0])
 
 
-def test_a_closed_file(two_slides):
+def test_a_closed_file_is_an_error(two_slides):
     path, _ = two_slides
     with open_cells(path) as cells:
         pass
@@ -181,7 +185,7 @@ def test_a_closed_file(two_slides):
             use()
 
 
-def test_files_that_are_none_of_ours(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(OutputError, match="does not exist"):
         open_cells(tmp_path / "missing.h5sc")
     with pytest.raises(OutputError, match="is a folder"):
@@ -227,7 +231,7 @@ def test_a_damaged_tile_is_named(two_slides):
             cells.read([1])
 
 
-def test_random_damage_is_one_line_or_none(two_slides):
+def test_random_damage_raises_one_line_or_nothing(two_slides):
     path, _ = two_slides
     data, dice = path.read_bytes(), np.random.default_rng(0)
     for _ in range(40):
@@ -241,3 +245,33 @@ def test_random_damage_is_one_line_or_none(two_slides):
                 _ = cells.obs, cells.info
         except OutputError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+def modules_after(script, *arguments):
+    """Return the top-level packages outside the standard library that a script loads in a fresh process."""
+    ending = "new = {name.partition('.')[0] for name in set(sys.modules) - before}"
+    lines = ["import sys", "before = set(sys.modules)", script, ending, "print(*new - sys.stdlib_module_names)"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+    return set(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_else():
+    assert modules_after("import gpu_extract") == {"gpu_extract"}
+
+
+READ_TILES = """
+import gpu_extract as gx
+with gx.open_cells(sys.argv[1]) as cells:
+    cells[12]
+    cells.read([4, 0])
+"""
+
+
+@pytest.mark.parametrize("compression", CODECS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reading_tiles_loads_no_tables_and_no_compiler(path, layout, compression):
+    write(path, make_contents(5), layout=layout, compression=compression)
+    loaded = modules_after(READ_TILES, path)
+    assert {"gpu_extract", "h5py", "numpy"} <= loaded
+    assert not loaded & {"anndata", "cupy", "dask", "numba", "pandas", "scipy", "tifffile", "zarr"}

@@ -1,4 +1,4 @@
-"""Room on the disk that is taken ahead of the chunks, and given back."""
+"""Preallocation of disk space ahead of the chunks, and its release."""
 
 import ctypes
 import os
@@ -7,8 +7,8 @@ import pytest
 from made.cells import make_contents, make_images, write
 
 from gpu_extract.store import CellStore, encode, verify
-from gpu_extract.store.chunk_log import ROOM_NBYTES
-from gpu_extract.store.system import give_back_memory, give_back_room, take_room
+from gpu_extract.store.chunk_log import PREALLOCATE_NBYTES
+from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end, trim_heap
 
 
 def on_disk(path):
@@ -18,22 +18,22 @@ def on_disk(path):
 @pytest.fixture
 def file(tmp_path):
     descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    if not take_room(descriptor, 0, 1 << 20):
-        pytest.skip("this file system takes no room ahead")
+    if not preallocate_beyond_end(descriptor, 0, 1 << 20):
+        pytest.skip("this file system does not preallocate")
     yield tmp_path / "file", descriptor
     os.close(descriptor)
 
 
-def test_room_is_beyond_the_files_end(file):
+def test_space_is_preallocated_beyond_the_end_of_the_file(file):
     path, descriptor = file
     os.pwrite(descriptor, b"text", 0)
     assert (path.read_bytes(), on_disk(path)) == (b"text", 1 << 20)
-    give_back_room(descriptor)
+    trim_beyond_end(descriptor)
     assert path.read_bytes() == b"text"
     assert on_disk(path) < 1 << 16
 
 
-def test_no_room_is_left_behind(tmp_path, file):
+def test_no_preallocated_space_is_left(tmp_path, file):
     contents = make_contents(40)
     images = make_images(contents)
     for name in ("finished", "kept"):
@@ -41,28 +41,28 @@ def test_no_room_is_left_behind(tmp_path, file):
         store = CellStore.create(path, contents)
         store.append(encode(images, store.format))
         partial = next(tmp_path.glob(f"{name}.*partial"))
-        assert on_disk(partial) > ROOM_NBYTES
+        assert on_disk(partial) > PREALLOCATE_NBYTES
         store.finish() if name == "finished" else store.keep()
-        assert on_disk(path if name == "finished" else partial) < ROOM_NBYTES / 2
+        assert on_disk(path if name == "finished" else partial) < PREALLOCATE_NBYTES / 2
     verify(tmp_path / "finished.h5sc")
 
 
-@pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is no name of a library")])
-def test_systems_that_cannot(tmp_path, monkeypatch, missing):
+@pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is not the name of a library")])
+def test_systems_without_preallocation(tmp_path, monkeypatch, missing):
     def no_library(name):
         raise missing
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     with open(tmp_path / "file", "w+b") as file:
-        assert not take_room(file.fileno(), 0, 1 << 20)
-    give_back_memory()
+        assert not preallocate_beyond_end(file.fileno(), 0, 1 << 20)
+    trim_heap()
     contents = make_contents(4)
     path = tmp_path / "cells.h5sc"
     write(path, contents, make_images(contents))
     verify(path)
 
 
-def test_room_that_is_refused_is_none(tmp_path):
+def test_a_refused_preallocation_returns_false(tmp_path):
     (tmp_path / "file").write_bytes(b"text")
     with open(tmp_path / "file", "rb") as file:
-        assert not take_room(file.fileno(), 0, 1 << 20)
+        assert not preallocate_beyond_end(file.fileno(), 0, 1 << 20)

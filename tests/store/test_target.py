@@ -1,4 +1,4 @@
-"""Where a file of cells may be written, and what is never lost there."""
+"""Paths where a file of cells can be written, and protection of the files that exist there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def path(tmp_path):
 
 
 def refused(path, match, **choices):
-    """Both the early check and the store itself refuse a path, in one line, and leave nothing behind."""
+    """Check that `check_output` and the store refuse a path, with a message of one line."""
     for attempt in (
         lambda: check_output(path, "gzip", overwrite=choices.get("overwrite", False)),
         lambda: CellStore.create(path, make_contents(1), **choices),
@@ -36,7 +36,7 @@ def test_an_existing_file_needs_overwrite(path):
     assert only_file(path)
 
 
-def test_an_existing_file_stays_until_the_new_one_is_complete(path):
+def test_an_existing_file_is_kept_until_the_new_one_is_complete(path):
     path.write_text("precious")
     contents = make_contents(20)
     store = CellStore.create(path, contents, overwrite=True)
@@ -47,7 +47,7 @@ def test_an_existing_file_stays_until_the_new_one_is_complete(path):
     assert only_file(path)
 
 
-def test_an_abandoned_run_leaves_the_existing_file(path):
+def test_an_abandoned_run_keeps_the_existing_file(path):
     path.write_text("precious")
     store = CellStore.create(path, make_contents(20), overwrite=True)
     store.abandon()
@@ -58,7 +58,7 @@ def test_an_abandoned_run_leaves_the_existing_file(path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_places_that_cannot_be_written_to(tmp_path, overwrite):
+def test_paths_that_cannot_be_written_to(tmp_path, overwrite):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "fifo")
     refused(tmp_path, "is a folder", overwrite=overwrite)
@@ -75,7 +75,7 @@ def test_a_read_only_folder(path, monkeypatch):
     refused(path, "is read-only")
 
 
-def test_a_folder_that_refuses_at_the_last_moment(path, monkeypatch):
+def test_a_folder_that_becomes_read_only(path, monkeypatch):
     real = os.open
 
     def refusing(name, *arguments, **keywords):
@@ -91,7 +91,7 @@ def test_a_folder_that_refuses_at_the_last_moment(path, monkeypatch):
     assert list(path.parent.iterdir()) == []
 
 
-def test_an_unfinished_run_is_not_dropped_without_asking(path):
+def test_an_unfinished_run_is_kept_unless_overwritten(path):
     contents = make_contents(20)
     store = CellStore.create(path, contents)
     fill(store, make_images(contents), batch=10)
@@ -105,7 +105,7 @@ def test_an_unfinished_run_is_not_dropped_without_asking(path):
 
 
 @pytest.mark.parametrize("name", ["cells.h5sc.partial", "cells.h5sc.journal"])
-def test_half_of_an_unfinished_run(path, name):
+def test_a_single_file_of_an_unfinished_run(path, name):
     (path.parent / name).write_text("something")
     refused(path, "holds 0 cells of an unfinished run")
     assert (path.parent / name).read_text() == "something"
@@ -114,7 +114,7 @@ def test_half_of_an_unfinished_run(path, name):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_run_is_kept_out(path, overwrite):
+def test_a_second_run_is_refused(path, overwrite):
     contents = make_contents(2)
     store = CellStore.create(path, contents)
     refused(path, "another run is writing", overwrite=overwrite)
@@ -123,7 +123,7 @@ def test_a_second_run_is_kept_out(path, overwrite):
     assert verify(path).n_cells == 2
 
 
-def test_a_run_that_came_between_check_and_lock(path, monkeypatch):
+def test_a_run_between_check_and_lock_is_detected(path, monkeypatch):
     monkeypatch.setattr("gpu_extract.store.target.unfinished", lambda path: None)
     path.with_name("cells.h5sc.partial").write_text("theirs")
     with pytest.raises(OutputError, match="another run has just written"):
@@ -132,7 +132,7 @@ def test_a_run_that_came_between_check_and_lock(path, monkeypatch):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_name_that_was_taken_meanwhile_is_not_replaced(path, monkeypatch, links):
+def test_a_file_created_during_the_run_is_not_replaced(path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     contents = make_contents(2)

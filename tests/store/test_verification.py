@@ -1,4 +1,4 @@
-"""`verify` finds what is wrong with a file, and says where."""
+"""`verify` detects damage in a file and reports its position."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def damaged(path, match):
     assert str(path) in str(error.value)
 
 
-def test_a_sound_file(sound):
+def test_an_intact_file(sound):
     found = verify(sound)
     assert (found.n_cells, found.n_masks, found.n_channels, found.tile_size) == (300, 2, 2, 6)
     assert str(found).startswith("300 cells of 2 masks and 2 channels, 6 x 6 float16, 0.1 MB (gzip)")
@@ -46,19 +46,19 @@ def test_a_sound_file(sound):
 @pytest.mark.parametrize(
     "recipe", [Recipe(tile_size=5, output_dtype="uint8"), Recipe(tile_size=5, normalization="none")]
 )
-def test_other_sound_files(path, recipe, compression):
+def test_other_intact_files(path, recipe, compression):
     write(path, make_contents(3, recipe=recipe), compression=compression)
     assert verify(path).compression == compression
 
 
-def test_scportraits_own_file():
+def test_a_file_of_scportrait():
     if not SCPORTRAIT_FILE.exists():
         pytest.skip(f"{SCPORTRAIT_FILE} is not here")
     found = verify(SCPORTRAIT_FILE)
     assert (found.n_cells, found.n_masks, found.n_channels, found.compression) == (226, 2, 3, "lzf")
 
 
-def test_a_missing_tile_in_scportraits_layout(tmp_path):
+def test_a_missing_tile_in_a_file_of_scportrait(tmp_path):
     if not SCPORTRAIT_FILE.exists():
         pytest.skip(f"{SCPORTRAIT_FILE} is not here")
     path = tmp_path / "golden.h5sc"
@@ -90,7 +90,7 @@ def test_a_tile_of_another_size(sound):
     damaged(sound, r"row 7 \(cell 8\): .*(cut short|damaged)")
 
 
-def test_a_tile_that_unpacks_to_gigabytes(sound):
+def test_a_tile_that_decodes_to_megabytes(sound):
     from isal import isal_zlib
 
     with h5py.File(sound, "r+") as file:
@@ -104,16 +104,16 @@ def test_a_value_that_is_not_finite(sound):
     damaged(sound, r"row 299 \(cell 150\): its tile has values that are not finite")
 
 
-def test_a_level_that_is_not_finite(sound):
+def test_a_limit_that_is_not_finite(sound):
     with h5py.File(sound, "r+") as file:
         file["obsm/normalization_upper"][5, 1] = np.nan
     damaged(sound, r"row 5 \(cell 6\): obsm/normalization_upper is not finite")
 
 
-def test_an_id_that_is_there_twice(sound):
+def test_a_duplicate_id(sound):
     with h5py.File(sound, "r+") as file:
         file["obs/scportrait_cell_id"][3] = 1
-    damaged(sound, r"row 3 \(cell 1\) is there twice")
+    damaged(sound, r"row 3 \(cell 1\) is a duplicate")
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_an_id_that_is_there_twice(sound):
         ("obs/scportrait_cell_id", "scportrait_cell_id"),
     ],
 )
-def test_a_part_that_is_missing(sound, name, match):
+def test_a_missing_part(sound, name, match):
     with h5py.File(sound, "r+") as file:
         del file[name]
     damaged(sound, match)
 
 
-def test_tiles_that_say_something_else(sound):
+def test_tiles_whose_attributes_differ(sound):
     with h5py.File(sound, "r+") as file:
         file[IMAGES].attrs["n_cells"] = 299
     damaged(sound, "its attributes say")
 
 
-def test_tiles_that_lie_in_other_files(sound, tmp_path):
+def test_tiles_in_other_files(sound, tmp_path):
     with h5py.File(sound, "r+") as file:
         attributes = dict(file[IMAGES].attrs)
         del file[IMAGES]
@@ -147,7 +147,7 @@ def test_tiles_that_lie_in_other_files(sound, tmp_path):
     damaged(sound, "in other files")
 
 
-def test_files_that_are_none_of_ours(tmp_path):
+def test_other_files(tmp_path):
     damaged(tmp_path / "missing.h5sc", "does not exist")
     damaged(tmp_path, "does not exist|folder")
     (tmp_path / "text.h5sc").write_text("hello")
@@ -157,7 +157,7 @@ def test_files_that_are_none_of_ours(tmp_path):
     damaged(tmp_path / "foreign.h5", "it has no obsm/single_cell_images")
 
 
-def test_any_cut_file_is_refused(sound, tmp_path):
+def test_truncated_files_are_refused(sound, tmp_path):
     data = sound.read_bytes()
     for n in range(0, len(data), len(data) // 23):
         cut = tmp_path / "cut.h5sc"
@@ -165,7 +165,7 @@ def test_any_cut_file_is_refused(sound, tmp_path):
         damaged(cut, "damaged, or not a file of cells")
 
 
-def test_an_unfinished_run_is_told_of(path):
+def test_an_unfinished_run_is_reported(path):
     contents = make_contents(20)
     store = CellStore.create(path, contents)
     fill(store, make_images(contents))
@@ -178,6 +178,6 @@ def test_an_unfinished_run_is_told_of(path):
         verify(f"{path}.partial")
 
 
-def test_remains_beside_a_sound_file_are_a_note(sound):
+def test_remains_next_to_an_intact_file_are_a_note(sound):
     sound.with_name("cells.h5sc.partial").write_bytes(b"")
     assert str(verify(sound)).endswith("cells.h5sc.partial holds 0 cells of an unfinished run")

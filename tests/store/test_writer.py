@@ -1,4 +1,4 @@
-"""The store: files of cells that other programs open."""
+"""The store: files of cells that other programs can read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("dtype", RECIPES)
-def test_stock_h5py_reads_every_tile_back(path, dtype, compression):
+def test_h5py_reads_every_tile_back(path, dtype, compression):
     contents = make_contents(30, recipe=RECIPES[dtype])
     images = make_images(contents)
     assert write(path, contents, images, compression=compression) == path
@@ -84,8 +84,8 @@ def test_any_number_of_cells(path, n_cells, layout):
 @pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("n_cells", [1, 2, 7])
 @pytest.mark.parametrize("size", [1, 2, 30, 45])
-def test_hdf5_finds_chunks_of_any_size_in_place(path, size, n_cells, compression, layout):
-    # HDF5 allots space by other rules below 2 KiB, for a single chunk and without a filter.
+def test_hdf5_finds_chunks_of_any_size(path, size, n_cells, compression, layout):
+    # HDF5 allocates space differently below 2 KiB, for a single chunk, and without a filter.
     contents = make_contents(n_cells, recipe=Recipe(tile_size=size, normalization="none"))
     images = make_images(contents)
     write(path, contents, images, compression=compression, layout=layout)
@@ -95,7 +95,7 @@ def test_hdf5_finds_chunks_of_any_size_in_place(path, size, n_cells, compression
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_batches_may_come_in_any_order(path, layout, compression):
+def test_batches_are_written_in_any_order(path, layout, compression):
     contents = make_contents(300)
     images = make_images(contents)
     store = CellStore.create(path, contents, layout=layout, compression=compression)
@@ -147,8 +147,8 @@ def test_anndata_opens_it_with_every_table(path):
     }
 
 
-def test_texts_are_written_as_every_anndata_reads_them(path):
-    """pandas 3 makes texts nullable, which anndata writes in an encoding that older readers do not know."""
+def test_texts_have_an_encoding_that_all_versions_of_anndata_read(path):
+    # pandas 3 makes texts nullable, which anndata writes in an encoding that older versions do not know.
     write(path, make_contents(3))
     with h5py.File(path) as file:
         for name in ("obs/_index", "var/_index", "var/channels", "uns/gpu_extract/dropped/_index"):
@@ -172,7 +172,7 @@ def test_the_recipe_in_the_file_is_the_recipe(path, tmp_path):
         (Recipe(tile_size=S, normalization="none"), (False, 0.0, 1.0)),
     ],
 )
-def test_normalization_is_told_as_scportrait_tells_it(path, recipe, expected):
+def test_normalization_is_stored_as_in_scportrait(path, recipe, expected):
     write(path, make_contents(1, recipe=recipe))
     with h5py.File(path) as file:
         attributes = file["obsm/single_cell_images"].attrs
@@ -180,14 +180,14 @@ def test_normalization_is_told_as_scportrait_tells_it(path, recipe, expected):
 
 
 def _shape_of(file):
-    """Every object and attribute of a file with its type, but for what differs from one dataset to another."""
+    """Return the type of every object and attribute of a file, independent of the number of cells and names."""
     found = {}
 
     def visit(name, item):
         if isinstance(item, h5py.Dataset):
             found[name] = (item.dtype, item.ndim)
         for key, value in item.attrs.items():
-            # Fixed-length texts are as long as the longest name.
+            # Fixed-length strings are as long as the longest name.
             dtype = item.attrs.get_id(key).dtype
             found[f"{name}@{key}"] = (dtype.kind, np.ndim(value))
 
@@ -196,7 +196,7 @@ def _shape_of(file):
     return found
 
 
-def test_layout_is_that_of_scportraits_own_file(path):
+def test_layout_is_that_of_scportrait(path):
     if not SCPORTRAIT_FILE.exists():
         pytest.skip(f"{SCPORTRAIT_FILE} is not here")
     write(path, make_contents(3, (make_slide(channels=("ch0", "ch1", "ch2")),)))
@@ -209,7 +209,7 @@ def test_layout_is_that_of_scportraits_own_file(path):
 
 
 def test_one_label_plane_and_names_of_any_length(path):
-    name = "αTubulin, a name that nobody cuts to fifteen characters"
+    name = "αTubulin, a name of more than fifteen characters"
     contents = make_contents(2, (make_slide(masks=("cytosol",), channels=(name,)),))
     write(path, contents)
     with h5py.File(path) as file:
@@ -224,7 +224,7 @@ def test_same_input_same_bytes(tmp_path, layout):
     start = int(time.time())
     one, two = (write(tmp_path / name, contents, layout=layout).read_bytes() for name in ("one.h5", "two.h5"))
     assert one == two
-    # Both may have been made within one second: no time of day is in the skeleton either.
+    # Both may have been written within the same second: there is no timestamp in the skeleton either.
     head = make_skeleton(contents, layout)
     assert not any(struct.pack("<I", second) in head for second in range(start, int(time.time()) + 1))
 
@@ -245,18 +245,18 @@ def test_other_compressions_are_refused(path, compression):
 
 
 @pytest.mark.parametrize("key", ["slide", "center_y", "area_nucleus", "_index", "a/b", "", ".."])
-def test_labels_that_cannot_be_columns_are_refused(key):
+def test_metadata_that_cannot_be_a_column_is_refused(key):
     with pytest.raises(InputError, match="rename it"):
         make_contents(1, (make_slide(metadata={key: "x"}),))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\udcff"])
-def test_names_that_are_no_text_are_refused(text):
+def test_names_that_are_not_valid_text_are_refused(text):
     with pytest.raises(InputError, match="cannot be stored"):
         make_contents(1, (make_slide(channels=("DNA", text)),))
 
 
-def test_paths_that_are_no_text_are_stored(path):
+def test_paths_that_are_not_valid_text_are_stored(path):
     slide = make_slide()
     slide.image.source = "bad\udcff.tif"
     write(path, make_contents(1, (slide,)))
@@ -264,13 +264,13 @@ def test_paths_that_are_no_text_are_stored(path):
     assert sources[0]["image"] == slide.image.source
 
 
-def test_slides_of_one_file_fit_together():
+def test_slides_of_one_file_have_the_same_planes_and_different_names():
     with pytest.raises(InputError, match="must have the same"):
         make_contents(2, (make_slide("A"), make_slide("B", channels=("DNA", "actin"))))
     with pytest.raises(InputError, match="must differ"):
         make_contents(2, (make_slide("A"), make_slide("A")))
 
 
-def test_no_cell_is_no_file():
-    with pytest.raises(InputError, match="no cell to extract; dropped were 2 mask touches"):
+def test_contents_without_cells_are_refused():
+    with pytest.raises(InputError, match="no cell to extract; dropped: 2 mask touches"):
         make_contents(0, n_dropped=2)

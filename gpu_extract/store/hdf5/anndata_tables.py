@@ -1,4 +1,7 @@
-"""The tables of an `.h5sc` file as AnnData; the one module of the store that loads pandas."""
+"""The tables of an ``.h5sc`` file as AnnData.
+
+This is the only module that imports pandas and anndata at module level; it is loaded when a file is written.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ __all__ = ["anndata_tables"]
 
 
 def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[str]) -> anndata.AnnData:
-    """Return everything of the file but its tiles; limits are 0.
+    """Return all tables of the file, with limits of 0.
 
     Parameters
     ----------
     contents : Contents
     facts : dict
-        What scPortrait stores in ``uns["single_cell_images"]``.
+        Entries of ``uns["single_cell_images"]``, as in scPortrait.
     limits : sequence of str
-        Names of the tables of limits, ``obsm/...``.
+        Names of the datasets of limits, ``obsm/...``.
     """
     n_channels = len(contents.program.cut)
     names = _row_names(len(facts["channel_names"]))
@@ -64,7 +67,7 @@ def _slide_column(slide: NDArray[np.int64], contents: Contents) -> Any:
 
 
 def _metadata_column(slide: NDArray[np.int64], values: Sequence[str | None]) -> Any:
-    """Return one text of each cell; missing if its slide has none of that name."""
+    """Return the value of each cell's slide as a categorical; missing if the slide has none."""
     categories = list(dict.fromkeys(value for value in values if value is not None))
     codes = np.array([-1 if value is None else categories.index(value) for value in values])
     return pd.Categorical.from_codes(codes[slide], _texts(categories))
@@ -87,6 +90,9 @@ def _row_names(n: int) -> pd.Index[Any]:
 
 
 def _texts(texts: Any) -> pd.Index[Any]:
-    """Return texts as plain objects: pandas 3 makes them nullable, which anndata writes in a newer encoding."""
+    """Return texts as an index of objects.
+
+    By default pandas 3 makes them nullable strings, which anndata writes in an encoding that older readers do not know.
+    """
     index: pd.Index[Any] = pd.Index(texts, dtype=object)
     return index

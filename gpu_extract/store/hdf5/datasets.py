@@ -1,4 +1,4 @@
-"""The dataset of tiles: its creation, and what an existing one tells of its format."""
+"""Creation and inspection of the dataset of tiles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["check_chunks", "codec_of", "create_images", "format_of"]
 
 
 def create_images(file: h5py.File, name: str, n_cells: int, n_planes: int, format: ChunkFormat) -> h5py.Dataset:
-    """Create a dataset of (n_cells, n_planes, S, S) in this format, without its chunks."""
+    """Create a dataset (n_cells, n_planes, S, S) of this format, without any chunks."""
     shape = (n_cells, n_planes, *format.shape[2:])
     if format.is_contiguous:
-        # HDF5 must not fill what it never writes.
+        # HDF5 must not write fill values, since the tiles are written without it.
         return file.create_dataset(name, shape, format.dtype, track_times=False, fill_time="never")
-    # HDF5 gives no index to a dataset that can never have more than one chunk.
+    # HDF5 creates no index for a dataset that is limited to one chunk.
     maxshape = (max(n_cells, format.shape[0] + 1), *shape[1:])
     return file.create_dataset(
         name,
@@ -34,26 +34,26 @@ def create_images(file: h5py.File, name: str, n_cells: int, n_planes: int, forma
 
 
 def codec_of(images: h5py.Dataset) -> Codec | None:
-    """Return the codec of a dataset, None if its filters are those of no codec."""
+    """Return the codec of a dataset, or None if no codec has its filters."""
     properties = images.id.get_create_plist()
     filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
     return next((codec for codec in CODECS.values() if codec.filters == filters), None)
 
 
 def format_of(images: h5py.Dataset) -> ChunkFormat:
-    """Return the format of a dataset made by `create_images`."""
+    """Return the format of a dataset created by `create_images`."""
     codec = codec_of(images)
     assert codec is not None
     return ChunkFormat(images.chunks or (1, *images.shape[1:]), images.dtype, codec.name)
 
 
 def check_chunks(images: h5py.Dataset) -> None:
-    """Check that every chunk is there: HDF5 reads one that was never written as zeros, without an error.
+    """Check that every chunk exists, since HDF5 reads missing chunks as zeros without an error.
 
     Raises
     ------
     OutputError
-        Names the first row without a chunk.
+        If a chunk is missing. The message has the first row without one.
     """
     if images.chunks is None:
         return

@@ -1,4 +1,4 @@
-"""The layout ``h5sc``: an AnnData file that the readers of scPortrait open."""
+"""The layout ``h5sc``: an AnnData file that scPortrait can read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["H5sc", "H5scTables"]
 IMAGES = "obsm/single_cell_images"
 # Lower and upper limit of each cell and channel.
 LIMITS = ("obsm/normalization_lower", "obsm/normalization_upper")
-# What `H5scTables.info` reports of scPortrait's own entries, besides the compression.
+# Entries of scPortrait that `H5scTables.info` returns, besides the compression.
 NORMALIZATION = ("normalization", "normalization_range_lower", "normalization_range_upper")
 
 
@@ -34,7 +34,7 @@ class H5sc:
     limits = LIMITS
 
     def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
-        """See `Layout.format`: a tile is a chunk, in the recipe's output type."""
+        """See `Layout.format`. A chunk holds whole tiles in the output type of the recipe."""
         if contents.planes:
             raise OutputError("layout 'h5sc' keeps all planes, masks first; to choose planes use layout 'sparcspy'")
         return ChunkFormat(
@@ -44,7 +44,7 @@ class H5sc:
         )
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
-        """See `Layout.write`: AnnData's tables, and a dataset of tiles with the attributes that scPortrait reads."""
+        """See `Layout.write`. The dataset of tiles has the attributes that scPortrait reads."""
         from anndata.io import write_elem
 
         from gpu_extract.store.hdf5.anndata_tables import anndata_tables
@@ -56,7 +56,7 @@ class H5sc:
         images = create_images(file, self.images, len(contents.cells), contents.program.n_planes, format)
         images.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for name, value in facts.items():
-            # scPortrait stores lists of names as bytes here, and as text in uns.
+            # scPortrait stores lists of names as bytes in attributes, and as text in uns.
             is_list = isinstance(value, np.ndarray)
             images.attrs[name] = np.array([text.encode() for text in value]) if is_list else value
         images.attrs["normalization_range"] = np.array((lower, upper))
@@ -66,7 +66,7 @@ class H5sc:
         return H5scTables(file)
 
     def check(self, file: h5py.File) -> H5scTables:
-        """See `Layout.check`; files of scPortrait are checked as far as they have the tables."""
+        """See `Layout.check`. Tables that files of scPortrait do not have are not checked."""
         images = file[self.images]
         _check_attributes(images)
         _check_planes(file, images)
@@ -86,7 +86,7 @@ class H5scTables:
         self.ids: NDArray[np.uint64] = file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
 
     def obs(self) -> pd.DataFrame:
-        """Return AnnData's obs."""
+        """See `Tables.obs`; this is ``obs`` of the AnnData file."""
         return self._table("obs")
 
     def dropped(self) -> pd.DataFrame:
@@ -95,7 +95,7 @@ class H5scTables:
         return self._table(name) if name in self._file else dropped_table({})
 
     def info(self) -> dict[str, Any]:
-        """Return scPortrait's entries, and the texts that this package adds."""
+        """See `Tables.info`; the entries of scPortrait and the texts that this package adds."""
         shared = self._file["uns/single_cell_images"]
         facts = {name: shared[name][()].item() for name in NORMALIZATION}
         facts["compression"] = shared["compression"].asstr()[()]
@@ -112,7 +112,7 @@ class H5scTables:
 
 
 def _facts(contents: Contents, compression: str) -> dict[str, Any]:
-    """Return what scPortrait stores both beside the tiles and in uns."""
+    """Return the entries that scPortrait stores both as attributes of the tiles and in uns."""
     n_masks, n_channels = len(contents.mask_planes), len(contents.program.cut)
     recipe = contents.program.recipe
     return {
@@ -148,7 +148,7 @@ def _check_attributes(images: h5py.Dataset) -> None:
 
 
 def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
-    """Compare the names and kinds of the planes wherever they are stored."""
+    """Compare the names and kinds of the planes in all places where they are stored."""
     from anndata.io import read_elem
 
     n_planes = images.shape[1]
@@ -165,7 +165,7 @@ def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
 
 
 def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
-    """Compare all tables with the tiles."""
+    """Compare the tables with the tiles."""
     from anndata.io import read_elem
 
     n_cells = images.shape[0]

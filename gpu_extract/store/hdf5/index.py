@@ -1,7 +1,7 @@
-"""The end of a run: the skeleton becomes the head of an HDF5 file, whose index tells of the chunks where they are.
+"""The end of a run: the skeleton becomes the head of an HDF5 file, with an index that points to the chunks.
 
-The partial file has room for the skeleton, then the chunks. Nothing of them is copied, and a kill leaves the
-partial file as usable as it was.
+The partial file starts with a hole of the size of the skeleton, followed by the chunks. Chunks are not copied, and a
+kill leaves the partial file as usable as before.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from gpu_extract.store.journal import Journal, Record, join
 
 __all__ = ["check_index", "finished_head"]
 
-# HDF5 gathers what is smaller in a buffer, and writes more of it than was asked for.
+# HDF5 buffers smaller writes, and then writes more than requested.
 SIEVE_NBYTES = 64 << 10
-# Chunks that are read back before the file gets its name. `verify` reads all.
+# Number of chunks that are read back before the file is renamed. `verify` reads all.
 N_CHECKED = 64
 
 
 def finished_head(journal: Journal) -> memoryview:
-    """What turns a partial file into an HDF5 file, once it stands in the place of the skeleton.
+    """Return the bytes that turn a partial file into an HDF5 file when written into its hole.
 
     Parameters
     ----------
     journal : Journal
-        Of all its chunks.
+        Journal with records of all chunks.
 
     Raises
     ------
     OutputError
         If a row is missing.
     """
-    record, n_head = _complete(journal), len(journal.skeleton)
+    record, n_head = _join_complete(journal), len(journal.skeleton)
     memory = io.BytesIO(journal.skeleton)
     with h5py.File(memory, "r+", libver=LIBVER) as file:
         layout, order = layout_of(file), np.argsort(record.rows)
@@ -50,10 +50,10 @@ def finished_head(journal: Journal) -> memoryview:
         images = file[layout.images]
         format, n_planes = format_of(images), images.shape[1]
         if format.is_contiguous:
-            _place_values(images, n_head)
+            _allocate_values(images, n_head)
     head = memory.getbuffer()[:n_head]
     if not format.is_contiguous:
-        order = np.lexsort(format.places(record.rows, n_planes).T[::-1])
+        order = np.lexsort(format.chunk_offsets(record.rows, n_planes).T[::-1])
         ends = n_head + np.cumsum(record.sizes, dtype=np.uint64)
         fill_index(head, (ends - record.sizes)[order], record.sizes[order])
     set_end_of_file(head, n_head + record.nbytes)
@@ -66,29 +66,29 @@ def check_index(path: Path, journal: Journal) -> None:
     Raises
     ------
     OutputError
-        If it does not hold what was written.
+        If the file does not have the chunks that were written.
     """
     record = join(journal.records)
     with h5py.File(path, "r") as file:
         images = file[layout_of(file).images]
         format = format_of(images)
-        places = format.places(record.rows, images.shape[1])
-        n_found = len(places) if images.chunks is None else images.id.get_num_chunks()
-        if n_found != len(places) or len(places) != len(record.sizes):
-            raise OutputError(f"{path} holds {n_found} of {len(places)} chunks")
+        offsets = format.chunk_offsets(record.rows, images.shape[1])
+        n_found = len(offsets) if images.chunks is None else images.id.get_num_chunks()
+        if n_found != len(offsets) or len(offsets) != len(record.sizes):
+            raise OutputError(f"{path} has {n_found} of {len(offsets)} chunks")
         values = np.empty(format.nbytes, np.uint8)
-        for i in np.unique(np.linspace(0, len(places) - 1, N_CHECKED).astype(int)):
-            row, plane = places[i].tolist()
-            chunk = _stored(images, format, row, plane)
+        for i in np.unique(np.linspace(0, len(offsets) - 1, N_CHECKED).astype(int)):
+            row, plane = offsets[i].tolist()
+            chunk = _read_stored(images, format, row, plane)
             if checksum(chunk) != record.checksums[i]:
-                raise OutputError(f"{path}: row {row} is not what was written; the disk is at fault")
+                raise OutputError(f"{path}: row {row} differs from what was written; check the disk")
             try:
                 format.codec.decode(chunk, values)
             except ValueError as error:
                 raise OutputError(f"{path}: row {row} cannot be decoded: {error}") from error
 
 
-def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
+def _read_stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> bytes:
     if format.is_contiguous:
         start = images.id.get_offset() + row * format.nbytes
         return os.pread(images.file.id.get_vfd_handle(), format.nbytes, start)
@@ -96,18 +96,24 @@ def _stored(images: h5py.Dataset, format: ChunkFormat, row: int, plane: int) -> 
     return chunk
 
 
-def _complete(journal: Journal) -> Record:
-    """All chunks of a file, once it is sure that each row is there once."""
+def _join_complete(journal: Journal) -> Record:
+    """Join the records of a file, after checking that each row occurs once."""
     rows = np.concatenate([record.rows for record in journal.records] or [np.empty(0, np.int64)])
     if not np.array_equal(np.sort(rows), np.arange(journal.n_cells)):
         raise OutputError(f"{len(np.unique(rows))} of {journal.n_cells} cells were written; the file is unfinished")
     return join(journal.records)
 
 
-def _place_values(images: h5py.Dataset, start: int) -> None:
-    """HDF5 gives a dataset without chunks its place, behind all else, when the first of its values are written."""
+def _allocate_values(images: h5py.Dataset, start: int) -> None:
+    """Make HDF5 allocate a contiguous dataset at the end of the file, by writing its first values.
+
+    Raises
+    ------
+    RuntimeError
+        If the dataset does not start at ``start``.
+    """
     row = np.zeros((1, *images.shape[1:]), images.dtype)
     images[: SIEVE_NBYTES // row.nbytes + 1] = row
     images.file.flush()
     if images.id.get_offset() != start:
-        raise RuntimeError(f"HDF5 has put the tiles at {images.id.get_offset()} instead of {start}, where they are")
+        raise RuntimeError(f"HDF5 has placed the tiles at {images.id.get_offset()}; they are at {start}")

@@ -1,4 +1,4 @@
-"""What a layout is: where the parts of a file of cells stand, and how they are written, read and checked."""
+"""The interface of a layout: how the parts of a file of cells are arranged, written, read and checked."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Layout(Protocol):
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """Names of the datasets of lower and upper limits, (N, C) each, which are known only at the end; or none."""
+        """Names of the datasets of lower and upper limits, (N, C) each, filled in at the end; may be empty."""
 
     def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
-        """Return how its tiles are stored, ``chunk_cells`` cells in a chunk.
+        """Return the format of the tiles, with ``chunk_cells`` cells per chunk.
 
         Raises
         ------
         OutputError
-            If this layout cannot hold the contents.
+            If the layout does not support the contents.
         """
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
-        """Write everything but the tiles, whose dataset is created and empty; limits are 0."""
+        """Write everything except the tiles. Their dataset is created without chunks, and limits are 0."""
 
     def tables(self, file: h5py.File) -> Tables:
-        """Return the tables of an open file; raises whatever HDF5 raises on a damaged file."""
+        """Return the tables of an open file. Errors of HDF5 on a damaged file are not converted."""
 
     def check(self, file: h5py.File) -> Tables:
         """Compare all tables of an open file with its tiles, and return them.
@@ -51,7 +51,7 @@ class Layout(Protocol):
         Raises
         ------
         OutputError
-            Names the first contradiction.
+            If they do not match. The message describes the first contradiction.
         """
 
 
@@ -62,7 +62,7 @@ class Tables(Protocol):
     ----------
     images : h5py.Dataset
     planes : tuple of str, length K
-        Names of a tile's planes: masks first, then channels.
+        Names of the planes of a tile: masks first, then channels.
     n_masks : int
     ids : (N,) uint64
     """
@@ -73,17 +73,17 @@ class Tables(Protocol):
     ids: NDArray[np.uint64]
 
     def obs(self) -> pd.DataFrame:
-        """Return a row for each cell: ``scportrait_cell_id``, and its slide and metadata if there are any."""
+        """Return a table of the cells: ``scportrait_cell_id``, and slide and metadata if there are any."""
 
     def dropped(self) -> pd.DataFrame:
-        """Return the cells that were dropped: ``slide``, ``cell_id``, ``reason``."""
+        """Return a table of the dropped cells: ``slide``, ``cell_id``, ``reason``."""
 
     def info(self) -> dict[str, Any]:
-        """Return how the file was made."""
+        """Return the provenance of the file."""
 
 
 def dropped_table(columns: dict[str, list[Any]]) -> pd.DataFrame:
-    """Return a table of dropped cells, empty for columns that are missing."""
+    """Return a table of dropped cells; missing columns are empty."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -96,14 +96,14 @@ def dropped_table(columns: dict[str, list[Any]]) -> pd.DataFrame:
 
 
 def require(condition: Any, otherwise: str) -> None:
-    """Raise an OutputError with that message unless the condition holds."""
+    """Raise an OutputError with the message ``otherwise`` unless the condition holds."""
     if not condition:
         raise OutputError(otherwise)
 
 
 def require_unique(obs: pd.DataFrame, columns: list[str]) -> None:
-    """Raise an OutputError if two rows are equal in these columns."""
+    """Raise an OutputError if two rows have equal values in these columns."""
     repeated = np.flatnonzero(obs.duplicated(columns))
     if len(repeated):
         row = repeated[0]
-        raise OutputError(f"row {row} (cell {obs['scportrait_cell_id'].iloc[row]}) is there twice")
+        raise OutputError(f"row {row} (cell {obs['scportrait_cell_id'].iloc[row]}) is a duplicate")

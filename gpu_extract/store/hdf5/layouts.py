@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 from math import prod
+from typing import TYPE_CHECKING
 
 import h5py
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.contents import Contents
 from gpu_extract.store.hdf5.fields import end_of_file
 from gpu_extract.store.hdf5.h5sc import H5sc
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.sparcspy import Sparcspy
 
+if TYPE_CHECKING:
+    from gpu_extract.store.contents import Contents
+
 __all__ = ["LAYOUTS", "LIBVER", "choose_layout", "layout_of", "skeleton"]
 
-# The format of HDF5 1.10, which every h5py in use reads; "latest" would be that of HDF5 2.0, which h5py 3.14 does not.
+# The format of HDF5 1.10, which every h5py in use can read. "latest" could be that of HDF5 2.0, which h5py 3.14 cannot.
 LIBVER = ("v110", "v110")
 
 LAYOUTS: dict[str, Layout] = {"h5sc": H5sc(), "sparcspy": Sparcspy()}
@@ -42,7 +45,7 @@ def layout_of(file: h5py.File) -> Layout:
     Raises
     ------
     ValueError
-        If the file has the dataset of tiles of no layout.
+        If the file does not have the dataset of tiles of any layout.
     """
     for layout in LAYOUTS.values():
         if layout.images in file:
@@ -51,19 +54,22 @@ def layout_of(file: h5py.File) -> Layout:
 
 
 def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
-    """Return the HDF5 file without its tiles, which follow its end, and with an empty index; limits are 0."""
+    """Return the HDF5 file without its tiles, which are stored after its end.
+
+    The index of chunks is allocated and empty, and limits are 0.
+    """
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=LIBVER) as file:
         layout.write(file, contents, format)
         if not format.is_contiguous:
             _allocate_index(file[layout.images])
     written = memory.getvalue()
-    # HDF5 counts space that it has not written; BytesIO does not.
+    # The end-of-file address of HDF5 includes allocated space that was never written; BytesIO ends earlier.
     return written[: end_of_file(written)].ljust(end_of_file(written), b"\0")
 
 
 def _allocate_index(images: h5py.Dataset) -> None:
-    """Make HDF5 allocate the whole index of the tiles, which it does at the first chunk; then remove that chunk."""
+    """Make HDF5 allocate the whole index of the tiles, by writing a first chunk and removing it."""
     n_cells = len(images)
     images.id.write_direct_chunk((0, 0, 0, 0), bytes(images.dtype.itemsize * prod(images.chunks)))
     images.resize(0, axis=0)

@@ -1,4 +1,4 @@
-"""Bob Jenkins' hash of May 2006 (lookup3.c, `hashlittle`), compiled: HDF5's checksum of its own fields."""
+"""Bob Jenkins' hash of May 2006 (lookup3.c, `hashlittle`), which HDF5 uses as the checksum of its metadata."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ __all__ = ["lookup3"]
 
 @njit(nogil=True, cache=True)
 def lookup3(words, n):
-    """The hash of ``n`` bytes in words (m, 3) of 32 bits, zeros behind them."""
+    """Return the hash of ``n`` bytes, given as 32-bit words (m, 3) padded with zeros."""
     a = b = c = np.uint32(0xDEADBEEF + n)
     for k in range(len(words)):
         a, b, c = np.uint32(a + words[k, 0]), np.uint32(b + words[k, 1]), np.uint32(c + words[k, 2])
         if k < len(words) - 1:
-            a, c = _mixed(a, c, b, 4)
-            b, a = _mixed(b, a, c, 6)
-            c, b = _mixed(c, b, a, 8)
-            a, c = _mixed(a, c, b, 16)
-            b, a = _mixed(b, a, c, 19)
-            c, b = _mixed(c, b, a, 4)
-    c = _folded(c, b, 14)
-    a = _folded(a, c, 11)
-    b = _folded(b, a, 25)
-    c = _folded(c, b, 16)
-    a = _folded(a, c, 4)
-    b = _folded(b, a, 14)
-    return _folded(c, b, 24)
+            a, c = _mix(a, c, b, 4)
+            b, a = _mix(b, a, c, 6)
+            c, b = _mix(c, b, a, 8)
+            a, c = _mix(a, c, b, 16)
+            b, a = _mix(b, a, c, 19)
+            c, b = _mix(c, b, a, 4)
+    c = _xor_subtract(c, b, 14)
+    a = _xor_subtract(a, c, 11)
+    b = _xor_subtract(b, a, 25)
+    c = _xor_subtract(c, b, 16)
+    a = _xor_subtract(a, c, 4)
+    b = _xor_subtract(b, a, 14)
+    return _xor_subtract(c, b, 24)
 
 
 @njit(nogil=True)
-def _mixed(x, y, z, n):
-    return np.uint32(np.uint32(x - y) ^ _turned(y, n)), np.uint32(y + z)
+def _mix(x, y, z, n):
+    return np.uint32(np.uint32(x - y) ^ _rotate_left(y, n)), np.uint32(y + z)
 
 
 @njit(nogil=True)
-def _folded(x, y, n):
-    return np.uint32((x ^ y) - _turned(y, n))
+def _xor_subtract(x, y, n):
+    return np.uint32((x ^ y) - _rotate_left(y, n))
 
 
 @njit(nogil=True)
-def _turned(word, n):
+def _rotate_left(word, n):
     return np.uint32(word << np.uint32(n) | word >> np.uint32(32 - n))

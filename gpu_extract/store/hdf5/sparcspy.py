@@ -1,16 +1,16 @@
-"""The layout ``sparcspy``: the classic ``single_cells.h5`` as SPARCSpy 1.0.0 writes it.
+"""The layout ``sparcspy``: the classic ``single_cells.h5`` of SPARCSpy 1.0.0.
 
 ::
 
     single_cell_data             (N, K, S, S), chunks (1, 1, S, S)
     single_cell_index            (N, 2) row and cell id
-    label_names                  ("index", "cellid", names of the slides' metadata); time courses only
-    single_cell_index_labelled   (N, 2 + metadata) the same as texts, with the metadata; time courses only
+    label_names                  ("index", "cellid", names of the slides' metadata); only in time courses
+    single_cell_index_labelled   (N, 2 + metadata) the same as text, with the metadata; only in time courses
 
-A file with several slides, or with metadata, is a time course: its tiles are float16 and its index is uint64, as
-written by SPARCSpy's TimecourseHDF5CellExtraction. Otherwise tiles are float32 that holds float16 values, and the
-index is int64, as written by its HDF5CellExtraction. What SPARCSpy has no place for (the recipe, the names of the
-planes, the dropped cells) is stored as JSON in one attribute of the file, ``gpu_extract``, which SPARCSpy ignores.
+A file with several slides or with metadata is a time course: tiles are float16 and the index is uint64, as in the
+files of SPARCSpy's TimecourseHDF5CellExtraction. Otherwise tiles are float32 with float16 values and the index is
+int64, as in the files of its HDF5CellExtraction. Data without a counterpart in SPARCSpy (the recipe, the names of the
+planes, the dropped cells) are stored as JSON in an attribute of the file, ``gpu_extract``, which SPARCSpy ignores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Sparcspy", "SparcspyTables"]
 
 IMAGES = "single_cell_data"
-# The name under which SPARCSpy stores a slide's name; added first if the slides' metadata lack it.
+# Label under which SPARCSpy stores the name of a slide. It is added unless the metadata has it.
 NAME_LABEL = "ID"
 TEXT = h5py.string_dtype()
 
@@ -47,18 +47,18 @@ class Sparcspy:
     limits: tuple[str, ...] = ()
 
     def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
-        """See `Layout.format`: each plane of a tile is a chunk of its own."""
+        """See `Layout.format`. A chunk holds one plane of each cell."""
         dtype = np.dtype(np.float16 if _is_time_course(contents) else np.float32)
         given, S = contents.program.output_dtype, contents.program.recipe.tile_size
         if not np.can_cast(given, dtype, "safe"):
             kind = "several slides" if len(contents.slides) > 1 else "a slide with metadata"
             raise OutputError(
-                f"layout 'sparcspy' keeps tiles of {kind} as {dtype}, which does not hold the recipe's {given}; "
+                f"layout 'sparcspy' keeps tiles of {kind} as {dtype}, which cannot represent the recipe's {given}; "
                 "use layout 'h5sc', or output_dtype float16"
             )
         if not _is_time_course(contents) and contents.cells.ids.max() > np.iinfo(np.int64).max:
             raise OutputError(
-                f"layout 'sparcspy' keeps ids as int64 and cell {contents.cells.ids.max()} is beyond; use layout 'h5sc'"
+                f"layout 'sparcspy' keeps ids as int64; cell {contents.cells.ids.max()} exceeds it; use layout 'h5sc'"
             )
         n_planes = contents.program.n_planes if compression == "none" else 1
         return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
@@ -101,8 +101,8 @@ class Sparcspy:
 class SparcspyTables:
     """The tables of a file of this package or of SPARCSpy; see `gpu_extract.store.hdf5.layout.Tables`.
 
-    SPARCSpy stores no names: its tiles are nucleus, cytosol and the channels, or one mask and one channel. Files of
-    this package store the names in an attribute.
+    SPARCSpy stores no plane names. Its tiles have a nucleus, a cytosol and channels, or one mask and one channel.
+    Files of this package store the names in an attribute.
     """
 
     def __init__(self, file: h5py.File) -> None:
@@ -115,7 +115,7 @@ class SparcspyTables:
         self.ids = file["single_cell_index"][:, 1].astype(np.uint64, copy=False)
 
     def obs(self) -> pd.DataFrame:
-        """Return the ids, and the metadata of a time course, of which ``ID`` is the slide."""
+        """See `Tables.obs`; the slide of a time course is its metadata ``ID``."""
         import pandas as pd
 
         columns: dict[str, Any] = {"scportrait_cell_id": self.ids}
@@ -133,14 +133,14 @@ class SparcspyTables:
         return dropped_table(self._attribute.get("dropped", {}))
 
     def info(self) -> dict[str, Any]:
-        """Return the compression, and the texts that this package adds."""
+        """See `Tables.info`; the compression and the texts that this package adds."""
         texts = {name: value for name, value in self._attribute.items() if isinstance(value, str)}
         codec = codec_of(self.images)
         return {"compression": "other filters" if codec is None else codec.name, **texts}
 
 
 def _plane_names(n_planes: int) -> list[str]:
-    """Return the names of the planes of SPARCSpy's own tiles."""
+    """Return plane names for tiles written by SPARCSpy."""
     masks = ["seg_all_nucleus", "seg_all_cytosol"] if n_planes > 2 else ["mask0"]
     return masks + [f"ch{c}" for c in range(n_planes - len(masks))]
 
@@ -150,7 +150,7 @@ def _is_time_course(contents: Contents) -> bool:
 
 
 def _metadata(contents: Contents) -> dict[str, NDArray[Any]]:
-    """Return each entry of the metadata for every cell, (N,) texts by name; empty if a slide lacks it."""
+    """Return the metadata of each cell's slide, (N,) texts by name; empty if the slide has no such entry."""
     slides, slide = contents.slides, contents.cells.slide
     columns = {name: [one.metadata.get(name, "") for one in slides] for name in contents.metadata_names}
     if NAME_LABEL not in columns:
@@ -173,7 +173,7 @@ def _attribute(contents: Contents) -> dict[str, Any]:
 
 
 def _n_leading_masks(contents: Contents) -> int:
-    """Return how many masks come before the first channel: all, unless planes were chosen in another order."""
+    """Return the number of masks before the first channel: M, unless planes were selected or reordered."""
     n_masks = len(contents.mask_planes)
     is_mask = [plane < n_masks for plane in contents.planes or range(contents.program.n_planes)]
     return [*is_mask, False].index(False)

@@ -1,4 +1,4 @@
-"""The index of chunks that is filled in at once is the one that HDF5 makes."""
+"""The index of chunks that is written directly is identical to that of HDF5."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gpu_extract.store.hdf5.layouts import LIBVER
 from gpu_extract.store.hdf5.lookup3 import lookup3
 
 
-def hashed(data):
+def hash_bytes(data):
     words = np.zeros((ceil(len(data) / 12), 3), "<u4")
     words.view(np.uint8).reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     return lookup3(words, len(data))
 
 
 def test_the_hash_is_jenkins():
-    # The two values that the comments of lookup3.c, driver5, give for hashlittle with initial values of 0.
-    assert hashed(b"Four score and seven years ago") == 0x17770551
-    assert lookup3(np.empty((0, 3), "<u4"), 0) != hashed(b"\0")
+    # A value from the comments of lookup3.c, driver5, for hashlittle with initial values of 0.
+    assert hash_bytes(b"Four score and seven years ago") == 0x17770551
+    assert lookup3(np.empty((0, 3), "<u4"), 0) != hash_bytes(b"\0")
 
 
 def file_of(n_cells, chunks, sizes, note=""):
-    """A file whose chunks HDF5 was given one by one, and its bytes after the first of them."""
+    """Write chunks with HDF5, and return the bytes of the file and those after its first chunk."""
     memory, first = io.BytesIO(), b""
     n_planes, S = 4, chunks[2]
     with h5py.File(memory, "w", libver=LIBVER) as file:
@@ -36,9 +36,9 @@ def file_of(n_cells, chunks, sizes, note=""):
         images = file.create_dataset(
             "images", shape, np.float16, chunks=chunks, maxshape=most, compression="gzip", track_times=False
         )
-        places = np.indices([ceil(n / c) for n, c in zip(shape, chunks, strict=True)]).reshape(4, -1).T * chunks
+        offsets = np.indices([ceil(n / c) for n, c in zip(shape, chunks, strict=True)]).reshape(4, -1).T * chunks
         for k, size in enumerate(sizes):
-            images.id.write_direct_chunk(tuple(places[k].tolist()), bytes(size))
+            images.id.write_direct_chunk(tuple(offsets[k].tolist()), bytes(size))
             if k == 0:
                 file.flush()
                 first = memory.getvalue()
@@ -60,33 +60,33 @@ def file_of(n_cells, chunks, sizes, note=""):
         (3, (1, 4, 200, 200)),
     ],
 )
-def test_the_index_is_the_one_that_hdf5_makes(n_cells, chunks):
+def test_the_index_is_that_of_hdf5(n_cells, chunks):
     sizes = np.random.default_rng(0).integers(1, 300, ceil(n_cells / chunks[0]) * (4 // chunks[1])).astype(np.uint32)
     expected, _ = file_of(n_cells, chunks, sizes)
     with h5py.File(io.BytesIO(expected)) as file:
         found = [file["images"].id.get_chunk_info(k) for k in range(len(sizes))]
     head = bytearray(expected)
     fill_index(head, np.array([chunk.byte_offset for chunk in found], np.uint64), sizes)
-    assert head == expected  # it was there already, and is not changed
+    assert head == expected  # the same index is written again
 
-    # Into an index of one chunk; whatever stands at its pages was never looked at.
+    # Into an index with one chunk, whose pages are uninitialized.
     _, first = file_of(n_cells, chunks, sizes)
-    places = np.uint64(1 << 20) + np.cumsum(sizes, dtype=np.uint64)
+    addresses = np.uint64(1 << 20) + np.cumsum(sizes, dtype=np.uint64)
     head = bytearray(first.ljust(1 << 20, b"\xaa"))
-    fill_index(head, places, sizes)
-    end = int(places[-1] + sizes[-1])
+    fill_index(head, addresses, sizes)
+    end = int(addresses[-1] + sizes[-1])
     set_end_of_file(head, end)
     assert end_of_file(head) == end
     with h5py.File(io.BytesIO(head.ljust(end, b"\0"))) as file:
         images = file["images"].id
         assert images.get_num_chunks() == len(sizes)
         chunks_found = [images.get_chunk_info(k) for k in range(len(sizes))]
-    assert [chunk.byte_offset for chunk in chunks_found] == places.tolist()
+    assert [chunk.byte_offset for chunk in chunks_found] == addresses.tolist()
     assert [chunk.size for chunk in chunks_found] == sizes.tolist()
     assert {chunk.filter_mask for chunk in chunks_found} == {0}
 
 
-def test_letters_of_an_index_in_a_text_are_none():
+def test_text_with_the_signature_of_an_index_is_ignored():
     sizes = np.array([5, 6], np.uint32)
     expected, _ = file_of(2, (1, 4, 8, 8), sizes, note="FAHD" * 20)
     head = bytearray(expected)
@@ -105,5 +105,5 @@ def test_a_file_without_an_index_is_refused():
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=LIBVER) as file:
         file["x"] = 1
-    with pytest.raises(RuntimeError, match="0 indices"):
+    with pytest.raises(RuntimeError, match="0 chunk indices"):
         fill_index(bytearray(memory.getvalue()), np.zeros(1, np.uint64), np.ones(1, np.uint32))

@@ -1,4 +1,4 @@
-"""The classic layout: what SPARCSpy itself writes, and what reads it."""
+"""The classic layout: identical to the files of SPARCSpy, and readable."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def path(tmp_path):
     return tmp_path / "single_cells.h5"
 
 
-def time_course(**labels):
-    slides = tuple(make_slide(f"tile_{t:03}", {"timepoint": f"t{t}", **labels}) for t in range(3))
+def time_course(**metadata):
+    slides = tuple(make_slide(f"tile_{t:03}", {"timepoint": f"t{t}", **metadata}) for t in range(3))
     return make_contents(9, slides, n_dropped=2, ids=[1, 2, 2**63, 1, 2, 3, 1, 2, 3])
 
 
 def described(path):
-    """Name, type, chunks and string type of every dataset."""
+    """Return shape, type, chunks, string length and attributes of every dataset."""
     found = {}
 
     def visit(name, item):
@@ -41,7 +41,7 @@ def described(path):
     return found
 
 
-def test_one_slide(path):
+def test_a_single_slide(path):
     contents = make_contents(30, n_dropped=2)
     images = make_images(contents)
     write(path, contents, images, layout="sparcspy")
@@ -73,21 +73,21 @@ def test_a_time_course(path):
         assert labelled[8].tolist() == ["8", "3", "tile_002", "t2", "B03"]
 
 
-def test_slides_that_bring_their_id(path):
+def test_slides_with_an_id_in_their_metadata(path):
     write(path, time_course(ID="mine"), layout="sparcspy")
     with h5py.File(path) as file:
         assert list(file["label_names"].asstr()) == ["index", "cellid", "timepoint", "ID"]
         assert set(file["single_cell_index_labelled"].asstr()[:, 3]) == {"mine"}
 
 
-def test_a_label_that_a_slide_does_not_have_is_empty(path):
+def test_metadata_that_a_slide_lacks_is_empty(path):
     slides = (make_slide("A", {"well": "D03"}), make_slide("B"))
     write(path, make_contents(2, slides), layout="sparcspy")
     with h5py.File(path) as file:
         assert file["single_cell_index_labelled"].asstr()[:].tolist() == [["0", "10", "A", "D03"], ["1", "11", "B", ""]]
 
 
-def test_raw_values_are_held_where_the_type_holds_them(path):
+def test_raw_values_are_stored_if_the_type_can_represent_them(path):
     raw = Recipe(tile_size=6, normalization="none")
     contents = make_contents(4, recipe=raw)
     images = make_images(contents)
@@ -103,13 +103,13 @@ def test_raw_values_are_held_where_the_type_holds_them(path):
     [
         (
             make_contents(2, (make_slide(metadata={"well": "A"}),), recipe=Recipe(tile_size=6, normalization="none")),
-            "a slide with metadata as float16, which does not hold the recipe's uint16; use layout 'h5sc'",
+            "a slide with metadata as float16, which cannot represent the recipe's uint16; use layout 'h5sc'",
         ),
         (make_contents(2, (make_slide("A"), make_slide("B")), recipe=Recipe(output_dtype="float32")), "several slides"),
-        (make_contents(2, ids=[1, 2**63]), "cell 9223372036854775808 is beyond; use layout 'h5sc'"),
+        (make_contents(2, ids=[1, 2**63]), "cell 9223372036854775808 exceeds it; use layout 'h5sc'"),
     ],
 )
-def test_what_the_layout_cannot_hold_is_refused(path, contents, match):
+def test_unsupported_contents_are_refused(path, contents, match):
     with pytest.raises(OutputError, match=match) as error:
         CellStore.create(path, contents, layout="sparcspy")
     assert "\n" not in str(error.value)
@@ -117,7 +117,7 @@ def test_what_the_layout_cannot_hold_is_refused(path, contents, match):
 
 
 @pytest.mark.parametrize("make", [lambda: make_contents(9, n_dropped=2), time_course], ids=["slide", "time course"])
-def test_ours_reads_it_back(path, make):
+def test_the_reader_reads_it_back(path, make):
     contents = make()
     images = make_images(contents)
     write(path, contents, images, layout="sparcspy")
@@ -142,7 +142,7 @@ def damaged(path, match):
         verify(path)
 
 
-def test_verify_finds_what_is_wrong(path):
+def test_verify_detects_errors(path):
     write(path, time_course(), layout="sparcspy")
     with h5py.File(path, "r+") as file:
         file["single_cell_index"][4, 1] = 7
@@ -157,7 +157,7 @@ def test_verify_finds_what_is_wrong(path):
         file["single_cell_data"][5, 2, 1, 1] = 0
         file["single_cell_index"][3, 1] = 7
         file["single_cell_index_labelled"][3, 1] = "7"
-    damaged(path, r"row 4 \(cell 7\) is there twice")
+    damaged(path, r"row 4 \(cell 7\) is a duplicate")
     with h5py.File(path, "r+") as file:
         file["single_cell_index"][3, 0] = 2
     damaged(path, "does not number the rows")
@@ -182,7 +182,7 @@ def test_a_plane_that_was_never_written(path):
     ("golden", "n_cells", "n_channels"),
     [(CLASSIC / "single_cells.s64.h5", 226, 3), (TIME_COURSE / "single_cells.s48.h5", 150, 2)],
 )
-def test_sparcspys_own_files_are_read(golden, n_cells, n_channels):
+def test_files_of_sparcspy_are_read(golden, n_cells, n_channels):
     found = verify(golden)
     assert (found.n_cells, found.n_masks, found.n_channels) == (n_cells, 2, n_channels)
     with open_cells(golden) as cells, h5py.File(golden) as file:
@@ -194,15 +194,16 @@ def test_sparcspys_own_files_are_read(golden, n_cells, n_channels):
             assert cells.obs["region"].iloc[0] == "regionA"
 
 
-def assert_is_theirs(ours, theirs, ulp=1):
-    """Same datasets, types, chunks, texts and rows, and values within an ulp of float16."""
+def assert_equals_sparcspy(ours, theirs, ulp=1):
+    """Check that datasets, types, chunks, texts and rows are the same, and values within an ulp of float16."""
     assert described(ours) == described(theirs)
     with h5py.File(ours) as one, h5py.File(theirs) as other:
         np.testing.assert_array_equal(one["single_cell_index"], other["single_cell_index"])
         if "label_names" in other:
             np.testing.assert_array_equal(one["label_names"], other["label_names"])
             labelled = one["single_cell_index_labelled"].asstr()[:]
-            np.testing.assert_array_equal(labelled[:, 0], np.arange(len(labelled)).astype(str))  # theirs is stale
+            # The row numbers in the texts of SPARCSpy are outdated.
+            np.testing.assert_array_equal(labelled[:, 0], np.arange(len(labelled)).astype(str))
             np.testing.assert_array_equal(labelled[:, 1:], other["single_cell_index_labelled"].asstr()[:, 1:])
         values = [file["single_cell_data"][:].astype(np.float16).view(np.int16).astype(int) for file in (one, other)]
         assert np.abs(values[0] - values[1]).max() <= ulp
@@ -224,7 +225,7 @@ def test_one_slide_is_what_sparcspy_wrote(path, device, ulp):
         layout="sparcspy",
         device=device,
     )
-    assert_is_theirs(path, CLASSIC / "single_cells.s64.h5", ulp)
+    assert_equals_sparcspy(path, CLASSIC / "single_cells.s64.h5", ulp)
 
 
 @needs_shared
@@ -246,4 +247,4 @@ def test_a_time_course_is_what_sparcspy_wrote(path):
         layout="sparcspy",
         device="cpu",
     )
-    assert_is_theirs(path, TIME_COURSE / "single_cells.s48.h5")
+    assert_equals_sparcspy(path, TIME_COURSE / "single_cells.s48.h5")
