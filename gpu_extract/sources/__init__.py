@@ -5,6 +5,9 @@
 `numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `classic` knows SPARCSpy's projects, which are
 HDF5. `scaled` and `physical` bring slides to one pixel size. A file that cannot be extracted is refused when it is
 opened, from its headers; damage that only its pixels can show, when they are read.
+
+A slide is a value: it can be pickled, and read in another process. Its rasters hold paths, types, offsets and
+selections; open files, decoded pixels and whatever else belongs to the process are in `caches`.
 """
 
 from __future__ import annotations

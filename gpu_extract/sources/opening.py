@@ -7,9 +7,9 @@ from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
 from gpu_extract.sources.arrays import ArrayRaster, is_array
-from gpu_extract.sources.cellpose import CellposeRaster
+from gpu_extract.sources.cellpose import open_cellpose
 from gpu_extract.sources.files import SourceFile, file_format
-from gpu_extract.sources.numpy_files import NpyRaster, NpzRaster, holds_pickle
+from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
 from gpu_extract.sources.selectors import Location, located
 from gpu_extract.sources.stacks import Stack, raster_stack
 
@@ -45,17 +45,17 @@ def _open_location(location: Location) -> Stack:
     # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
     if location.is_url or os.path.isdir(location.path):
         return _open_folder(location)
-    file = SourceFile(location.path, location.plane)
+    file = SourceFile.at(location.path, location.plane)
     kind = file_format(file)
     if location.inside and kind != "hdf5":
         raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")
     match kind:
         case "npy" if location.plane is not None and holds_pickle(file):
-            return raster_stack(CellposeRaster(file), location)
+            return raster_stack(open_cellpose(file), location)
         case "npy":
-            return raster_stack(NpyRaster(file), location)
+            return raster_stack(open_npy(file), location)
         case "npz":
-            return raster_stack(NpzRaster(file), location)
+            return raster_stack(open_npz(file), location)
         case "hdf5":
             from gpu_extract.sources.hdf5 import open_hdf5
 
