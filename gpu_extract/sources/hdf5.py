@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.arrays import raster_shape
-from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.files import SourceFile, absolute_path, translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, absent, selector
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["TIME_COURSE", "Hdf5Planes", "open_hdf5", "opened_hdf5"]
+__all__ = ["TIME_COURSE", "DatasetReference", "Hdf5Planes", "as_reference", "open_hdf5", "opened_hdf5"]
 
 # The image and the labels of a classic SPARCSpy time course, (T, C, H, W); what a fourth axis of others is is unknown.
 TIME_COURSE = ("/input_images", "/segmentation")
@@ -65,6 +66,43 @@ class Hdf5Planes(TiledPlanes):
                     yield dataset[(*at, chosen, *box)]
                 else:  # a list that h5py would take only in increasing order
                     yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
+
+
+@dataclass(frozen=True)
+class DatasetReference:
+    """A dataset that a user opened with h5py, as it is sent to another process, where it is opened for each read.
+
+    Parameters
+    ----------
+    file : str
+        The absolute path of the file.
+    path : str
+        Of the dataset in it.
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    file: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, box: Any) -> NDArray[Any]:
+        with translated(f"array {self.file}:{self.path} cannot be read"), h5py.File(self.file, "r") as h5:
+            pixels: NDArray[Any] = h5[self.path][box]
+            return pixels
+
+
+def as_reference(array: Any) -> Any:
+    """Return a reference to a dataset of h5py that is in a file and has a name; any other array as it is."""
+    if not isinstance(array, h5py.Dataset) or array.name is None or not os.path.isfile(array.file.filename):
+        return array
+    return DatasetReference(absolute_path(array.file.filename), array.name, array.shape, array.dtype)
 
 
 def open_hdf5(file: SourceFile, location: Location) -> Stack:

@@ -1,6 +1,7 @@
 """A slide is a value: it pickles small, and a copy of it reads the same pixels, in this process and in another."""
 
 import copy
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -152,6 +153,22 @@ def planned():
     yield planned
 
 
+def of_arrays():
+    """Slides of arrays that the user opened, whose pickles may hold pixels."""
+    array = pytest.importorskip("dask.array")
+    xarray = pytest.importorskip("xarray")
+    yield open_slide(IMAGE, nucleus=NUCLEUS, channels=[2, 0])
+    yield open_slide(list(IMAGE), nucleus=NUCLEUS)
+    yield open_slide(array.from_array(IMAGE, chunks=(1, 40, 50)), nucleus=array.from_array(NUCLEUS))
+    yield open_slide(xarray.DataArray(IMAGE, dims=("c", "y", "x")), nucleus=xarray.DataArray(NUCLEUS))
+    stored = zarr.create_array(os.path.abspath("user.zarr"), data=IMAGE, chunks=(1, 40, 50))
+    yield open_slide(stored, nucleus=NUCLEUS)
+    with h5py.File("user.h5", "w") as h5:
+        h5["a/image"], h5["nucleus"] = IMAGE, NUCLEUS
+    h5 = h5py.File("user.h5")
+    yield open_slide(h5["a/image"], nucleus=h5["nucleus"], channels=[2, 0])
+
+
 @pytest.fixture
 def slides(tmp_path, monkeypatch, request):
     """The slides of a maker, opened by relative paths."""
@@ -159,7 +176,7 @@ def slides(tmp_path, monkeypatch, request):
     return list(request.param())
 
 
-makers = pytest.mark.parametrize("slides", SLIDES.values(), indirect=True)
+makers = pytest.mark.parametrize("slides", [*SLIDES.values(), of_arrays], indirect=True)
 
 
 def assert_same(found, expected):
@@ -221,6 +238,22 @@ def test_slides_of_files_are_small_before_and_after_they_are_read(slides):
         slide.read((0, 0, *slide.size))
         # Metadata of Zarr keep their chunk grid once they were asked for it.
         assert len(pickle.dumps(slide)) < len(pickled) + 500
+
+
+def test_a_datasets_reference_takes_the_place_of_the_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("user.h5", "w") as h5:
+        h5["image"] = IMAGE
+    with h5py.File("user.h5") as h5:
+        pickled = pickle.dumps(open_image(h5["image"]))
+    assert len(pickled) < 1000
+    raster = pickle.loads(pickled)
+    np.testing.assert_array_equal(raster.read(0, 0, 120, 150), IMAGE)
+    os.remove("user.h5")
+    with pytest.raises(SourceError, match=r"array /.*user\.h5:/image cannot be read"):
+        raster.read(0, 0, 1, 1)
+    with h5py.File.in_memory() as h5, pytest.raises(TypeError, match="h5py objects cannot be pickled"):
+        pickle.dumps(open_image(h5.create_dataset("image", data=IMAGE)))
 
 
 def test_tables_take_16_bytes_for_a_strip_or_tile(tmp_path):
