@@ -10,18 +10,19 @@ from gpu_extract.sources.arrays import ArrayRaster, is_array
 from gpu_extract.sources.cellpose import open_cellpose
 from gpu_extract.sources.files import SourceFile, file_format
 from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
-from gpu_extract.sources.selectors import Location, located
+from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
 
 __all__ = ["opened"]
 
 
-def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
-    """The planes of a file, or the raster of an array.
+def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
+    """Return the planes of a file, or the raster of an array.
 
     Parameters
     ----------
-    pixels : path, Location or array
+    given : Location or array
+        What `selectors.parse_input` made of what the user gave.
     plane : str, optional
         The label plane that it holds; None if it holds an image.
 
@@ -29,14 +30,12 @@ def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
     ------
     InputError, SourceError, LabelError
     """
-    if isinstance(pixels, (str, os.PathLike)):
-        pixels = located(os.fsdecode(pixels), plane)
-    if isinstance(pixels, Location):
-        return _open_location(pixels)
-    if is_array(pixels):
-        return ArrayRaster(pixels, plane)
+    if isinstance(given, Location):
+        return _open_location(given)
+    if is_array(given):
+        return ArrayRaster(given, plane)
     raise InputError(
-        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(pixels).__name__}; "
+        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(given).__name__}; "
         "give a path or an array (NumPy, Dask, Zarr, HDF5, xarray)"
     )
 
