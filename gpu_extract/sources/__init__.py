@@ -1,15 +1,17 @@
 """Anything a user has for a slide -> `Slide`, read lazily by region.
 
-`selectors` tells where the pixels are and what of a file is meant, `label_planes` which labels belong to an image,
-`opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats a module: `arrays`,
-`numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `classic` knows SPARCSpy's projects, which are
-HDF5. `scaled` and `physical` bring slides to one pixel size. A file that cannot be extracted is refused when it is
-opened, from its headers; damage that only its pixels can show, when they are read.
+`selectors` parses paths: where the pixels are, and what of a file is meant. `label_planes` finds the labels that
+belong to an image, `opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats
+a module: `arrays`, `numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `classic` knows SPARCSpy's
+projects, which are HDF5. `scaled` and `physical` bring slides to one pixel size. A file that cannot be extracted is
+refused when it is opened, from its headers; damage that only its pixels can show, when they are read.
+
+A slide is a value: it can be pickled, and read in another process. Its rasters hold paths, types, offsets and
+selections; open files, decoded pixels and whatever else belongs to the process are in `caches`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
-from gpu_extract.sources.selectors import located
+from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.stacks import Stack
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def open_slide(
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
     given = _opened(image, nucleus, cytosol, channel_names, channels)
-    return given.described([given.slide(_slide_name(image, name), None)])[0]
+    return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
 def open_slides(
@@ -86,7 +88,7 @@ def open_slides(
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
     given = _opened(image, nucleus, cytosol, channel_names, channels)
-    n_times, base = _n_times([*given.channels, *given.planes.values()]), _slide_name(image, name)
+    n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
     slides = [replace(given.slide(f"{base}_t{t}", t), metadata={"timepoint": str(t)}) for t in range(n_times)]
@@ -105,6 +107,8 @@ class _Opened:
         The label planes by name.
     names : sequence of str, length C, or None
         Of the channels; None for their own.
+    stem : str
+        The slide's name, unless it is given another.
     project : ClassicProject or None
         The classic project that they are of.
     own_planes : bool
@@ -114,6 +118,7 @@ class _Opened:
     channels: Sequence[ArrayRaster | Stack]
     planes: Mapping[str, ArrayRaster | Stack]
     names: tuple[str, ...] | None
+    stem: str
     project: ClassicProject | None = None
     own_planes: bool = False
 
@@ -149,13 +154,21 @@ def _opened(
         raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
     if isinstance(channels, str):
         raise InputError(f"channels is the text {channels!r}; give a list of names or indices")
-    project = _classic_project(image)
-    own_planes = project is not None and nucleus is None and cytosol is None
-    labels = project.planes() if project and own_planes else label_planes(image, nucleus, cytosol)
-    sources = [opened(item, None) for item in ([project.image] if project else _items(image))]
-    planes = {plane: opened(given, plane) for plane, given in labels.items()}
-    names = None if channel_names is None else tuple(cleaned(channel) for channel in channel_names)
-    return _with_channels(_Opened(sources, planes, names, project, own_planes), channels)
+    images = _parsed_images(image)
+    masks = {"nucleus": nucleus, "cytosol": cytosol}
+    planes = {plane: parse_input(at, plane) for plane, at in masks.items() if at is not None}
+    project = _classic_project(images)
+    own_planes = project is not None and not planes
+    labels = project.planes() if project and own_planes else label_planes(images, planes)
+    given = _Opened(
+        channels=[opened(item, None) for item in ([project.image] if project else images)],
+        planes={plane: opened(at, plane) for plane, at in labels.items()},
+        names=None if channel_names is None else tuple(cleaned(channel) for channel in channel_names),
+        stem=_stem(images[0]) or "slide",
+        project=project,
+        own_planes=own_planes,
+    )
+    return _with_channels(given, channels)
 
 
 def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:
@@ -189,7 +202,7 @@ def open_image(image: Any) -> Raster:
     ------
     InputError, SourceError
     """
-    return _stacked([opened(item, None) for item in _items(image)], None)
+    return _stacked([opened(item, None) for item in _parsed_images(image)], None)
 
 
 def open_labels(labels: Any, plane: str) -> Raster:
@@ -208,25 +221,24 @@ def open_labels(labels: Any, plane: str) -> Raster:
     InputError, SourceError, LabelError
     """
     assert plane in MASK_NAMES
-    return _raster(opened(labels, plane))
+    return _raster(opened(parse_input(labels, plane), plane))
 
 
-def _classic_project(image: Any) -> ClassicProject | None:
-    """The classic project that an image is, if it is one."""
-    items = _items(image)
-    if len(items) > 1 or not isinstance(items[0], (str, os.PathLike)):
+def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
+    """Return the classic project that an image is, if it is one."""
+    if len(images) > 1 or not isinstance(images[0], Location):
         return None
     from gpu_extract.sources.classic import classic_project
 
-    return classic_project(located(os.fsdecode(items[0]), None))
+    return classic_project(images[0])
 
 
-def _items(image: Any) -> list[Any]:
-    if not isinstance(image, (list, tuple)):
-        return [image]
-    if not image:
+def _parsed_images(image: Any) -> list[Any]:
+    """Return the locations and arrays that are the image, one that holds all channels or one for each channel."""
+    items = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not items:
         raise InputError("the list of images is empty; give one image, or one file per channel")
-    return list(image)
+    return [parse_input(item, None) for item in items]
 
 
 def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
@@ -235,19 +247,14 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
     if len(rasters) == 1:
         return rasters[0]
     own_names = ["".join(raster.names) for raster in rasters]  # of one plane, or StackedRaster refuses it
-    return StackedRaster(rasters, [name or _stem(each) for name, each in zip(own_names, channels, strict=True)])
+    stems = [_stem(each.location) if isinstance(each, Stack) else "" for each in channels]
+    return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 
 def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
     """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
-
-
-def _slide_name(image: Any, name: str | None) -> str:
-    first = _items(image)[0]
-    own = file_stem(located(os.fsdecode(first), None).path.rstrip("/")) if isinstance(first, (str, os.PathLike)) else ""
-    return cleaned(name or own or "slide")
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:
@@ -276,6 +283,6 @@ def _raster(source: ArrayRaster | Stack, t: int | None = None) -> Raster:
     return (source if t is None else source.at(t)).raster()
 
 
-def _stem(source: ArrayRaster | Stack) -> str:
-    """The name of what was opened, empty for an array."""
-    return file_stem(source.location.path.rstrip("/")) if isinstance(source, Stack) else ""
+def _stem(given: Any) -> str:
+    """Return the file name of a location without its extension, empty for an array."""
+    return file_stem(given.path.rstrip("/")) if isinstance(given, Location) else ""

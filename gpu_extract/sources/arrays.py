@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from copy import copy
 from types import EllipsisType
 from typing import Any
 
@@ -50,11 +50,15 @@ def read_box(array: Any, y0: int, x0: int, y1: int, x1: int, channel: int | Elli
 class ArrayRaster:
     """An array that the user opened, (P, H, W) or (H, W); read by slice, so that it is never copied whole.
 
+    It pickles as the array does; a dataset of h5py, which does not pickle, as a reference to it in its file.
+
     Parameters
     ----------
     array : array
     plane : str, optional
         The label plane it holds; None if it holds an image.
+    channels : tuple of int, optional
+        The planes to read, in that order; all by default.
 
     Raises
     ------
@@ -63,17 +67,25 @@ class ArrayRaster:
 
     source = "array"
 
-    def __init__(self, array: Any, plane: str | None) -> None:
+    def __init__(self, array: Any, plane: str | None, channels: tuple[int, ...] | None = None) -> None:
         subject = "image array" if plane is None else f"{plane} label array"
         array = _in_order(array, subject)
+        planes, height, width = raster_shape(array.shape, subject)
+        if array.ndim == 2:
+            channels = None  # it has one only
+        names = _coordinates(array)
         self._array = array
-        self._channels: tuple[int, ...] | None = None  # None for all
-        self.names = _coordinates(array)
-        self.shape = raster_shape(array.shape, subject)
+        self._plane = plane
+        self._channels = channels
+        self.names = names if channels is None or not names else tuple(names[index] for index in channels)
+        self.shape = (planes if channels is None else len(channels), height, width)
         try:
             self.dtype = np.dtype(array.dtype).newbyteorder("=")
         except TypeError as cause:
             raise InputError(f"{subject} is of type {array.dtype}; convert it to a NumPy array") from cause
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": _picklable(self._array)}
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
@@ -83,14 +95,8 @@ class ArrayRaster:
         return np.concatenate([read_box(self._array, y0, x0, y1, x1, channel) for channel in self._channels])
 
     def with_channels(self, indices: tuple[int, ...]) -> ArrayRaster:
-        """The same with some of its channels, in that order; the others are never read."""
-        if self._array.ndim == 2:
-            return self  # its one channel
-        chosen = copy(self)
-        chosen._channels = indices
-        chosen.shape = (len(indices), *self.shape[1:])
-        chosen.names = tuple(self.names[index] for index in indices) if self.names else ()
-        return chosen
+        """Return the raster with some of its channels, in that order; the others are never read."""
+        return ArrayRaster(self._array, self._plane, indices)
 
 
 class StackedRaster:
@@ -121,6 +127,15 @@ class StackedRaster:
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
         return np.concatenate([channel.read(y0, x0, y1, x1) for channel in self._channels])
+
+
+def _picklable(array: Any) -> Any:
+    """Return a reference to a dataset of h5py, any other array as it is."""
+    if "h5py" not in sys.modules:
+        return array
+    from gpu_extract.sources.hdf5 import as_reference
+
+    return as_reference(array)
 
 
 def _in_order(array: Any, subject: str) -> Any:

@@ -9,44 +9,64 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import LabelError
+from gpu_extract.sources import caches
 from gpu_extract.sources.arrays import raster_shape, read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.numpy_files import read_header
 
-__all__ = ["CellposeRaster"]
+__all__ = ["CellposeRaster", "open_cellpose"]
 
 REMEDY = "give the masks as TIFF (cellpose: _cp_masks.tif)"
 
 
+@dataclass(frozen=True, eq=False)
 class CellposeRaster:
-    """The label plane of a ``_seg.npy``, its ``masks``, (H, W); held in memory.
+    """The label plane of a ``_seg.npy``, its ``masks``, (H, W); kept in `caches.WHOLE`.
+
+    Parameters
+    ----------
+    file : SourceFile
+    shape : (1, H, W)
+    dtype : numpy.dtype, in the machine's byte order
+    """
+
+    file: SourceFile
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    names: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """See `Raster.source`."""
+        return self.file.path
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return read_box(caches.WHOLE.read(self, self.file.key, self._load), y0, x0, y1, x1)
+
+    def _load(self) -> NDArray[Any]:
+        return _load(self.file)
+
+
+def open_cellpose(file: SourceFile) -> CellposeRaster:
+    """Return the raster of the masks, which are loaded for it.
 
     Raises
     ------
     SourceError, LabelError
         If it asks for anything but arrays and plain containers, or holds no masks.
     """
-
-    names: tuple[str, ...] = ()
-
-    def __init__(self, file: SourceFile) -> None:
-        with translated(f"{file} is no _seg.npy that can be read", REMEDY), file.open() as stream:
-            read_header(stream)
-            content = _Unpickler(io.BytesIO(stream.read())).load()
-            self._pixels = _masks(file, content)
-        self.shape = raster_shape(self._pixels.shape, str(file))
-        self.dtype = self._pixels.dtype
-        self.source = file.path
-
-    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """See `Raster.read`."""
-        return read_box(self._pixels, y0, x0, y1, x1)
+    masks = _load(file)
+    raster = CellposeRaster(file, raster_shape(masks.shape, str(file)), masks.dtype)
+    caches.WHOLE.read(raster, file.key, lambda: masks)
+    return raster
 
 
 class _Dtype:
@@ -93,6 +113,13 @@ class _Unpickler(pickle._Unpickler):
         if is_array:
             return _Array
         raise ValueError(f"it asks for {module}.{name}, and nothing but arrays and plain containers is ever loaded")
+
+
+def _load(file: SourceFile) -> NDArray[Any]:
+    with translated(f"{file} is no _seg.npy that can be read", REMEDY), file.open() as stream:
+        read_header(stream)
+        content = _Unpickler(io.BytesIO(stream.read())).load()
+        return _masks(file, content)
 
 
 def _masks(file: SourceFile, content: Any) -> NDArray[Any]:

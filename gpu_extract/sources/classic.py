@@ -109,7 +109,7 @@ class ClassicProject:
 
     def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
         """The slides of time points with what the file's tables say of them, and a line on those left out."""
-        file, selected = SourceFile(self.image.path, None), self.image.selection.t
+        file, selected = SourceFile.at(self.image.path, None), self.image.selection.t
         times = range(len(slides)) if selected is None else [selected]
         with opened_hdf5(file) as h5:
             n_times = h5[TIME_COURSE[0]].shape[0]
@@ -162,7 +162,7 @@ def _file_in(folder: Location) -> str | None:
 
 
 def _project(location: Location, classes: str | None) -> ClassicProject | None:
-    file = SourceFile(location.path, None)
+    file = SourceFile.at(location.path, None)
     if file_format(file) != "hdf5":
         return None
     with opened_hdf5(file) as h5:

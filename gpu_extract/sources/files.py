@@ -1,4 +1,4 @@
-"""A file that a user gave: what it is, told by its first bytes, and access that warnings when it changes."""
+"""A file that a user gave: its format by its first bytes, and access that fails if the file has changed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import GpuExtractError, SourceError
-from gpu_extract.sources.maps import SHARED
+from gpu_extract.sources import caches
 from gpu_extract.sources.names import cleaned
 
-__all__ = ["READABLE", "SourceFile", "file_description", "file_format", "translated"]
+__all__ = [
+    "READABLE",
+    "SourceFile",
+    "Stamp",
+    "absolute_path",
+    "file_description",
+    "file_format",
+    "stamp_of",
+    "translated",
+]
 
 READABLE = "this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy and .npz"
 MAGIC = {
@@ -33,42 +43,63 @@ VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "L
 # Bytes at the beginning that tell the format.
 N_HEAD = 64
 
+Stamp = tuple[int, int, int]  # inode, bytes, time of modification in ns: other numbers once a file is written again
 
+
+@dataclass(frozen=True)
 class SourceFile:
-    """A regular file, and what it was given as.
+    """A regular file as it was when it was first looked at, and what it was given as.
 
     It is opened anew for each read: a run may have more slides than a process may have open files.
 
     Parameters
     ----------
     path : str
-    plane : str, optional
+        As the user gave it.
+    plane : str or None
         The label plane it holds; None if it holds an image.
-
-    Raises
-    ------
-    SourceError
-        If there is no such file, or it is not a regular one.
+    absolute : str
+        Where it is opened, in any working directory.
+    nbytes : int
+    stamp : Stamp
     """
 
-    def __init__(self, path: str, plane: str | None) -> None:
-        self.path = path
-        self.plane = plane
-        with translated(f"{self} cannot be opened"):
-            status = self._status()
+    path: str
+    plane: str | None
+    absolute: str
+    nbytes: int
+    stamp: Stamp
+
+    @classmethod
+    def at(cls, path: str, plane: str | None) -> SourceFile:
+        """Return the file at a path.
+
+        Raises
+        ------
+        SourceError
+            If there is no such file, or it is not a regular one.
+        """
+        subject = _subject(path, plane)
+        with translated(f"{subject} cannot be opened"):
+            absolute = absolute_path(path)
+            status = _status(absolute, subject)
         if stat.S_ISDIR(status.st_mode):
-            raise SourceError(f"{self} is a folder; {READABLE}: give a file or a Zarr store in it")
+            raise SourceError(f"{subject} is a folder; {READABLE}: give a file or a Zarr store in it")
         if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{self} is not a regular file (a pipe or a device?); copy it to a file first")
-        self.nbytes = status.st_size
-        self._stamp = _stamp(status)
+            raise SourceError(f"{subject} is not a regular file (a pipe or a device?); copy it to a file first")
+        return cls(path, plane, absolute, status.st_size, stamp_of(status))
 
     def __str__(self) -> str:
-        return f"image {self.path}" if self.plane is None else f"{self.plane} label plane {self.path}"
+        return _subject(self.path, self.plane)
+
+    @property
+    def key(self) -> tuple[str, Stamp]:
+        """What `caches` know its content by."""
+        return self.absolute, self.stamp
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The file opened for reading, as long as it is the one whose headers were checked.
+        """Open the file for reading, if it is still the one whose headers were checked.
 
         Raises
         ------
@@ -76,7 +107,7 @@ class SourceFile:
         """
         with translated(f"{self} cannot be opened"):
             self._check_unchanged()
-            stream = open(self.path, "rb")  # noqa: SIM115 - closed by the with below; only opening is translated
+            stream = open(self.absolute, "rb")  # noqa: SIM115 - closed by the with below; only opening is translated
         with stream:
             yield stream
 
@@ -89,7 +120,7 @@ class SourceFile:
         *,
         nbytes: int,
     ) -> NDArray[Any]:
-        """A part of the file as a read-only array, of which ``nbytes`` will be read, when they are touched.
+        """Return a part of the file as a read-only array, of which ``nbytes`` will be read when they are touched.
 
         Raises
         ------
@@ -97,24 +128,27 @@ class SourceFile:
         """
         with translated(f"{self} cannot be read"):
             self._check_unchanged()
-            pixels: NDArray[Any] = np.ndarray(
-                shape, dtype, SHARED.map(self.path, hash(self._stamp), nbytes), offset, order=order
-            )
+            whole = caches.MAPS.map(self.absolute, self.stamp, nbytes)
+            pixels: NDArray[Any] = np.ndarray(shape, dtype, whole, offset, order=order)
             return pixels
 
     def _check_unchanged(self) -> None:
-        if _stamp(self._status()) != self._stamp:
+        if stamp_of(_status(self.absolute, self)) != self.stamp:
             raise SourceError(f"{self} has changed since it was opened; run again once it is written")
 
-    def _status(self) -> os.stat_result:
-        try:
-            return os.stat(self.path)
-        except FileNotFoundError as cause:
-            raise SourceError(f"{self} does not exist; check the path") from cause
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return the stamp of a file from its status."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def absolute_path(path: str) -> str:
+    """Return a path that is the same in any working directory; ``..`` is kept, since what it means depends on links."""
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def file_format(file: SourceFile) -> str:
-    """``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes and never by its name.
+    """Return ``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes, never by its name.
 
     Raises
     ------
@@ -173,5 +207,12 @@ def _head(file: SourceFile) -> bytes:
         return stream.read(N_HEAD)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _subject(path: str, plane: str | None) -> str:
+    return f"image {path}" if plane is None else f"{plane} label plane {path}"
+
+
+def _status(path: str, subject: object) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError as cause:
+        raise SourceError(f"{subject} does not exist; check the path") from cause

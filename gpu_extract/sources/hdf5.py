@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -14,16 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
-from gpu_extract.model import Raster
 from gpu_extract.sources.arrays import raster_shape
-from gpu_extract.sources.files import SourceFile, translated
+from gpu_extract.sources.files import SourceFile, absolute_path, translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, absent, selector
-from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
+from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["TIME_COURSE", "open_hdf5", "opened_hdf5"]
+__all__ = ["TIME_COURSE", "DatasetReference", "Hdf5Planes", "as_reference", "open_hdf5", "opened_hdf5"]
 
 # The image and the labels of a classic SPARCSpy time course, (T, C, H, W); what a fourth axis of others is is unknown.
 TIME_COURSE = ("/input_images", "/segmentation")
@@ -36,8 +36,77 @@ UNCHUNKED_TILE = (512, 512)
 MAX_LINKS = 32
 
 
+@dataclass(frozen=True, eq=False)
+class Hdf5Planes(TiledPlanes):
+    """The planes of a dataset, (H, W), (C, H, W) or (T, C, H, W).
+
+    Parameters
+    ----------
+    key, size, tile, dtype
+        See `TiledPlanes`.
+    file : SourceFile
+    path : str
+        Of the dataset in the file, without links.
+    """
+
+    file: SourceFile
+    path: str
+
+    def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
+        """See `TiledPlanes.read_boxes`; the last of the indices are channels, and before them is one time point."""
+        *time, channels = indices
+        at, chosen = [index for (index,) in time], selector(channels)
+        with opened_hdf5(self.file) as h5:
+            dataset = h5[self.path]
+            for y0, x0, y1, x1 in boxes:
+                box = slice(y0, y1), slice(x0, x1)
+                if dataset.ndim == 2:
+                    yield dataset[box][np.newaxis]
+                elif isinstance(chosen, slice):
+                    yield dataset[(*at, chosen, *box)]
+                else:  # a list that h5py would take only in increasing order
+                    yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
+
+
+@dataclass(frozen=True)
+class DatasetReference:
+    """A dataset that a user opened with h5py, as it is sent to another process, where it is opened for each read.
+
+    Parameters
+    ----------
+    file : str
+        The absolute path of the file.
+    path : str
+        Of the dataset in it.
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    file: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, box: Any) -> NDArray[Any]:
+        with translated(f"array {self.file}:{self.path} cannot be read"), h5py.File(self.file, "r") as h5:
+            pixels: NDArray[Any] = h5[self.path][box]
+            return pixels
+
+
+def as_reference(array: Any) -> Any:
+    """Return a reference to a dataset of h5py that is in a file and has a name; any other array as it is."""
+    if not isinstance(array, h5py.Dataset) or array.name is None or not os.path.isfile(array.file.filename):
+        return array
+    return DatasetReference(absolute_path(array.file.filename), array.name, array.shape, array.dtype)
+
+
 def open_hdf5(file: SourceFile, location: Location) -> Stack:
-    """The planes of a dataset, (C, H, W) or (H, W): the one whose path is given, or the only one there is.
+    """Return the planes of a dataset, (C, H, W) or (H, W): the one whose path is given, or the only one there is.
 
     Those of a classic SPARCSpy time course are (T, C, H, W).
 
@@ -63,12 +132,8 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
         dtype = dataset.dtype.newbyteorder("=")
         sizes = dataset.shape[:-2] or (1,)
         size = _pixel_size(dataset)
-
-    def raster(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-        read_boxes = partial(_read_boxes, file, path, indices)
-        return TiledRaster(read_boxes, tile, (len(indices[-1]), H, W), dtype, names, source)
-
-    return Stack(location, "tc"[-len(sizes) :], sizes, (), raster, size)
+    planes = Hdf5Planes((*file.key, path), (H, W), tile, dtype, file, path)
+    return Stack(location, "tc"[-len(sizes) :], sizes, (), planes, size)
 
 
 def _pixel_size(dataset: Any) -> tuple[float, float] | None:
@@ -77,29 +142,11 @@ def _pixel_size(dataset: Any) -> tuple[float, float] | None:
     return pixel_size(stated[-2], stated[-1], "um", "um") if stated.shape == (3,) else None
 
 
-def _read_boxes(file: SourceFile, path: str, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
-    """The pixels of boxes, of the channels that are the last of `indices`, at the one time point before them if any."""
-    if not boxes:
-        return
-    *time, channels = indices
-    at, chosen = [index for (index,) in time], selector(channels)
-    with opened_hdf5(file) as h5:
-        dataset = h5[path]
-        for y0, x0, y1, x1 in boxes:
-            box = slice(y0, y1), slice(x0, x1)
-            if dataset.ndim == 2:
-                yield dataset[box][np.newaxis]
-            elif isinstance(chosen, slice):
-                yield dataset[(*at, chosen, *box)]
-            else:  # a list that h5py would take only in increasing order
-                yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
-
-
 @contextmanager
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
-    """The file opened by h5py; what goes wrong inside the block becomes a `SourceError`."""
-    # The stream is opened only to warning that the file has changed.
-    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.path, "r") as h5:
+    """Open a file with h5py; what goes wrong inside the block becomes a `SourceError`."""
+    # The stream is opened only to notice that the file has changed.
+    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.absolute, "r") as h5:
         yield h5
 
 

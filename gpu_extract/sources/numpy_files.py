@@ -6,18 +6,19 @@ import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import IO, Any, Literal
+from dataclasses import dataclass
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.sources import caches
 from gpu_extract.sources.arrays import raster_shape, read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.names import cleaned
 
-__all__ = ["NpyRaster", "NpzRaster", "holds_pickle", "read_header"]
+__all__ = ["NpyRaster", "NpzRaster", "holds_pickle", "open_npy", "open_npz", "read_header"]
 
 IMAGE_MEMBERS = ("image", "arr_0")
 LABEL_MEMBERS = ("labels", "masks", "arr_0")
@@ -25,106 +26,158 @@ LABEL_MEMBERS = ("labels", "masks", "arr_0")
 MAX_DEFLATE_RATIO = 1032
 
 
+class Header(NamedTuple):
+    """What an .npy header says of the array that follows it."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, eq=False)
 class NpyRaster:
     """An .npy file, (P, H, W) or (H, W), read through a memory map.
 
-    Raises
-    ------
-    InputError, SourceError
+    Parameters
+    ----------
+    file : SourceFile
+    header : Header
+    offset : int, bytes
+        Where the pixels begin in the file.
+    shape : (P, H, W)
     """
 
+    file: SourceFile
+    header: Header
+    offset: int
+    shape: tuple[int, int, int]
     names: tuple[str, ...] = ()
 
-    def __init__(self, file: SourceFile) -> None:
-        self._file = file
-        with translated(f"{file} is a damaged .npy file"), file.open() as stream:
-            self._shape, self._order, self._dtype = _header(stream, file)
-            self._offset = stream.tell()
-        self.shape = raster_shape(self._shape, str(file))
-        _check_nbytes(str(file), self._shape, self._dtype, file.nbytes - self._offset)
-        self.dtype = self._dtype.newbyteorder("=")
-        self.source = file.path
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.header.dtype.newbyteorder("=")
+
+    @property
+    def source(self) -> str:
+        """See `Raster.source`."""
+        return self.file.path
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
-        nbytes = self.shape[0] * (y1 - y0) * (x1 - x0) * self._dtype.itemsize
-        array = self._file.mapped(self._dtype, self._offset, self._shape, self._order, nbytes=nbytes)
+        shape, order, dtype = self.header
+        nbytes = self.shape[0] * (y1 - y0) * (x1 - x0) * dtype.itemsize
+        array = self.file.mapped(dtype, self.offset, shape, order, nbytes=nbytes)
         return read_box(array, y0, x0, y1, x1)
 
 
+@dataclass(frozen=True, eq=False)
 class NpzRaster:
     """One array of an .npz file, (P, H, W) or (H, W).
 
-    It is loaded whole on the first read and kept: a compressed stream cannot be read by region.
+    It is loaded whole on the first read and kept in `caches.WHOLE`: a compressed stream cannot be read by region.
+
+    Parameters
+    ----------
+    file : SourceFile
+    member : str
+        The name of the array's file in the archive.
+    shape : (P, H, W)
+    dtype : numpy.dtype, in the machine's byte order
+    """
+
+    file: SourceFile
+    member: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    names: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """See `Raster.source`."""
+        return self.file.path
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return read_box(caches.WHOLE.read(self, (self.file.key, self.member), self._load), y0, x0, y1, x1)
+
+    def _load(self) -> NDArray[Any]:
+        with _archive(self.file) as archive, archive.open(self.member) as member:
+            pixels: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+            return pixels
+
+
+def open_npy(file: SourceFile) -> NpyRaster:
+    """Return the raster of an .npy file.
 
     Raises
     ------
     InputError, SourceError
     """
-
-    names: tuple[str, ...] = ()
-
-    def __init__(self, file: SourceFile) -> None:
-        self._file = file
-        with self._archive() as archive:
-            self._member = _member(archive, file)
-            info = archive.getinfo(self._member)
-            with archive.open(info) as member:
-                shape, _, dtype = _header(member, file)
-                nbytes = info.file_size - member.tell()
-        subject = f"{file}, {cleaned(self._member)},"
-        if info.file_size > MAX_DEFLATE_RATIO * file.nbytes:
-            raise SourceError(
-                f"{subject} claims {info.file_size} bytes, more than a file of {file.nbytes} bytes can hold; "
-                "save it again with numpy.savez_compressed"
-            )
-        self.shape = raster_shape(shape, subject)
-        _check_nbytes(subject, shape, dtype, nbytes)
-        self.dtype = dtype.newbyteorder("=")
-        self.source = file.path
-
-    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """See `Raster.read`."""
-        return read_box(self._pixels, y0, x0, y1, x1)
-
-    @cached_property
-    def _pixels(self) -> NDArray[Any]:
-        with self._archive() as archive, archive.open(self._member) as member:
-            pixels: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-            return pixels
-
-    @contextmanager
-    def _archive(self) -> Iterator[zipfile.ZipFile]:
-        with (
-            translated(f"{self._file} is a damaged .npz file"),
-            self._file.open() as stream,
-            zipfile.ZipFile(stream) as archive,
-        ):
-            yield archive
+    with translated(f"{file} is a damaged .npy file"), file.open() as stream:
+        header = _header(stream, file)
+        offset = stream.tell()
+    shape = raster_shape(header.shape, str(file))
+    _check_nbytes(str(file), header, file.nbytes - offset)
+    return NpyRaster(file, header, offset, shape)
 
 
-def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
-    """Shape, order and type of the array that begins where the stream is left."""
+def open_npz(file: SourceFile) -> NpzRaster:
+    """Return the raster of the array in an .npz file that is meant.
+
+    Raises
+    ------
+    InputError, SourceError
+    """
+    with _archive(file) as archive:
+        name = _member(archive, file)
+        info = archive.getinfo(name)
+        with archive.open(info) as member:
+            header = _header(member, file)
+            nbytes = info.file_size - member.tell()
+    subject = f"{file}, {cleaned(name)},"
+    if info.file_size > MAX_DEFLATE_RATIO * file.nbytes:
+        raise SourceError(
+            f"{subject} claims {info.file_size} bytes, more than a file of {file.nbytes} bytes can hold; "
+            "save it again with numpy.savez_compressed"
+        )
+    shape = raster_shape(header.shape, subject)
+    _check_nbytes(subject, header, nbytes)
+    return NpzRaster(file, name, shape, header.dtype.newbyteorder("="))
+
+
+def read_header(stream: IO[bytes]) -> Header:
+    """Return the header of the array that begins where the stream stands."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(stream)
-    return shape, "F" if is_fortran else "C", dtype
+    return Header(shape, "F" if is_fortran else "C", dtype)
 
 
 def holds_pickle(file: SourceFile) -> bool:
-    """Whether an .npy file holds Python objects rather than numbers."""
+    """Return whether an .npy file holds Python objects rather than numbers."""
     with translated(f"{file} is a damaged .npy file"), file.open() as stream:
-        return bool(read_header(stream)[2].hasobject)
+        return bool(read_header(stream).dtype.hasobject)
 
 
-def _header(stream: IO[bytes], file: SourceFile) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
-    shape, order, dtype = read_header(stream)
-    if dtype.hasobject:
+def _header(stream: IO[bytes], file: SourceFile) -> Header:
+    header = read_header(stream)
+    if header.dtype.hasobject:
         raise SourceError(
             f"{file} holds pickled Python objects, which are never loaded, since that can run any program; "
             "save the array alone with numpy.save, or give the masks as TIFF (cellpose: _cp_masks.tif)"
         )
-    return shape, order, dtype
+    return header
+
+
+@contextmanager
+def _archive(file: SourceFile) -> Iterator[zipfile.ZipFile]:
+    with (
+        translated(f"{file} is a damaged .npz file"),
+        file.open() as stream,
+        zipfile.ZipFile(stream) as archive,
+    ):
+        yield archive
 
 
 def _member(archive: zipfile.ZipFile, file: SourceFile) -> str:
@@ -144,8 +197,8 @@ def _member(archive: zipfile.ZipFile, file: SourceFile) -> str:
     )
 
 
-def _check_nbytes(subject: str, shape: tuple[int, ...], dtype: np.dtype[Any], held: int) -> None:
-    claimed = math.prod(shape) * dtype.itemsize
+def _check_nbytes(subject: str, header: Header, held: int) -> None:
+    claimed = math.prod(header.shape) * header.dtype.itemsize
     if claimed > held:
         raise SourceError(
             f"{subject} is truncated: its header claims {claimed} bytes of pixels and {held} are there; "

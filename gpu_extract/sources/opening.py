@@ -7,21 +7,22 @@ from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
 from gpu_extract.sources.arrays import ArrayRaster, is_array
-from gpu_extract.sources.cellpose import CellposeRaster
+from gpu_extract.sources.cellpose import open_cellpose
 from gpu_extract.sources.files import SourceFile, file_format
-from gpu_extract.sources.numpy_files import NpyRaster, NpzRaster, holds_pickle
-from gpu_extract.sources.selectors import Location, located
+from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
+from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
 
 __all__ = ["opened"]
 
 
-def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
-    """The planes of a file, or the raster of an array.
+def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
+    """Return the planes of a file, or the raster of an array.
 
     Parameters
     ----------
-    pixels : path, Location or array
+    given : Location or array
+        What `selectors.parse_input` made of what the user gave.
     plane : str, optional
         The label plane that it holds; None if it holds an image.
 
@@ -29,14 +30,12 @@ def opened(pixels: Any, plane: str | None) -> ArrayRaster | Stack:
     ------
     InputError, SourceError, LabelError
     """
-    if isinstance(pixels, (str, os.PathLike)):
-        pixels = located(os.fsdecode(pixels), plane)
-    if isinstance(pixels, Location):
-        return _open_location(pixels)
-    if is_array(pixels):
-        return ArrayRaster(pixels, plane)
+    if isinstance(given, Location):
+        return _open_location(given)
+    if is_array(given):
+        return ArrayRaster(given, plane)
     raise InputError(
-        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(pixels).__name__}; "
+        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(given).__name__}; "
         "give a path or an array (NumPy, Dask, Zarr, HDF5, xarray)"
     )
 
@@ -45,17 +44,17 @@ def _open_location(location: Location) -> Stack:
     # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
     if location.is_url or os.path.isdir(location.path):
         return _open_folder(location)
-    file = SourceFile(location.path, location.plane)
+    file = SourceFile.at(location.path, location.plane)
     kind = file_format(file)
     if location.inside and kind != "hdf5":
         raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")
     match kind:
         case "npy" if location.plane is not None and holds_pickle(file):
-            return raster_stack(CellposeRaster(file), location)
+            return raster_stack(open_cellpose(file), location)
         case "npy":
-            return raster_stack(NpyRaster(file), location)
+            return raster_stack(open_npy(file), location)
         case "npz":
-            return raster_stack(NpzRaster(file), location)
+            return raster_stack(open_npz(file), location)
         case "hdf5":
             from gpu_extract.sources.hdf5 import open_hdf5
 

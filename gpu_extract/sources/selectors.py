@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from gpu_extract.errors import InputError
 
-__all__ = ["Location", "Selection", "located"]
+__all__ = ["Location", "Selection", "input_paths", "located", "parse_input"]
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -94,8 +94,38 @@ class Location:
         return self.is_url or os.path.lexists(self.path)
 
 
+def parse_input(given: Any, plane: str | None) -> Any:
+    """Return the `Location` that a path means; anything else, such as an array, as it is.
+
+    What a user gives is parsed here once, before anything else is done with it.
+
+    Raises
+    ------
+    InputError
+        If the selectors of a path are not known.
+    """
+    return located(os.fsdecode(given), plane) if isinstance(given, (str, os.PathLike)) else given
+
+
+def input_paths(*inputs: Any) -> list[str]:
+    """Return the paths of what a user gave as image or label plane, without selectors; arrays and None have none.
+
+    Parameters
+    ----------
+    *inputs : path, array, sequence of them, or None
+
+    Raises
+    ------
+    InputError
+        If the selectors of a path are not known.
+    """
+    each = [one for given in inputs for one in (given if isinstance(given, (list, tuple)) else [given])]
+    parsed = [parse_input(one, None) for one in each]
+    return [location.path for location in parsed if isinstance(location, Location)]
+
+
 def located(text: str, plane: str | None) -> Location:
-    """The location that a text means.
+    """Return the location that a text means.
 
     Raises
     ------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,37 @@ from gpu_extract.model import Raster
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.selectors import Location
 
-__all__ = ["Indices", "MaxRaster", "PlanesOf", "Stack", "absent", "out_of_range", "raster_stack", "selector"]
+__all__ = [
+    "Indices",
+    "MaxRaster",
+    "Planes",
+    "PlanesOf",
+    "Stack",
+    "absent",
+    "out_of_range",
+    "raster_stack",
+    "selector",
+]
 
 Indices = tuple[tuple[int, ...], ...]  # chosen along each axis
 
 
-@dataclass(frozen=True)
+class Planes(Protocol):
+    """All planes of a file, of which some become a raster; a value, as the raster is."""
+
+    def raster(self, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
+        """Return the raster of chosen planes, in the order of the axes, the last changing fastest.
+
+        Parameters
+        ----------
+        indices : tuple of tuple of int
+            What is chosen along each axis.
+        names : tuple of str, length P or 0
+        source : str
+        """
+
+
+@dataclass(frozen=True, eq=False)
 class Stack:
     """All planes of a file, of which a selection makes a raster; no pixel is read.
 
@@ -34,9 +58,7 @@ class Stack:
         Their lengths.
     names : tuple of str
         Of the channels; not used unless there are as many as channels.
-    planes : callable
-        Makes the raster of chosen planes, from one tuple of indices an axis, their names and their source. The
-        planes are in the order of the axes, the last changing fastest.
+    planes : Planes
     pixel_size : (y, x), um, optional
         Size of a pixel, where the file says it.
     """
@@ -45,7 +67,7 @@ class Stack:
     axes: str
     sizes: tuple[int, ...]
     names: tuple[str, ...]
-    planes: Callable[[Indices, tuple[str, ...], str], Raster]
+    planes: Planes
     pixel_size: tuple[float, float] | None = None
 
     def size(self, axis: str) -> int:
@@ -80,11 +102,11 @@ class Stack:
         """
         chosen = {axis: self._chosen(axis) for axis in "tcz"}
         names = tuple(self.names[i] for i in chosen["c"]) if len(self.names) == self.size("c") else ()
-        slices = [
-            self.planes(tuple((z,) if axis == "z" else chosen[axis] for axis in self.axes), names, self.location.source)
-            for z in chosen["z"]
-        ]
-        return slices[0] if len(slices) == 1 else MaxRaster(slices)
+        slices = []
+        for z in chosen["z"]:
+            indices = tuple((z,) if axis == "z" else chosen[axis] for axis in self.axes)
+            slices.append(self.planes.raster(indices, names, self.location.source))
+        return slices[0] if len(slices) == 1 else MaxRaster(tuple(slices))
 
     def _chosen(self, axis: str) -> tuple[int, ...]:
         size, selected = self.size(axis), getattr(self.location.selection, axis)
@@ -118,68 +140,100 @@ class Stack:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class MaxRaster:
     """The maximum projection of Z slices; they are read one after the other, so that two at a time are held.
 
     Parameters
     ----------
-    slices : sequence of Raster, all of one shape and type
+    slices : tuple of Raster, all of one shape and type
     """
 
-    def __init__(self, slices: Sequence[Raster]) -> None:
-        self._slices = tuple(slices)
-        self.shape = slices[0].shape
-        self.dtype = slices[0].dtype
-        self.names = slices[0].names
-        self.source = slices[0].source
+    slices: tuple[Raster, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Raster.shape`."""
+        return self.slices[0].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.slices[0].dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `Raster.names`."""
+        return self.slices[0].names
+
+    @property
+    def source(self) -> str:
+        """See `Raster.source`."""
+        return self.slices[0].source
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
-        highest = np.array(self._slices[0].read(y0, x0, y1, x1))
-        for each in self._slices[1:]:
+        highest = np.array(self.slices[0].read(y0, x0, y1, x1))
+        for each in self.slices[1:]:
             np.maximum(highest, each.read(y0, x0, y1, x1), out=highest)
         return highest
 
 
+@dataclass(frozen=True, eq=False)
 class PlanesOf:
     """Some planes of a raster that is read whole or not at all.
 
     Parameters
     ----------
-    raster : Raster
+    whole : Raster
     planes : tuple of int
     names : tuple of str, length of `planes` or 0
     source : str
     """
 
-    def __init__(self, raster: Raster, planes: tuple[int, ...], names: tuple[str, ...], source: str) -> None:
-        self._raster = raster
-        self._planes = list(planes)
-        self.shape = (len(planes), *raster.shape[1:])
-        self.dtype = raster.dtype
-        self.names = names
-        self.source = source
+    whole: Raster
+    planes: tuple[int, ...]
+    names: tuple[str, ...]
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Raster.shape`."""
+        return len(self.planes), *self.whole.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.whole.dtype
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
-        return self._raster.read(y0, x0, y1, x1)[self._planes]
+        return self.whole.read(y0, x0, y1, x1)[list(self.planes)]
+
+
+@dataclass(frozen=True, eq=False)
+class _PlanesOfRaster:
+    """The planes of a raster along one axis; see `Planes`."""
+
+    whole: Raster
+
+    def raster(self, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
+        """See `Planes.raster`."""
+        (planes,) = indices
+        if planes == tuple(range(self.whole.shape[0])):
+            return self.whole
+        return PlanesOf(self.whole, planes, names, source)
 
 
 def raster_stack(raster: Raster, location: Location) -> Stack:
-    """The stack of a raster whose planes are channels.
+    """Return the stack of a raster whose planes are channels.
 
     Raises
     ------
     InputError
     """
     location.selection.refuse(str(location), "level", "image", "label", "missing")
-
-    def planes(indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-        if indices[0] == tuple(range(raster.shape[0])):
-            return raster
-        return PlanesOf(raster, indices[0], names, source)
-
-    return Stack(location, "c", raster.shape[:1], raster.names, planes)
+    return Stack(location, "c", raster.shape[:1], raster.names, _PlanesOfRaster(raster))
 
 
 def out_of_range(location: Location, key: str, n: int) -> SourceError:

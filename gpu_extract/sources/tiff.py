@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -14,18 +15,18 @@ from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
+from gpu_extract.model import Raster
 from gpu_extract.parallel import parallel_map
-from gpu_extract.sources import tiff_checks
+from gpu_extract.sources import caches, tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
-from gpu_extract.sources.segments import SHARED, SegmentCache
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range
-from gpu_extract.sources.tiff_plane import TiffPlane, mapped_together
+from gpu_extract.sources.tiff_plane import CodedPlane, RawPlanes, joined
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["TiffRaster", "open_tiff"]
+__all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_tiff"]
 
 # Without a handler Python prints tifffile's warnings to stderr; what matters among them is refused below.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -33,35 +34,74 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # Of plain TIFF, um per pixel. Cameras write 72 to 600 dots per inch, 353 to 42 um, into files that know no better.
 MAX_TAGGED_UM = 10.0
 
-Key = tuple["TiffRaster", int, int]  # (raster, plane, segment)
+Plane = RawPlanes | CodedPlane
+Part = tuple[int, CodedPlane, int]  # a strip or tile: index of the plane in the raster, the plane, index of the segment
 
 
+@dataclass(frozen=True)
+class RawTiffRaster:
+    """The planes of a TIFF that are one array in the file.
+
+    Parameters
+    ----------
+    planes : RawPlanes
+    names : tuple of str
+        Names of the planes, or empty.
+    source : str
+    """
+
+    planes: RawPlanes
+    names: tuple[str, ...]
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Raster.shape`."""
+        return self.planes.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.planes.dtype
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`.
+
+        Raises
+        ------
+        SourceError
+            If the file has changed.
+        """
+        return read_box(self.planes.mapped((y1 - y0) * (x1 - x0)), y0, x0, y1, x1)
+
+
+@dataclass(frozen=True, eq=False)
 class TiffRaster:
     """The planes of a TIFF, each of H x W pixels of one type.
 
     Parameters
     ----------
-    planes : sequence of TiffPlane
-    names : sequence of str
+    planes : tuple of RawPlanes or CodedPlane
+        Single planes.
+    names : tuple of str
         Names of the planes, or empty.
     source : str
-    cache : SegmentCache
-        Where decoded segments are kept between reads.
     """
 
-    def __init__(
-        self,
-        planes: Sequence[TiffPlane],
-        names: Sequence[str],
-        source: str,
-        cache: SegmentCache[Key] = SHARED,
-    ) -> None:
-        self._planes = tuple(planes)
-        self._cache = cache
-        self.shape = (len(planes), *planes[0].shape)
-        self.dtype = planes[0].dtype
-        self.names = tuple(names)
-        self.source = source
+    planes: tuple[Plane, ...]
+    names: tuple[str, ...]
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Raster.shape`."""
+        H, W = self.planes[0].shape[-2:]
+        return len(self.planes), H, W
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.planes[0].dtype
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`.
@@ -71,33 +111,56 @@ class TiffRaster:
         SourceError
             If a strip or tile cannot be decoded, or the file has changed.
         """
-        mapped = mapped_together(self._planes, (y1 - y0) * (x1 - x0))
-        if mapped is not None:
-            return read_box(mapped, y0, x0, y1, x1)
-        pixels = np.empty((len(self._planes), y1 - y0, x1 - x0), self.dtype)
-        keys: list[Key] = []
-        for index, plane in enumerate(self._planes):
-            if plane.is_raw:
-                pixels[index] = plane.mapped(pixels[index].size)[y0:y1, x0:x1]
+        pixels = np.empty((len(self.planes), y1 - y0, x1 - x0), self.dtype)
+        parts: dict[tuple[Any, ...], Part] = {}
+        for index, plane in enumerate(self.planes):
+            if isinstance(plane, RawPlanes):
+                pixels[index] = plane.mapped(pixels[index].size)[0, y0:y1, x0:x1]
             else:
-                keys += [(self, index, segment) for segment in plane.segments(y0, x0, y1, x1)]
-        for (_, index, segment), decoded in self._cache.read(keys, self._decode).items():
-            self._planes[index].paste(segment, decoded, pixels[index], y0, x0)
+                key = plane.key
+                parts |= {(key, segment): (index, plane, segment) for segment in plane.segments(y0, x0, y1, x1)}
+        decoded = caches.SEGMENTS.read(parts, _decode)
+        for (index, plane, segment), segment_pixels in zip(parts.values(), decoded, strict=True):
+            plane.paste(segment, segment_pixels, pixels[index], y0, x0)
         return pixels
 
-    def _decode(self, keys: Sequence[Key]) -> Iterator[NDArray[Any]]:
-        for file, keys_of_file in groupby(keys, lambda key: self._planes[key[1]].file):
-            with file.open() as stream:
-                decode = partial(self._decode_one, stream)
-                yield from parallel_map(decode, list(keys_of_file))
 
-    def _decode_one(self, stream: BinaryIO, key: Key) -> NDArray[Any]:
-        _, index, segment = key
-        return self._planes[index].decode(stream, segment)
+@dataclass(frozen=True, eq=False)
+class TiffPlanes:
+    """All planes of a TIFF; see `stacks.Planes`.
+
+    Parameters
+    ----------
+    planes : tuple of RawPlanes or CodedPlane
+        Single planes, in the order of the file.
+    sizes : tuple of int
+        Lengths of the axes that they lie along.
+    """
+
+    planes: tuple[Plane, ...]
+    sizes: tuple[int, ...]
+
+    def raster(self, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
+        """See `stacks.Planes.raster`."""
+        numbers = np.arange(len(self.planes)).reshape(self.sizes)[np.ix_(*indices)].ravel()
+        planes = tuple(self.planes[number] for number in numbers)
+        raw = joined(planes)
+        return TiffRaster(planes, names, source) if raw is None else RawTiffRaster(raw, names, source)
+
+
+def _decode(parts: Sequence[Part]) -> Iterator[NDArray[Any]]:
+    for file, parts_of_file in groupby(parts, lambda part: part[1].file):
+        with file.open() as stream:
+            yield from parallel_map(partial(_decode_one, stream), list(parts_of_file))
+
+
+def _decode_one(stream: BinaryIO, part: Part) -> NDArray[Any]:
+    _, plane, segment = part
+    return plane.decode(stream, segment)
 
 
 def open_tiff(file: SourceFile, location: Location) -> Stack:
-    """The planes of a TIFF of any kind; level 0 where it is a pyramid and none is selected.
+    """Return the planes of a TIFF of any kind; level 0 where it is a pyramid and none is selected.
 
     Raises
     ------
@@ -105,21 +168,17 @@ def open_tiff(file: SourceFile, location: Location) -> Stack:
         If the headers show that its pixels cannot be read, or not without a guess.
     """
     location.selection.refuse(str(location), "image", "label", "missing")
-    with translated(f"{file} is a damaged TIFF"), TiffFile(file.path) as tif:
+    with translated(f"{file} is a damaged TIFF"), TiffFile(file.absolute) as tif:
         tiff_checks.check_pages(file, tif)
         if tif.ome_metadata:
             check_ome_files(file, tif.ome_metadata)
         tiff_checks.check_series(file, tif.series)
         series = [_level(location, each) for each in tif.series]
         axes, sizes = tiff_checks.plane_axes(file, series)
-        planes = np.array(_planes(file, tif, series, math.prod(sizes)), object).reshape(sizes)
+        planes = tuple(_planes(file, tif, series, math.prod(sizes)))
         names = _names(tif)
         size = _pixel_size(tif, series[0])
-
-    def raster(indices: Indices, names: tuple[str, ...], source: str) -> TiffRaster:
-        return TiffRaster(planes[np.ix_(*indices)].ravel().tolist(), names, source)
-
-    return Stack(location, axes, sizes, names, raster, size)
+    return Stack(location, axes, sizes, names, TiffPlanes(planes, sizes), size)
 
 
 def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
@@ -160,22 +219,53 @@ def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
     return size if size and max(size) < MAX_TAGGED_UM else None
 
 
-def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[TiffPlane]:
+def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[Plane]:
     pages = _full_pages(file, series)
     first = pages[0]
     # One page may stand for all: by samples that are stored apart, or with the other planes right behind it.
     is_whole = len(pages) == 1 and (first.is_final or first.samplesperpixel == n_planes)
     if len(pages) != n_planes and not is_whole:
         raise SourceError(f"{file} has {len(pages)} pages for {n_planes} planes; export it again")
-    per_page = n_planes // len(pages)
-    planes = []
+    files = {tif.filehandle.path: file}
+    codings: dict[tuple[str, int], int] = {}  # the directory of the first page that is coded in a way
+    planes: list[Plane] = []
     for page in pages:
-        part = file if page.parent is tif else SourceFile(page.parent.filehandle.path, file.plane)
-        offsets, nbytes = (np.array(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
-        tiff_checks.check_page(part, page, first)
-        tiff_checks.check_segments(part, page, offsets, nbytes, per_page)
-        planes += [TiffPlane(part, page, index, offsets, nbytes) for index in range(per_page)]
+        path = page.parent.filehandle.path
+        if path not in files:  # another file of an OME-TIFF
+            files[path] = SourceFile.at(path, file.plane)
+        coding = codings.setdefault((path, page.hash), page.offset)
+        planes += _planes_of_page(files[path], page, first, coding, n_planes // len(pages))
     return planes
+
+
+def _planes_of_page(file: SourceFile, page: TiffPage, first: TiffPage, coding: int, n_planes: int) -> list[Plane]:
+    """Return the planes of a page, once it has passed all checks."""
+    offsets, nbytes = (np.array(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
+    tiff_checks.check_page(file, page, first)
+    tiff_checks.check_segments(file, page, offsets, nbytes, n_planes)
+    H, W, dtype = page.imagelength, page.imagewidth, np.dtype(page.dtype)
+    if page.is_final:  # stored as the array itself, one plane after the other
+        stored, start, plane_nbytes = dtype.newbyteorder(page.parent.byteorder), int(offsets[0]), H * W * dtype.itemsize
+        return [RawPlanes(file, start + index * plane_nbytes, 0, (1, H, W), stored) for index in range(n_planes)]
+    height, width = page.chunks
+    per_plane = math.ceil(H / height) * math.ceil(W / width)
+    return [
+        CodedPlane(
+            file=file,
+            page=page.index,
+            directory=page.offset,
+            coding=coding,
+            is_tiled=page.is_tiled,
+            shape=(H, W),
+            dtype=dtype,
+            segment_shape=(height, width),
+            first=index * per_plane,
+            offsets=offsets,
+            nbytes=nbytes,
+            jpegtables=page.jpegtables,
+        )
+        for index in range(n_planes)
+    ]
 
 
 def _full_pages(file: SourceFile, series: Sequence[TiffPageSeries]) -> list[TiffPage]:

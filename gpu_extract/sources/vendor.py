@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
-from gpu_extract.model import Raster
+from gpu_extract.sources import caches
 from gpu_extract.sources.files import READABLE, SourceFile, file_description, translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack
-from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
+from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["open_vendor"]
+__all__ = ["VendorPlanes", "open_vendor"]
 
 # Without a handler Python prints bioio's warnings to stderr; what they come to is raised below.
 logging.getLogger("bioio").addHandler(logging.NullHandler())
@@ -30,8 +30,50 @@ INSTALL = "pip install 'gpu-extract[vendor]' for ND2 and LIF, pip install bioio 
 AXES = "TCZYX"
 
 
+@dataclass(frozen=True, eq=False)
+class VendorPlanes(TiledPlanes):
+    """The planes of an image that bioio reads, along T, C and Z. Another process opens the file again.
+
+    Parameters
+    ----------
+    key, size, tile, dtype
+        See `TiledPlanes`.
+    file : SourceFile
+    scene : str or None
+        Which of the file's images it is; None for its only one.
+    """
+
+    file: SourceFile
+    scene: str | None
+
+    def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
+        """See `TiledPlanes.read_boxes`."""
+        for y0, x0, y1, x1 in boxes:
+            # The stream is opened only to notice that the file has changed.
+            with (
+                translated(f"{self.file} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"),
+                self.file.open(),
+            ):
+                pixels = caches.OPENED.get((self.key, indices), partial(self._chosen, indices))
+                yield np.asarray(pixels[..., y0:y1, x0:x1]).reshape(-1, y1 - y0, x1 - x0)
+
+    def _chosen(self, indices: Indices) -> Any:
+        """Return the dask array of some planes, (T, C, Z, Y, X)."""
+        pixels = caches.OPENED.get(self.key, self._open)
+        for axis, along in enumerate(indices):
+            pixels = pixels[(*[slice(None)] * axis, list(along))]
+        return pixels
+
+    def _open(self) -> Any:
+        """Return the dask array of all planes, (T, C, Z, Y, X)."""
+        image = _bio_image(self.file)
+        if self.scene is not None:
+            image.set_scene(self.scene)
+        return image.get_image_dask_data(AXES)
+
+
 def open_vendor(file: SourceFile, location: Location) -> Stack:
-    """The planes of a file that bioio reads: of its only image, or of the one selected by ``image=``.
+    """Return the planes of a file that bioio reads: of its only image, or of the one selected by ``image=``.
 
     Raises
     ------
@@ -39,7 +81,7 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
         If bioio is not installed or does not know the format, or the image has other axes than T, C, Z, Y and X.
     """
     location.selection.refuse(str(location), "level", "label", "missing")
-    image = _bio_image(file)
+    image, scene = _bio_image(file), location.selection.image
     with translated(f"{file} cannot be opened by bioio"):
         _select_scene(location, image)
         others = [f"{axis} {n}" for axis, n in zip(image.dims.order, image.dims.shape, strict=True)
@@ -49,11 +91,13 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
                 f"{file} has the axes {', '.join(others)} besides T, C, Z, Y and X, which are not read; "
                 "convert it to OME-TIFF without them"
             )
-        pixels = image.get_image_dask_data(AXES)
+        key = (*file.key, scene)
+        pixels = caches.OPENED.get(key, partial(image.get_image_dask_data, AXES))
         names = tuple(str(name) for name in image.channel_names or ())
         sides = image.physical_pixel_sizes
-    size = pixel_size(sides.Y, sides.X, "um", "um")
-    return Stack(location, "tcz", pixels.shape[:3], names, partial(_raster, file, pixels), size)
+    dtype = np.dtype(pixels.dtype).newbyteorder("=")
+    planes = VendorPlanes(key, pixels.shape[-2:], tile_size(pixels.chunksize), dtype, file, scene)
+    return Stack(location, "tcz", pixels.shape[:3], names, planes, pixel_size(sides.Y, sides.X, "um", "um"))
 
 
 def _bio_image(file: SourceFile) -> Any:
@@ -67,7 +111,7 @@ def _bio_image(file: SourceFile) -> Any:
         ) from cause
     with translated(f"{file} cannot be opened by bioio"):
         try:
-            return bioio.BioImage(file.path)
+            return bioio.BioImage(file.absolute)
         except unsupported as cause:
             raise SourceError(
                 f"{file} {file_description(file)}, and no reader of bioio that is installed takes it ({INSTALL}): "
@@ -85,20 +129,3 @@ def _select_scene(location: Location, image: Any) -> None:
     if wanted not in scenes:
         raise SourceError(f"{location} does not exist: the file has no image {wanted!r}; there are {listed}")
     image.set_scene(wanted)
-
-
-def _raster(file: SourceFile, pixels: Any, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-    height, width = pixels.shape[-2:]
-    chosen = pixels
-    for axis, along in enumerate(indices):
-        chosen = chosen[(*[slice(None)] * axis, list(along))]
-    shape = (math.prod(chosen.shape[:3]), height, width)
-    dtype = np.dtype(pixels.dtype).newbyteorder("=")
-    return TiledRaster(partial(_read_boxes, file, chosen), tile_size(pixels.chunksize), shape, dtype, names, source)
-
-
-def _read_boxes(file: SourceFile, pixels: Any, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
-    for y0, x0, y1, x1 in boxes:
-        # The stream is opened only to warning that the file has changed.
-        with translated(f"{file} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"), file.open():
-            yield np.asarray(pixels[..., y0:y1, x0:x1]).reshape(-1, y1 - y0, x1 - x0)

@@ -9,6 +9,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from gpu_extract.errors import SourceError
+from gpu_extract.sources.files import absolute_path
 from gpu_extract.sources.selectors import Location
 
 __all__ = ["METADATA", "StrictStore"]
@@ -34,9 +35,10 @@ class StrictStore(WrapperStore[Store]):
 
     @classmethod
     def at(cls, location: Location) -> StrictStore:
-        """The store at a location; nothing is asked of it yet."""
-        kind = FsspecStore.from_url if location.is_url else LocalStore
-        return cls(kind(location.path, read_only=True), location)
+        """Return the store at a location; nothing is asked of it yet. It pickles, and so do the arrays in it."""
+        if location.is_url:
+            return cls(FsspecStore.from_url(location.path, read_only=True), location)
+        return cls(LocalStore(absolute_path(location.path), read_only=True), location)
 
     def _with_store(self, store: Store) -> StrictStore:
         return StrictStore(store, self._location)

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-import math
+import uuid
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
-from gpu_extract.model import Raster
-from gpu_extract.sources.files import translated
+from gpu_extract.sources.files import absolute_path, translated
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
-from gpu_extract.sources.tiles import Box, TiledRaster, tile_size
-from gpu_extract.sources.zarr_checks import check_array, check_chunks
+from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
+from gpu_extract.sources.zarr_checks import check_array, check_chunks, stored_files
 from gpu_extract.sources.zarr_stores import array_at, array_axes, multiscale, zarr_element
 
-__all__ = ["open_zarr"]
+__all__ = ["ZarrPlanes", "open_zarr"]
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrPlanes(TiledPlanes):
+    """The planes of an array in a Zarr store.
+
+    Parameters
+    ----------
+    key, size, tile, dtype
+        See `TiledPlanes`.
+    location : Location
+        For messages.
+    array : zarr.Array
+        In a `StrictStore`. It pickles as the path of the store and the metadata of the array; nothing stays open.
+    """
+
+    location: Location
+    array: Any
+
+    def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
+        """See `TiledPlanes.read_boxes`."""
+        planes = tuple(selector(along) for along in indices)
+        for y0, x0, y1, x1 in boxes:
+            with translated(f"{self.location} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"):
+                pixels = np.asarray(self.array.oindex[(*planes, slice(y0, y1), slice(x0, x1))])
+                yield pixels.reshape(-1, y1 - y0, x1 - x0)
 
 
 def open_zarr(location: Location) -> Stack:
-    """The planes of an image or label in a Zarr store.
+    """Return the planes of an image or label in a Zarr store.
 
     Raises
     ------
@@ -46,24 +71,19 @@ def open_zarr(location: Location) -> Stack:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        check_chunks(location, array)
+        if location.is_url:  # not every server lists what it has: `StrictStore` checks chunks when they are read
+            path, stamp = location.path, uuid.uuid4().hex
+        else:
+            files = stored_files(location, array)
+            check_chunks(location, array, files.chunks)
+            path, stamp = absolute_path(location.path), files.stamp
     names = () if found is None else found.names
-    return Stack(location, axes[:-2], array.shape[:-2], names, partial(_raster, location, array), size)
-
-
-def _raster(location: Location, array: Any, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-    planes = tuple(selector(along) for along in indices)
-    n_planes = math.prod(map(len, indices))
-    height, width = array.shape[-2:]
-    dtype = np.dtype(array.dtype).newbyteorder("=")
-    read_boxes = partial(_read_boxes, location, array, planes)
-    return TiledRaster(read_boxes, tile_size(array.chunks), (n_planes, height, width), dtype, names, source)
-
-
-def _read_boxes(
-    location: Location, array: Any, planes: tuple[slice | list[int], ...], boxes: Sequence[Box]
-) -> Iterator[NDArray[Any]]:
-    for y0, x0, y1, x1 in boxes:
-        with translated(f"{location} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"):
-            pixels = np.asarray(array.oindex[(*planes, slice(y0, y1), slice(x0, x1))])
-            yield pixels.reshape(-1, y1 - y0, x1 - x0)
+    planes = ZarrPlanes(
+        key=(path, array.path, stamp, location.selection.missing),
+        size=array.shape[-2:],
+        tile=tile_size(array.chunks),
+        dtype=np.dtype(array.dtype).newbyteorder("="),
+        location=location,
+        array=array,
+    )
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size)

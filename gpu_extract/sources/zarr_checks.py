@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpu_extract.errors import SourceError
+from gpu_extract.sources.files import Stamp, stamp_of
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import absent
 from gpu_extract.sources.zarr_access import METADATA
 
-__all__ = ["check_array", "check_chunks"]
+__all__ = ["StoredFiles", "check_array", "check_chunks", "stored_files"]
 
 # Writers make chunks of some MB. What is larger was made to harm, or cannot be read by region.
 MAX_CHUNK_NBYTES = 2**30
@@ -41,27 +46,63 @@ def check_array(location: Location, array: Any) -> None:
         )
 
 
-def check_chunks(location: Location, array: Any) -> None:
-    """Refuse an array in a folder whose chunks are absent, or are links that lead out of the store.
+@dataclass(frozen=True)
+class StoredFiles:
+    """The files of an array in a folder.
 
-    With ``missing=fill`` they may be absent.
+    Parameters
+    ----------
+    chunks : set of str
+        Their names relative to the array's folder, those of metadata left out.
+    stamp : str
+        A digest of the names and `Stamp` of all of them: another one once any of them was written again.
+    """
+
+    chunks: frozenset[str]
+    stamp: str
+
+
+def stored_files(location: Location, array: Any) -> StoredFiles:
+    """Return the files of an array in a folder.
+
+    Raises
+    ------
+    SourceError
+        If one is a link that leads out of the store.
+    """
+    chunks, total = set(), 0
+    for name, stamp in _files(location, os.path.join(location.path, array.path)):
+        if name.rpartition("/")[2] not in METADATA:
+            chunks.add(name)
+        # A sum, since folders list their files in any order.
+        digest = hashlib.blake2b(f"{name} {stamp}".encode(errors="surrogateescape"), digest_size=16).digest()
+        total += int.from_bytes(digest, "little")
+    return StoredFiles(frozenset(chunks), f"{total % 2**128:x}")
+
+
+def check_chunks(location: Location, array: Any, files: Collection[str]) -> None:
+    """Refuse an array in a folder whose chunks are absent, unless ``missing=fill`` is selected.
+
+    Parameters
+    ----------
+    location : Location
+    array : zarr.Array
+    files : set of str
+        The chunks, or shards, that are there; see `StoredFiles`.
 
     Raises
     ------
     SourceError
     """
-    if location.is_url:
-        return  # not every server lists what it has: see `StrictStore`
-    folder = os.path.join(location.path, array.path)
-    files = set(_files(location, folder))
     if location.selection.missing == "fill":
         return
+    folder = os.path.join(location.path, array.path)
     grid = [math.ceil(side / chunk) for side, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
     n_absent = math.prod(grid) - len(files)
     # As many files as chunks, or the loop could be made endless by a shape that is claimed.
     if n_absent <= 0:
         keys = {array.metadata.encode_chunk_key(coordinates): coordinates for coordinates in np.ndindex(*grid)}
-        n_absent = len(keys.keys() - files)
+        n_absent = len(keys.keys() - set(files))
         if n_absent == 0 and array.shards:
             n_absent = sum(
                 _count_absent(location, array, os.path.join(folder, key), coordinates)
@@ -71,17 +112,29 @@ def check_chunks(location: Location, array: Any) -> None:
         raise absent(location, n_absent, "chunks", array.fill_value)
 
 
-def _files(location: Location, folder: str) -> Iterator[str]:
+def _files(location: Location, folder: str) -> Iterator[tuple[str, Stamp]]:
+    """Yield the files in a folder, by their names relative to it, each with its stamp."""
     root = os.path.realpath(location.path)
     if os.path.commonpath([root, os.path.realpath(folder)]) != root:
         raise _leads_out(location, folder)
     for parent, folders, names in os.walk(folder):
-        for name in folders + names:
-            path = os.path.join(parent, name)
-            if os.path.islink(path) and os.path.commonpath([root, os.path.realpath(path)]) != root:
-                raise _leads_out(location, path)
-        paths = (os.path.join(parent, name) for name in names if name not in METADATA)
-        yield from (os.path.relpath(path, folder).replace(os.sep, "/") for path in paths)
+        for name in folders:
+            _checked_status(location, root, os.path.join(parent, name))
+        within = os.path.relpath(parent, folder).replace(os.sep, "/")
+        for name in names:
+            status = _checked_status(location, root, os.path.join(parent, name))
+            yield name if within == "." else f"{within}/{name}", stamp_of(status)
+
+
+def _checked_status(location: Location, root: str, path: str) -> os.stat_result:
+    """Return the status of a file or folder, of a link that of its target; refuse a link that leads out of the root."""
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        if os.path.commonpath([root, os.path.realpath(path)]) != root:
+            raise _leads_out(location, path)
+        with suppress(FileNotFoundError):
+            status = os.stat(path)
+    return status
 
 
 def _leads_out(location: Location, path: str) -> SourceError:

@@ -1,3 +1,4 @@
+import gc
 import os
 import pickle
 import struct
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -17,8 +19,8 @@ from hypothesis import strategies as st
 from gpu_extract import demo_data
 from gpu_extract.errors import GpuExtractError, InputError, LabelError, SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide
+from gpu_extract.sources.caches import OpenedCache, SegmentCache, WholeCache
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
-from gpu_extract.sources.segments import SegmentCache
 
 SHARED = Path(__file__).parents[3] / "shared"
 IMAGE = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
@@ -409,6 +411,11 @@ def test_cleaned_keeps_letters_of_all_alphabets():
 # The cache
 
 
+def same(keys):
+    """What a cache of segments is asked for, where `decode` needs the keys themselves."""
+    return {key: key for key in keys}
+
+
 def test_cache_is_bounded_and_drops_the_least_recently_used():
     decoded = []
 
@@ -417,28 +424,24 @@ def test_cache_is_bounded_and_drops_the_least_recently_used():
         return [np.zeros(10, np.uint8) for _ in keys]
 
     cache = SegmentCache(30)
-    cache.read([1, 2, 3], decode)
-    cache.read([1], decode)
-    cache.read([4], decode)  # drops 2
+    cache.read(same([1, 2, 3]), decode)
+    cache.read(same([1]), decode)
+    cache.read(same([4]), decode)  # drops 2
     assert cache.nbytes == 30
-    cache.read([1, 3, 4], decode)
+    cache.read(same([1, 3, 4]), decode)
     assert decoded == [1, 2, 3, 4]
-    cache.read([2], decode)
+    cache.read(same([2]), decode)
     assert decoded == [1, 2, 3, 4, 2]
 
 
 def test_cache_keeps_one_read_that_is_larger_than_its_bound():
     cache = SegmentCache(5)
-    assert list(cache.read(range(4), lambda keys: [np.full(10, key, np.uint8) for key in keys])) == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    read = cache.read(same(range(4)), lambda keys: [np.full(10, key, np.uint8) for key in keys])
+    assert [segment[0] for segment in read] == [0, 1, 2, 3]
     assert cache.nbytes == 40
-    cache.read([1, 2, 3], lambda keys: [] if not keys else pytest.fail("decoded again"))
+    cache.read(same([1, 2, 3]), lambda keys: pytest.fail("decoded again"))
     assert cache.nbytes == 30
-    cache.read([9], lambda keys: [np.zeros(1, np.uint8)])
+    cache.read(same([9]), lambda keys: [np.zeros(1, np.uint8)])
     assert cache.nbytes == 1
 
 
@@ -448,8 +451,8 @@ def test_cache_counts_bytes_under_threads():
     def sweep():
         for first in range(200):
             keys = range(first, first + 5)
-            found = cache.read(keys, lambda missing: [np.full(7, key % 251, np.uint8) for key in missing])
-            assert all(segment[0] == key % 251 for key, segment in found.items())
+            found = cache.read(same(keys), lambda missing: [np.full(7, key % 251, np.uint8) for key in missing])
+            assert [segment[0] for segment in found] == [key % 251 for key in keys]
 
     threads = [threading.Thread(target=sweep) for _ in range(4)]
     for thread in threads:
@@ -457,6 +460,40 @@ def test_cache_counts_bytes_under_threads():
     for thread in threads:
         thread.join()
     assert cache.nbytes == 98
+
+
+def test_whole_arrays_are_shared_and_kept_as_long_as_one_of_their_readers_exists():
+    class Reader: ...
+
+    loads = []
+
+    def load():
+        loads.append(1)
+        return np.arange(3)
+
+    cache, first, second = WholeCache(), Reader(), Reader()
+    assert cache.read(first, "a", load) is cache.read(second, "a", load)
+    del first
+    gc.collect()
+    cache.read(second, "a", load)
+    assert (len(cache), len(loads)) == (1, 1)
+    del second
+    gc.collect()
+    assert len(cache) == 0
+    cache.read(Reader(), "a", load)
+    assert len(loads) == 2
+
+
+def test_opened_objects_are_made_again_once_others_took_their_place():
+    cache, made = OpenedCache(2), []
+
+    def make(key):
+        made.append(key)
+        return key.upper()
+
+    assert [cache.get(key, partial(make, key)) for key in "abacb"] == list("ABACB")
+    assert made == list("abcb")
+    assert len(cache) == 2
 
 
 # What ships

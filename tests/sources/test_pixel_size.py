@@ -149,10 +149,11 @@ def test_files_of_one_slide_must_agree_on_it(tmp_path):
 @pytest.mark.parametrize("name", ["scratch-assay-labeled-10T-2Ch.ome.tiff#t=0", "6001240_labels_v0.5.zarr#z=1"])
 def test_shared_files_state_it(name):
     from gpu_extract.sources.opening import opened
+    from gpu_extract.sources.selectors import parse_input
 
     path = shared(name.split("#")[0])
     expected = {"s": 0.619, "6": 1.4415926138560835}[name[0]]
-    assert opened(f"{path}#{name.split('#')[1]}", None).pixel_size == (expected, expected)
+    assert opened(parse_input(f"{path}#{name.split('#')[1]}", None), None).pixel_size == (expected, expected)
 
 
 @pytest.mark.parametrize(("y", "unit"), [("x", "um"), (None, "um"), ("nan", "um"), (1, "furlong"), (-1, "um")])

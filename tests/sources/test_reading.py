@@ -8,15 +8,15 @@ import tifffile
 from made.slides import small_slide
 
 from gpu_extract.parallel import parallel_map
-from gpu_extract.sources import maps, open_image
-from gpu_extract.sources.maps import MapCache
-from gpu_extract.sources.tiff_plane import TiffPlane
+from gpu_extract.sources import caches, open_image
+from gpu_extract.sources.caches import MapCache
+from gpu_extract.sources.tiff_plane import CodedPlane
 
 
 @pytest.fixture
 def cache(monkeypatch):
     fresh = MapCache(max_nbytes=1000, max_files=2)
-    monkeypatch.setattr("gpu_extract.sources.files.SHARED", fresh)
+    monkeypatch.setattr("gpu_extract.sources.caches.MAPS", fresh)
     return fresh
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_replaced_is_not_read_through_its_old_map(tmp_path):
         (tmp_path / "a.npy").unlink(missing_ok=True)
         np.save(tmp_path / "a.npy", image)
         assert (open_image(str(tmp_path / "a.npy")).read(0, 0, 90, 110) == image).all()
-    assert maps.SHARED.nbytes <= 128 << 20
+    assert caches.MAPS.nbytes <= 128 << 20
 
 
 def test_parallel_map_keeps_the_order_and_overlaps(monkeypatch):
@@ -107,13 +107,13 @@ def test_parallel_map_keeps_the_order_and_overlaps(monkeypatch):
 def test_compressed_tiles_are_decoded_by_several_threads(tmp_path, monkeypatch):
     image = small_slide(3, size=(200, 230))[0]
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", tile=(64, 64), compression="zlib")
-    names, original = set(), TiffPlane.decode
+    names, original = set(), CodedPlane.decode
 
     def noted(plane, stream, segment):
         names.add(threading.current_thread().name.rpartition("_")[0])
         return original(plane, stream, segment)
 
-    monkeypatch.setattr(TiffPlane, "decode", noted)
+    monkeypatch.setattr(CodedPlane, "decode", noted)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     assert (open_image(str(tmp_path / "a.tif")).read(0, 0, 200, 230) == image).all()
     assert names == {"gpu-extract-decode"}

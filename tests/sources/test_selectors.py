@@ -8,7 +8,8 @@ import tifffile
 from made.stores import BOX, IMAGE, LABELS, NAMES, RNG, crop, write_ome_zarr
 
 from gpu_extract.errors import InputError, LabelError, SourceError
-from gpu_extract.sources import open_image, open_labels, open_slide, open_slides
+from gpu_extract.sources import open_image, open_labels, open_slide, open_slides, selectors
+from gpu_extract.sources.selectors import input_paths
 
 
 @pytest.fixture
@@ -140,3 +141,34 @@ def test_labels_must_have_the_time_points_of_the_image(tmp_path):
         open_slides(path, nucleus="two")
     with pytest.raises(InputError, match=r"image .*a\.zarr 3, array 1$"):
         open_slides(path, nucleus=LABELS)
+
+
+def test_each_path_is_parsed_once(tmp_path, monkeypatch):
+    texts, original = [], selectors.located
+
+    def located(text, plane):
+        texts.append(text)
+        return original(text, plane)
+
+    monkeypatch.setattr(selectors, "located", located)
+    np.save(tmp_path / "nucleus.npy", LABELS)
+    image = write_ome_zarr(tmp_path / "a.zarr", IMAGE, labels={"cells": LABELS})
+    given = f"{image}#c=0,2", f"{tmp_path}/nucleus.npy", "cells#level=0"
+    slide = open_slide(given[0], nucleus=given[1], cytosol=given[2])
+    assert (slide.name, slide.masks["cytosol"].source) == ("a", f"{image}#level=0,label=cells")
+    assert texts == list(given)
+
+
+def test_the_paths_of_inputs_are_those_of_the_files(tmp_path):
+    (tmp_path / "b#c=0.tif").touch()
+    (tmp_path / "c.h5").touch()
+    given = (
+        [f"{tmp_path}/a.zarr#c=0,2", tmp_path / "b#c=0.tif", LABELS],
+        None,
+        f"{tmp_path}/c.h5:/labels",
+        "cells",
+        IMAGE,
+    )
+    assert input_paths(*given) == [f"{tmp_path}/a.zarr", f"{tmp_path}/b#c=0.tif", f"{tmp_path}/c.h5", "cells"]
+    with pytest.raises(InputError, match="the selector 'what' is unknown"):
+        input_paths("a.tif#what=1")

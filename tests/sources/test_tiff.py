@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from gpu_extract.errors import GpuExtractError, LabelError, SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide
-from gpu_extract.sources.segments import SegmentCache
-from gpu_extract.sources.tiff import TiffRaster
-from gpu_extract.sources.tiff_plane import TiffPlane
+from gpu_extract.sources.caches import SegmentCache
+from gpu_extract.sources.tiff_plane import CodedPlane
 
 FORMATS = Path(__file__).parents[3] / "shared" / "data" / "formats"
 RNG = np.random.default_rng(7)
@@ -58,13 +57,13 @@ def path(tmp_path):
 def decoded(monkeypatch):
     """The strips and tiles that are decoded, in order."""
     segments = []
-    original = TiffPlane.decode
+    original = CodedPlane.decode
 
     def decode(plane, stream, segment):
         segments.append(segment)
         return original(plane, stream, segment)
 
-    monkeypatch.setattr(TiffPlane, "decode", decode)
+    monkeypatch.setattr(CodedPlane, "decode", decode)
     return segments
 
 
@@ -249,10 +248,10 @@ def test_segments_of_one_raster_are_not_taken_for_those_of_another(tmp_path):
     np.testing.assert_array_equal(first.read(*BOX) + 1, second.read(*BOX))
 
 
-def test_reads_are_right_when_the_cache_holds_next_to_nothing(path):
+def test_reads_are_right_when_the_cache_holds_next_to_nothing(path, monkeypatch):
     tifffile.imwrite(path, IMAGE, compression="zlib", **LAYOUTS["tiles"], **PIXELS)
-    opened, cache = open_image(path), SegmentCache(1)
-    raster = TiffRaster(opened._planes, (), "slide.tif", cache)
+    raster, cache = open_image(path), SegmentCache(1)
+    monkeypatch.setattr("gpu_extract.sources.caches.SEGMENTS", cache)
     np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
     raster.read(0, 0, 1, 1)
     assert cache.nbytes == 3 * 32 * 48 * 2

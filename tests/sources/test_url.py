@@ -1,6 +1,8 @@
 """Stores behind a URL."""
 
+import copy
 import itertools
+import pickle
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -56,6 +58,17 @@ def test_ome_zarr_over_http(served, version):
     window = slide.read(BOX)
     np.testing.assert_array_equal(window.image, crop(IMAGE[[0, 2]]))
     np.testing.assert_array_equal(window.labels[0], crop(LABELS))
+
+
+def test_a_slide_behind_a_url_is_read_in_another_process(served, elsewhere):
+    folder, url = served
+    write_ome_zarr(folder / "a.zarr", labels={"nucleus": LABELS}, chunks=(32, 48))
+    slide = open_slide(f"{url}/a.zarr")
+    assert len(pickle.dumps(slide)) < 20_000
+    (window,) = elsewhere([slide], BOX)
+    np.testing.assert_array_equal(window.image, crop(IMAGE))
+    np.testing.assert_array_equal(window.labels[0], crop(LABELS))
+    np.testing.assert_array_equal(copy.deepcopy(slide).read(BOX).image, crop(IMAGE))
 
 
 def test_absent_chunks_over_http(served):

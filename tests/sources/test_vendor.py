@@ -1,5 +1,6 @@
 """The door to vendors' formats: what bioio gives, and what is said where it is not there."""
 
+import pickle
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -10,6 +11,7 @@ from made.stores import BOX, IMAGE, LABELS, NAMES, crop, shared
 import gpu_extract as gx
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import open_image, open_slide, open_slides
+from gpu_extract.sources.caches import OpenedCache, SegmentCache
 
 # (T, C, Z, Y, X)
 MOVIE = np.stack([np.stack([IMAGE[:, ::-1] + t, IMAGE + t], axis=1) for t in range(2)])
@@ -75,6 +77,16 @@ def test_planes_of_a_vendors_file(bioio, path):
     frames = open_slides(f"{path}#image=one,z=0", nucleus=f"{path}#image=two,z=0,c=0")
     assert [dict(slide.metadata) for slide in frames] == [{"timepoint": "0"}, {"timepoint": "1"}]
     np.testing.assert_array_equal(frames[1].read(BOX).labels[0], crop(MOVIE[1, 0, 0]) + 1)
+
+
+def test_a_copy_of_a_vendors_slide_opens_the_file_again(bioio, path, monkeypatch):
+    slide = open_slide(f"{path}#image=two,t=1,z=max,c=2,0", nucleus=LABELS)
+    pickled = pickle.dumps(slide.image)
+    assert len(pickled) < 2000
+    monkeypatch.setattr("gpu_extract.sources.caches.SEGMENTS", SegmentCache(1))
+    monkeypatch.setattr("gpu_extract.sources.caches.OPENED", OpenedCache(9))
+    expected = crop(MOVIE[1, [2, 0]].max(axis=1)) + 1
+    np.testing.assert_array_equal(pickle.loads(pickled).read(*BOX), expected)
 
 
 @pytest.mark.parametrize(
