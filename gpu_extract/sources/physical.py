@@ -1,4 +1,4 @@
-"""Slides in physical units: the size of a pixel, tiles of a size in um, and all slides at one pixel size."""
+"""Slides in physical units: pixel sizes, tile sizes in um, and resampling to one pixel size."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
 __all__ = ["as_pixel_size", "mixed_sizes", "rescaled", "tile_size_in_pixels", "vanished_ids"]
 
-# Pixel sizes that differ by less are one: a tile's side would differ by less than a pixel, and calibrations do.
+# Pixel sizes that differ by less are equal: tile sizes would differ by less than a pixel, and calibrations vary more.
 SAME_SIZE = 0.01
-# Beyond this the unit is wrong: a slide would be a few pixels, or thousands of times as large.
+# Beyond this factor the unit must be wrong: the slide would become tiny, or thousands of times as large.
 MAX_SCALE = 64
-# A scale this near to a whole number, or to one part of it, is that: 0.3 um over 0.1 um, or numbers cut off in a file.
+# Scales this close to an integer, or to 1 / integer, are rounded: 0.3 um / 0.1 um, or values truncated in a file.
 NEARLY_WHOLE = 1e-6
 
 REMEDY = "give --pixel-size in um (pixel_size=)"
 
 
 def as_pixel_size(given: float | Sequence[float]) -> tuple[float, float]:
-    """The size of a pixel (y, x) in um, from one number or two.
+    """Return a pixel size (y, x) in um, given as one number or two.
 
     Raises
     ------
@@ -44,18 +44,18 @@ def as_pixel_size(given: float | Sequence[float]) -> tuple[float, float]:
 
 
 def rescaled(slide: Slide, scale: float) -> Slide:
-    """The slide at ``scale`` um per pixel; the slide itself if it has that.
+    """Resample a slide to ``scale`` um per pixel; return the slide itself if that is its pixel size.
 
-    Images are resampled by `ScaledRaster`, label planes by `ScaledLabels`, when they are read.
+    Images are resampled by `ScaledRaster` and label planes by `ScaledLabels` when they are read.
 
     Raises
     ------
     InputError
-        If its pixel size is not known, or so different that a unit must be wrong.
+        If the pixel size is unknown, or so different that a unit must be wrong.
     """
     if not 0 < scale < math.inf:
         raise InputError(f"scale is {scale}; it must be a positive number of um per pixel")
-    y, x = (_scale(slide, scale, side) for side in _known(slide))
+    y, x = (_scale(slide, scale, side) for side in _pixel_size(slide))
     if (y, x) == (1, 1):
         return slide
     return replace(
@@ -68,20 +68,20 @@ def rescaled(slide: Slide, scale: float) -> Slide:
 
 
 def tile_size_in_pixels(slides: Sequence[Slide], tile_size_um: float) -> int:
-    """The even number of pixels that is nearest to a tile's side in um.
+    """Return the even number of pixels that is closest to a tile size in um.
 
-    Even, as the usual tile sizes are, so that a network can halve it.
+    It is even, as usual tile sizes are, so that a network can halve it.
 
     Raises
     ------
     InputError
-        If a pixel size is not known, is not the same along y and x, or differs between slides.
+        If a pixel size is unknown, differs between y and x, or differs between slides.
     """
     if not 0 < tile_size_um < math.inf:
         raise InputError(f"tile_size_um is {tile_size_um}; it must be a positive number of um")
-    first = _known(slides[0])[0]
+    first = _pixel_size(slides[0])[0]
     for slide in slides:
-        y, x = _known(slide)
+        y, x = _pixel_size(slide)
         if not math.isclose(y, x, rel_tol=SAME_SIZE):
             raise InputError(
                 f"slide {slide.name} has pixels of {y:g} x {x:g} um (y, x), and a tile of {tile_size_um:g} um would "
@@ -94,12 +94,12 @@ def tile_size_in_pixels(slides: Sequence[Slide], tile_size_um: float) -> int:
             )
     size = 2 * round(tile_size_um / first / 2)
     if size < 2:
-        raise InputError(f"tile_size_um is {tile_size_um:g}, less than two pixels of {first:g} um; give more")
+        raise InputError(f"tile_size_um is {tile_size_um:g}, less than two pixels of {first:g} um; give a larger size")
     return size
 
 
 def vanished_ids(slide: Slide, statistics: Statistics) -> NDArray[np.uint64]:
-    """The ids, ascending, that are in the label planes of a slide's source and not in those it was resampled to."""
+    """Return the ids, ascending, that the label planes of a slide lost when they were resampled."""
     before, after = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     for name, raster in slide.masks.items():
         if isinstance(raster, ScaledLabels):
@@ -110,23 +110,23 @@ def vanished_ids(slide: Slide, statistics: Statistics) -> NDArray[np.uint64]:
 
 
 def mixed_sizes(slides: Sequence[Slide]) -> list[str]:
-    """What to tell the user of slides whose pixels differ in size, so that their tiles show areas that do."""
+    """Return a warning if pixel sizes differ between slides; their tiles then show areas of different size."""
     sides = [side for slide in slides if slide.pixel_size for side in slide.pixel_size]
     if not sides or math.isclose(min(sides), max(sides), rel_tol=SAME_SIZE):
         return []
     return [f"pixels are {min(sides):g} to {max(sides):g} um wide; --scale UM (scale=) brings all slides to one size"]
 
 
-def _known(slide: Slide) -> tuple[float, float]:
+def _pixel_size(slide: Slide) -> tuple[float, float]:
     if slide.pixel_size is None:
         raise InputError(
-            f"the pixel size of slide {slide.name} is not known, {slide.image.source} does not state it; {REMEDY}"
+            f"the pixel size of slide {slide.name} is unknown, {slide.image.source} does not state it; {REMEDY}"
         )
     return slide.pixel_size
 
 
 def _scale(slide: Slide, scale: float, side: float) -> float:
-    """Source pixels for each pixel along an axis."""
+    """Return the number of source pixels per pixel along an axis."""
     ratio = scale / side
     if not 1 / MAX_SCALE <= ratio <= MAX_SCALE:
         raise InputError(

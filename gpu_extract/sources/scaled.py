@@ -1,9 +1,9 @@
-"""A raster at another pixel size, made of the pixels of a box when the box is read.
+"""Rasters resampled to another pixel size; each box is resampled when it is read.
 
-An image and its resampled form cover the same field: both begin at the outer edge of the first pixel. Pixel i, whose
-centre is i, covers [i - 1/2, i + 1/2]; with ``scale`` source pixels for a pixel, pixel j of the resampled raster is
-centred at ``(j + 1/2) * scale - 1/2`` in the source and covers ``scale`` of its pixels. There is one for each centre
-that lies in the source.
+A raster and its resampled version cover the same field: both start at the outer edge of the first pixel. Pixel i has
+its center at i and covers [i - 1/2, i + 1/2]. With ``scale`` source pixels per pixel, pixel j of the resampled raster
+has its center at ``(j + 1/2) * scale - 1/2`` in the source and covers ``scale`` source pixels. Every pixel whose center
+is inside the source exists.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gpu_extract.model import Raster
 
 __all__ = ["ScaledLabels", "ScaledRaster", "scaled_length"]
 
-# Values of the source that are held at a time, as float64: a small box of a strongly shrunk image covers a large one.
+# Source values in memory at a time, as float64: a small box of a strongly downsampled image covers a large source box.
 MAX_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Which pixels of the source along one axis make some pixels, and how much each counts.
+    """Indices and weights of the source pixels that contribute to each pixel along one axis.
 
     Parameters
     ----------
@@ -40,18 +40,18 @@ class Taps:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The part of the source that is needed."""
+        """First and last + 1 of the source pixels that are needed."""
         return int(self.indices.min()), int(self.indices.max()) + 1
 
 
 class _Resampled(ABC):
-    """A raster at another pixel size; its kinds say what a block of pixels is made of.
+    """A raster at another pixel size. Subclasses define how a block of pixels is resampled.
 
     Parameters
     ----------
     raster : Raster, (P, H, W)
     scale : (y, x)
-        Source pixels for each pixel; below 1 where it grows.
+        Source pixels per pixel; less than 1 for upsampling.
     """
 
     def __init__(self, raster: Raster, scale: tuple[float, float]) -> None:
@@ -72,14 +72,14 @@ class _Resampled(ABC):
 
     @abstractmethod
     def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """The pixels of a box whose source is small."""
+        """Return the pixels of a box with a small source box."""
 
 
 class ScaledRaster(_Resampled):
-    """An image resampled: by the mean over a pixel's area where it shrinks, linearly between pixels where it grows.
+    """An image resampled by averaging over the area of a pixel (downsampling) or linear interpolation (upsampling).
 
-    The type is kept, integers are rounded half to even. The arithmetic is float64, in the same order for a pixel
-    whatever the box is. NaN and infinite pixels spread to those that they are a part of.
+    The type is kept; integers are rounded half to even. The arithmetic is float64, and the order of operations for a
+    pixel does not depend on the box. NaN and infinite pixels spread to every pixel that they contribute to.
     """
 
     def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[np.float64]:
@@ -88,17 +88,17 @@ class ScaledRaster(_Resampled):
         (top, bottom), (left, right) = rows.span, columns.span
         source = self.unscaled.read(top, left, bottom, right).astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            sums = _summed(source, rows, top, axis=1)
-            sums = _summed(sums, columns, left, axis=2)
+            sums = _weighted_sums(source, rows, top, axis=1)
+            sums = _weighted_sums(sums, columns, left, axis=2)
             sums /= np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1))
         return np.rint(sums) if self.dtype.kind in "iu" else sums
 
 
 class ScaledLabels(_Resampled):
-    """A label plane (1, H, W) resampled: each pixel has the id of the source pixel in which its centre lies.
+    """A label plane (1, H, W) resampled: each pixel gets the id of the source pixel that contains its center.
 
-    A centre between two pixels takes the latter. An id whose pixels hold no centre is not there any more; the plane
-    that has it is `unscaled`.
+    A center on the edge between two pixels belongs to the second. An id is lost if none of its pixels contains a
+    center; `unscaled` is the plane that still has it.
     """
 
     def _block(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
@@ -110,14 +110,14 @@ class ScaledLabels(_Resampled):
 
 
 def scaled_length(length: int, scale: float) -> int:
-    """How many pixels there are where ``length`` were: one, or one for each centre that lies within."""
+    """Return the number of pixels, at least 1, that ``length`` source pixels become."""
     return max(math.ceil(length / scale - 0.5), 1)
 
 
 def _blocks(
     box: tuple[int, int, int, int], scale: tuple[float, float], n_planes: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """The box in parts whose sources are small enough."""
+    """Yield blocks of the box, each with a source box of at most `MAX_VALUES` values."""
     y0, x0, y1, x1 = box
     per_pixel = n_planes * max(scale[0], 1) * max(scale[1], 1)
     side = max(int(math.sqrt(MAX_VALUES / per_pixel)), 1)
@@ -127,7 +127,7 @@ def _blocks(
 
 
 def _taps(start: int, stop: int, scale: float, length: int) -> Taps:
-    """What makes the pixels ``start`` to ``stop`` along an axis of ``length`` source pixels."""
+    """Return the taps of the pixels ``start`` to ``stop`` along an axis of ``length`` source pixels."""
     at = np.arange(start, stop, dtype=np.float64)[:, None]
     if scale < 1:
         x = np.clip((at + 0.5) * scale - 0.5, 0, length - 1)
@@ -139,12 +139,12 @@ def _taps(start: int, stop: int, scale: float, length: int) -> Taps:
         n_taps = int(scale) if scale == int(scale) else math.ceil(scale) + 1
         edges = np.floor(low) + np.arange(n_taps)
         weights = np.maximum(np.minimum(edges + 1, high) - np.maximum(edges, low), 0)
-        indices = np.minimum(edges, np.ceil(high) - 1)  # where the weight is 0, one that counts all the same
+        indices = np.minimum(edges, np.ceil(high) - 1)  # a tap of weight 0 needs a valid index too
     return Taps(indices.astype(np.int64), weights)
 
 
-def _summed(values: NDArray[np.float64], taps: Taps, first: int, axis: int) -> NDArray[np.float64]:
-    """The weighted sums along an axis of values that begin at index ``first``, tap by tap."""
+def _weighted_sums(values: NDArray[np.float64], taps: Taps, first: int, axis: int) -> NDArray[np.float64]:
+    """Return the weighted sums along an axis, tap by tap; ``values`` starts at source index ``first``."""
     shape = [1, 1, 1]
     shape[axis] = len(taps.weights)
     sums = np.zeros((*values.shape[:axis], len(taps.weights), *values.shape[axis + 1 :]))
@@ -154,6 +154,6 @@ def _summed(values: NDArray[np.float64], taps: Taps, first: int, axis: int) -> N
 
 
 def _nearest(start: int, stop: int, scale: float, length: int) -> NDArray[np.int64]:
-    """The source pixels in which the centres lie."""
+    """Return the source pixels that contain the centers."""
     at: NDArray[np.float64] = np.floor((np.arange(start, stop) + 0.5) * scale)
     return np.minimum(at, length - 1).astype(np.int64)

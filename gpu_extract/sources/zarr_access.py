@@ -1,4 +1,4 @@
-"""Zarr stores in a folder or behind a URL, as zarr reads them, but for chunks that are absent."""
+"""Access to Zarr stores in folders and at URLs; absent chunks are errors, and failed requests are repeated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpu_extract.sources.selectors import Location
 
 __all__ = ["METADATA", "StrictStore"]
 
-# Files that a reader asks for to learn whether they are there; any other that is asked for is a chunk.
+# Readers request these files to learn whether they exist; every other file that they request is a chunk.
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
-# Of a server that drops one request in ten, one in a million is dropped this often.
+# If a server drops one request in ten, only one in a million fails this often in a row.
 N_TRIES = 6
 
 
 class StrictStore(WrapperStore[Store]):
-    """A store that refuses chunks that are absent when they are read, and asks a server again that failed.
+    """A Zarr store that raises an error when an absent chunk is read, and repeats requests that a server failed.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class StrictStore(WrapperStore[Store]):
 
     @classmethod
     def at(cls, location: Location) -> StrictStore:
-        """Return the store at a location; nothing is asked of it yet. It pickles, and so do the arrays in it."""
+        """Return the store at a location without accessing it. The store and its arrays can be pickled."""
         if location.is_url:
             return cls(FsspecStore.from_url(location.path, read_only=True), location)
         return cls(LocalStore(absolute_path(location.path), read_only=True), location)
@@ -44,8 +44,8 @@ class StrictStore(WrapperStore[Store]):
         return StrictStore(store, self._location)
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """The bytes of a key, None if it is of metadata that are not there."""
-        found = await self._asked(key, prototype, byte_range)
+        """Return the bytes of a key; None if it is a metadata file that does not exist."""
+        found = await self._request(key, prototype, byte_range)
         is_chunk = key.rpartition("/")[2] not in METADATA
         if found is None and is_chunk and self._location.selection.missing != "fill":
             raise SourceError(
@@ -54,12 +54,12 @@ class StrictStore(WrapperStore[Store]):
             )
         return found
 
-    async def _asked(self, key: str, prototype: Any, byte_range: Any) -> Any:
+    async def _request(self, key: str, prototype: Any, byte_range: Any) -> Any:
         n_tries = N_TRIES if self._location.is_url else 1
         for n_left in reversed(range(n_tries)):
             try:
                 return await self._store.get(key, prototype, byte_range)
-            except Exception:  # of aiohttp, of botocore, ...: each library has its own
+            except Exception:  # aiohttp, botocore, ...: each library has its own exceptions
                 if n_left == 0:
                     raise
         return None

@@ -1,4 +1,4 @@
-"""Zarr arrays as stacks of planes, read by region through zarr itself."""
+"""Zarr arrays as stacks of planes, read by region with zarr."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ZarrPlanes(TiledPlanes):
     key, size, tile, dtype
         See `TiledPlanes`.
     location : Location
-        For messages.
+        Used in messages.
     array : zarr.Array
-        In a `StrictStore`. It pickles as the path of the store and the metadata of the array; nothing stays open.
+        In a `StrictStore`. It is pickled as the path of the store and the metadata of the array; no file stays open.
     """
 
     location: Location
@@ -53,7 +53,7 @@ def open_zarr(location: Location) -> Stack:
     Raises
     ------
     SourceError
-        If its metadata show that it cannot be read, or not without a guess.
+        If the metadata show that it cannot be read, or are ambiguous.
     """
     with translated(f"{location} is a damaged Zarr store"):
         element = zarr_element(location)
@@ -71,7 +71,7 @@ def open_zarr(location: Location) -> Stack:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        if location.is_url:  # not every server lists what it has: `StrictStore` checks chunks when they are read
+        if location.is_url:  # not every server lists its files: `StrictStore` checks chunks when they are read
             path, stamp = location.path, uuid.uuid4().hex
         else:
             files = stored_files(location, array)

@@ -1,4 +1,4 @@
-"""What a Zarr array may not be, told from its metadata and its folder before a chunk is read."""
+"""Checks of a Zarr array by its metadata and its files, before any chunk is read."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from gpu_extract.sources.zarr_access import METADATA
 
 __all__ = ["StoredFiles", "check_array", "check_chunks", "stored_files"]
 
-# Writers make chunks of some MB. What is larger was made to harm, or cannot be read by region.
+# Writers make chunks of some MB. Larger ones are malicious, or useless for reading by region.
 MAX_CHUNK_NBYTES = 2**30
-# Per inner chunk, a shard's index holds its offset and length, and all ones for both where it is absent.
+# The index of a shard has an offset and a length per inner chunk; both are all ones if the chunk is absent.
 ABSENT = 2**64 - 1
 
 
 def check_array(location: Location, array: Any) -> None:
-    """Refuse an array of Python objects, without pixels, or in impossibly large chunks.
+    """Raise an error for an array of Python objects, without pixels, or in impossibly large chunks.
 
     Raises
     ------
     SourceError
     """
     if array.dtype.kind not in "biufc":
-        raise SourceError(f"{location} holds elements of type {array.dtype}, not pixels; save it as numbers")
+        raise SourceError(f"{location} has elements of type {array.dtype}, not pixels; save it as numbers")
     if array.ndim < 2 or min(array.shape) < 1:
         raise SourceError(f"{location} has shape {array.shape} and so no pixels; export it again")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
@@ -53,9 +53,9 @@ class StoredFiles:
     Parameters
     ----------
     chunks : set of str
-        Their names relative to the array's folder, those of metadata left out.
+        Their names relative to the folder of the array, without metadata files.
     stamp : str
-        A digest of the names and `Stamp` of all of them: another one once any of them was written again.
+        A digest of the names and `Stamp` of all files. It changes when any file is rewritten.
     """
 
     chunks: frozenset[str]
@@ -68,27 +68,27 @@ def stored_files(location: Location, array: Any) -> StoredFiles:
     Raises
     ------
     SourceError
-        If one is a link that leads out of the store.
+        If one is a link to a target outside the store.
     """
     chunks, total = set(), 0
     for name, stamp in _files(location, os.path.join(location.path, array.path)):
         if name.rpartition("/")[2] not in METADATA:
             chunks.add(name)
-        # A sum, since folders list their files in any order.
+        # A sum, because folders list their files in any order.
         digest = hashlib.blake2b(f"{name} {stamp}".encode(errors="surrogateescape"), digest_size=16).digest()
         total += int.from_bytes(digest, "little")
     return StoredFiles(frozenset(chunks), f"{total % 2**128:x}")
 
 
 def check_chunks(location: Location, array: Any, files: Collection[str]) -> None:
-    """Refuse an array in a folder whose chunks are absent, unless ``missing=fill`` is selected.
+    """Raise an error if chunks of an array in a folder are absent, unless ``missing=fill`` is selected.
 
     Parameters
     ----------
     location : Location
     array : zarr.Array
     files : set of str
-        The chunks, or shards, that are there; see `StoredFiles`.
+        The existing chunks, or shards; see `StoredFiles`.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def check_chunks(location: Location, array: Any, files: Collection[str]) -> None
     folder = os.path.join(location.path, array.path)
     grid = [math.ceil(side / chunk) for side, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
     n_absent = math.prod(grid) - len(files)
-    # As many files as chunks, or the loop could be made endless by a shape that is claimed.
+    # Only if there are as many files as chunks; otherwise a huge shape in the metadata would make the loop endless.
     if n_absent <= 0:
         keys = {array.metadata.encode_chunk_key(coordinates): coordinates for coordinates in np.ndindex(*grid)}
         n_absent = len(keys.keys() - set(files))
@@ -113,10 +113,10 @@ def check_chunks(location: Location, array: Any, files: Collection[str]) -> None
 
 
 def _files(location: Location, folder: str) -> Iterator[tuple[str, Stamp]]:
-    """Yield the files in a folder, by their names relative to it, each with its stamp."""
+    """Yield the name, relative to the folder, and the stamp of each file in a folder."""
     root = os.path.realpath(location.path)
     if os.path.commonpath([root, os.path.realpath(folder)]) != root:
-        raise _leads_out(location, folder)
+        raise _outside_store(location, folder)
     for parent, folders, names in os.walk(folder):
         for name in folders:
             _checked_status(location, root, os.path.join(parent, name))
@@ -127,33 +127,35 @@ def _files(location: Location, folder: str) -> Iterator[tuple[str, Stamp]]:
 
 
 def _checked_status(location: Location, root: str, path: str) -> os.stat_result:
-    """Return the status of a file or folder, of a link that of its target; refuse a link that leads out of the root."""
+    """Return the status of a file or folder, or of the target of a link; the target must be inside the root."""
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         if os.path.commonpath([root, os.path.realpath(path)]) != root:
-            raise _leads_out(location, path)
+            raise _outside_store(location, path)
         with suppress(FileNotFoundError):
             status = os.stat(path)
     return status
 
 
-def _leads_out(location: Location, path: str) -> SourceError:
-    return SourceError(f"{location} holds a link that leads out of the store, {path}; copy the files themselves")
+def _outside_store(location: Location, path: str) -> SourceError:
+    return SourceError(f"{location} contains a link to a target outside the store, {path}; copy the files instead")
 
 
 def _count_absent(location: Location, array: Any, path: str, coordinates: Sequence[int]) -> int:
-    """How many chunks that hold pixels are absent in a shard."""
+    """Return the number of absent chunks of a shard, among those inside the array."""
     sharding = array.metadata.codecs[0]
     codecs = [codec.to_dict()["name"] for codec in sharding.index_codecs]
     if codecs not in (["bytes", "crc32c"], ["bytes"]):
-        raise SourceError(f"{location} has a shard index coded with {', '.join(codecs)}; save it with zarr's defaults")
+        raise SourceError(
+            f"{location} has a shard index encoded with {', '.join(codecs)}; save it with zarr's defaults"
+        )
     per_shard = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
     nbytes, checksum = 16 * math.prod(per_shard), 4 * (len(codecs) - 1)
     with open(path, "rb") as stream:
         if sharding.to_dict()["configuration"]["index_location"] == "end":
             stream.seek(-nbytes - checksum, os.SEEK_END)
         index = np.frombuffer(stream.read(nbytes), "<u8").reshape(*per_shard, 2)
-    # The last shards reach beyond the array, and hold nothing there.
+    # The last shards extend beyond the array, and have no chunks there.
     inside = tuple(
         slice(math.ceil((side - at * shard) / chunk))
         for side, at, shard, chunk in zip(array.shape, coordinates, array.shards, array.chunks, strict=True)

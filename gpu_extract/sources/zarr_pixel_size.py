@@ -1,4 +1,4 @@
-"""The size of a pixel from the coordinate transformations of OME-Zarr and SpatialData."""
+"""Pixel size from the coordinate transformations of OME-Zarr and SpatialData."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["zarr_pixel_size"]
 
 
 def zarr_pixel_size(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """(y, x) in um of the pixels of one level; None where it is not stated.
+    """Return the pixel size (y, x) of one level in um; None if it is not stated.
 
     Parameters
     ----------
     image : mapping
-        An entry of ``multiscales``. A scale of its own, which applies to all levels, is that of OME-Zarr, or in
-        SpatialData one that leads to a coordinate system whose axes, or whose name, are a unit of length.
+        An entry of ``multiscales``. Its own scale applies to all levels. In SpatialData, a scale counts if the axes of
+        its coordinate system have a unit of length, or the name of the coordinate system is one.
     dataset : mapping
         One of its ``datasets``.
     """
@@ -42,13 +42,13 @@ def _size(
 
 
 def _units(axes: Sequence[Any]) -> tuple[Any, Any]:
-    """The units of y and x, the last two axes."""
+    """Return the units of y and x, the last two axes."""
     y, x = (axis.get("unit") if isinstance(axis, Mapping) else None for axis in [None, None, *axes][-2:])
     return y, x
 
 
 def _scale(transformations: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """The factors (y, x) of transformations one after the other; None if there are others than scales and shifts."""
+    """Return the combined factors (y, x) of transformations; None if any is not a scale or a translation."""
     y = x = 1.0
     for each in transformations:
         match each.get("type"):

@@ -1,4 +1,4 @@
-"""What lies where in a Zarr store: OME-Zarr 0.4 and 0.5, SpatialData, scPortrait projects, or one plain array."""
+"""The structure of Zarr stores: OME-Zarr 0.4 and 0.5, SpatialData, scPortrait projects, and plain arrays."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 ZARR_KEYS = ("zarr.json", ".zarray", ".zgroup")
-# The image that is meant where a store holds several: scPortrait's.
+# The default image of a store with several: the name that scPortrait uses.
 USUAL_IMAGE = "input_image"
-# The names of label planes, scPortrait's and ours.
+# Default names of label planes: scPortrait's, then ours.
 USUAL_LABELS = {"nucleus": ("seg_all_nucleus", "nucleus"), "cytosol": ("seg_all_cytosol", "cytosol")}
 
 URL_REMEDY = "check the address; https needs pip install fsspec aiohttp, s3 needs s3fs; other files must be downloaded"
@@ -41,18 +41,18 @@ Node = Any  # zarr.Group or zarr.Array
 
 @dataclass(frozen=True)
 class Multiscale:
-    """An image or a label of OME-Zarr.
+    """An OME-Zarr image or label.
 
     Parameters
     ----------
     axes : str
-        One letter an axis, in the order of the arrays' axes.
+        One letter per axis, in the order of the axes of the arrays.
     paths : tuple of str
-        The arrays, the largest first.
+        Paths of the arrays, largest first.
     names : tuple of str
-        Of the channels, or empty.
+        Channel names, or empty.
     pixel_sizes : tuple
-        (y, x) of each array's pixels in um; None where it is not stated.
+        Pixel size (y, x) of each array in um; None if it is not stated.
     """
 
     axes: str
@@ -62,12 +62,12 @@ class Multiscale:
 
 
 def store_location(location: Location) -> Location | None:
-    """Where the store of a folder is, the folder itself or the only store in it; None if there is none.
+    """Return the location of a store: the folder itself, or the only store in it; None if there is none.
 
     Raises
     ------
     SourceError
-        If the folder holds several.
+        If the folder contains several.
     """
     if location.is_url or _is_store(location.path):
         return location
@@ -76,17 +76,17 @@ def store_location(location: Location) -> Location | None:
     with translated(f"{location} cannot be opened"), os.scandir(location.path) as entries:
         stores = sorted(entry.name for entry in entries if entry.is_dir() and _is_store(entry.path))
     if len(stores) > 1:
-        raise SourceError(f"{location} is a folder of {len(stores)} Zarr stores: {_listed(stores)}; give one of them")
+        raise SourceError(f"{location} is a folder of {len(stores)} Zarr stores: {_joined(stores)}; give one of them")
     return replace(location, path=os.path.join(location.path, stores[0])) if stores else None
 
 
 def zarr_element(location: Location) -> Node:
-    """The array, or the group with a multiscale, that a location means.
+    """Return the array, or the group with a multiscale, at a location.
 
     Raises
     ------
     SourceError
-        If it is not there, or which is meant is not clear.
+        If it does not exist, or the location is ambiguous.
     """
     root = _root(location)
     if isinstance(root, zarr.Array):
@@ -101,29 +101,29 @@ def zarr_element(location: Location) -> Node:
         return _image(location, root)
     usual = usual_labels(list(labels)).get(location.plane)
     if len(labels) > 1 and usual is None:
-        raise SourceError(f"{location} holds the labels {_listed(labels)}; choose one: {location.path}#label=NAME")
+        raise SourceError(f"{location} has the labels {_joined(labels)}; choose one: {location.path}#label=NAME")
     return _child(location, labels, "label", usual or next(iter(labels)))
 
 
 def store_labels(location: Location) -> tuple[str, ...]:
-    """Names of the labels that belong to the image at a location."""
+    """Return the names of the labels that belong to the image at a location."""
     root = _root(location)
     return () if isinstance(root, zarr.Array) else tuple(_labels(location, root))
 
 
 def usual_labels(names: Sequence[str]) -> dict[str, str]:
-    """The label planes that some of these labels are by their usual names."""
+    """Return the labels with default names, by the name of their label plane."""
     found = {plane: [name for name in usual if name in names] for plane, usual in USUAL_LABELS.items()}
     return {plane: matching[0] for plane, matching in found.items() if matching}
 
 
 def multiscale(location: Location, group: Any) -> Multiscale | None:
-    """What a group says of the arrays in it; None if it is no image.
+    """Return the OME-Zarr metadata of a group; None if the group is not an image or label.
 
     Raises
     ------
     SourceError
-        If its axes are not among t, c, z, y, x, in this order as to y and x.
+        If its axes are not some of t, c, z, followed by y, x.
     """
     attributes = _attributes(group)
     found = attributes.get("multiscales")
@@ -131,7 +131,7 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         return None
     with translated(f"{location} has damaged OME-Zarr metadata"):
         first = found[0]
-        # Before version 0.3 there were always five.
+        # Before version 0.3 there were always five axes.
         given = [axis["name"] if isinstance(axis, dict) else axis for axis in first.get("axes", "tczyx")]
         paths = tuple(str(dataset["path"]) for dataset in first["datasets"])
         channels = attributes.get("omero", {}).get("channels", [])
@@ -141,7 +141,7 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
 
 
 def array_axes(location: Location, array: Any) -> str:
-    """The axes of an array without an image's metadata: those it names itself, else (c, y, x) or (y, x).
+    """Return the axes of an array without OME-Zarr metadata: its dimension names, or else (c, y, x) or (y, x).
 
     Raises
     ------
@@ -159,7 +159,7 @@ def array_axes(location: Location, array: Any) -> str:
 
 
 def array_at(location: Location, group: Any, path: str) -> Any:
-    """The array at a path that the file itself gives, within its group.
+    """Return the array at a path that is given in the metadata of its group.
 
     Raises
     ------
@@ -167,12 +167,12 @@ def array_at(location: Location, group: Any, path: str) -> Any:
     """
     array = group.get(path) if _is_inside(path) else None
     if not isinstance(array, zarr.Array):
-        raise SourceError(f"{location} is damaged: its metadata name the array {cleaned(path)!r}, which is not in it")
+        raise SourceError(f"{location} is damaged: its metadata name the array {cleaned(path)!r}, which does not exist")
     return array
 
 
 def _is_inside(path: str) -> bool:
-    """Whether a path that a file gives stays where it begins."""
+    """Return whether a path from a file stays inside its group."""
     return not any(part in ("", ".", "..") for part in path.split("/"))
 
 
@@ -194,7 +194,7 @@ def _root(location: Location) -> Node:
         node = zarr.open(store, mode="r")
         if location.is_url or isinstance(node, zarr.Array):
             return node
-        # Metadata that were collected in one place may be older than the store.
+        # Consolidated metadata may be out of date.
         return zarr.open_group(store, mode="r", use_consolidated=False)
 
 
@@ -216,26 +216,26 @@ def _image(location: Location, root: Any) -> Node:
         elif USUAL_IMAGE in images:
             name = USUAL_IMAGE
         elif images:
-            raise SourceError(f"{location} holds the images {_listed(images)}; choose one: {location.path}#image=NAME")
+            raise SourceError(f"{location} has the images {_joined(images)}; choose one: {location.path}#image=NAME")
         else:
             raise SourceError(f"{location} is a Zarr group without an image; give the path of an image or array in it")
     return _child(location, images, "image", name)
 
 
 def _images(root: Any) -> dict[str, Node]:
-    """The images of a SpatialData store, or of a group of OME-Zarr images as bioformats2raw writes it."""
+    """Return the images of a SpatialData store, or of a group of OME-Zarr images as written by bioformats2raw."""
     images = root.get("images")
     members = _members(images if isinstance(images, zarr.Group) else root)
     return {name: node for name, node in members.items() if isinstance(node, zarr.Array) or _is_image(node)}
 
 
 def _labels(location: Location, root: Any) -> dict[str, Node]:
-    """The labels of the image, or of the store that it is in."""
+    """Return the labels of the image, or else of its store."""
     own = root if _is_image(root) or location.selection.image is None else _image(location, root)
     for group in (own, root):
         labels = group.get("labels") if isinstance(group, zarr.Group) else None
         if isinstance(labels, zarr.Group):
-            # Not every server lists what it has, and not every folder declares it.
+            # Not every server lists its files, and not every folder declares its labels.
             declared = _attributes(labels).get("labels", []) if location.is_url else []
             nodes = {str(name): labels.get(str(name)) for name in declared if _is_inside(str(name))}
             return {name: node for name, node in nodes.items() if node is not None} or _members(labels)
@@ -244,7 +244,7 @@ def _labels(location: Location, root: Any) -> dict[str, Node]:
 
 def _members(group: Any) -> dict[str, Node]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that are no part of Zarr, such as .DS_Store
+        warnings.simplefilter("ignore")  # zarr warns of other files, such as .DS_Store
         return dict(sorted(group.members()))
 
 
@@ -254,10 +254,10 @@ def _is_image(node: Node) -> bool:
 
 def _child(location: Location, nodes: dict[str, Node], kind: str, name: str) -> Node:
     if name not in nodes:
-        there = f"there are {_listed(nodes)}" if nodes else "there is none"
-        raise SourceError(f"{location} does not exist: the store has no {kind} {name!r}; {there}")
+        available = f"there are {_joined(nodes)}" if nodes else "there are none"
+        raise SourceError(f"{location} does not exist: the store has no {kind} {name!r}; {available}")
     return nodes[name]
 
 
-def _listed(names: Any) -> str:
+def _joined(names: Any) -> str:
     return ", ".join(cleaned(name) for name in names)

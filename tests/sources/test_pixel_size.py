@@ -1,4 +1,4 @@
-"""The size of a pixel as files state it, and what is asked for in um."""
+"""Pixel sizes in files, and options in um."""
 
 import json
 
@@ -36,12 +36,12 @@ def size_of(path, **options):
         ({}, None),
     ],
 )
-def test_ome_tiff_states_it(tmp_path, stated, expected):
+def test_pixel_size_of_ome_tiff(tmp_path, stated, expected):
     tifffile.imwrite(tmp_path / "a.ome.tif", IMAGE, photometric="minisblack", metadata={"axes": "CYX", **stated})
     assert size_of(tmp_path / "a.ome.tif") == (expected and pytest.approx(expected))
 
 
-def test_a_level_of_a_tiff_has_larger_pixels(tmp_path):
+def test_pixel_size_of_a_tiff_level(tmp_path):
     path, metadata = tmp_path / "a.ome.tif", {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
     with tifffile.TiffWriter(path) as writer:
         writer.write(IMAGE[0], subifds=1, tile=(16, 16), metadata=metadata)
@@ -67,12 +67,12 @@ def test_a_level_of_a_tiff_has_larger_pixels(tmp_path):
         ({}, None),
     ],
 )
-def test_tags_of_tiff_state_it_where_they_can_be_believed(tmp_path, options, expected):
+def test_pixel_size_of_tiff_tags_if_plausible(tmp_path, options, expected):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="minisblack", **options)
     assert size_of(tmp_path / "a.tif") == (expected and pytest.approx(expected))
 
 
-def test_hdf5_states_it_as_imagej_and_ilastik_write_it(tmp_path):
+def test_pixel_size_of_hdf5_by_imagej_and_ilastik(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as h5:
         h5.create_dataset("image", data=IMAGE).attrs["element_size_um"] = [2.0, 0.25, 0.5]
     assert size_of(tmp_path / "a.h5") == (0.25, 0.5)
@@ -82,7 +82,7 @@ def test_hdf5_states_it_as_imagej_and_ilastik_write_it(tmp_path):
 
 
 def write_zarr(path, levels, whole=None, units=("micrometer", "micrometer")):
-    """Two levels with coordinate transformations, OME-Zarr 0.5."""
+    """Write two levels with coordinate transformations, OME-Zarr 0.5."""
     root = zarr.create_group(path)
     axes = [{"name": "c"}, *({"name": axis, "unit": unit} for axis, unit in zip("yx", units, strict=True))]
     datasets = []
@@ -103,7 +103,7 @@ ROTATION = {"type": "affine", "affine": [[1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0
 
 
 def to_system(transformation, name="global", unit="unit"):
-    """A transformation as SpatialData has it."""
+    """Return a transformation to a coordinate system, as in SpatialData."""
     return transformation | {"output": {"name": name, "axes": [{"name": axis, "unit": unit} for axis in "cyx"]}}
 
 
@@ -125,18 +125,18 @@ def to_system(transformation, name="global", unit="unit"):
         ([to_system({"type": "sequence", "transformations": [ROTATION]}, "um")], (None, None), None),
     ],
 )
-def test_transformations_of_zarr_state_it(tmp_path, whole, units, expected):
+def test_pixel_size_of_zarr_transformations(tmp_path, whole, units, expected):
     path = write_zarr(tmp_path / "a.zarr", [[scale(0.25, 0.5), SHIFT], [scale(0.5, 1.0)]], whole, units)
     assert size_of(path) == expected
     double = expected and tuple(2 * side for side in expected)
     assert open_slide(f"{path}#level=1", nucleus=LABELS[::2, ::2]).pixel_size == double
 
 
-def test_a_transformation_of_a_level_that_is_no_scale_states_nothing(tmp_path):
+def test_a_level_without_a_scale_has_no_pixel_size(tmp_path):
     assert size_of(write_zarr(tmp_path / "a.zarr", [[ROTATION], [scale(1, 1)]])) is None
 
 
-def test_files_of_one_slide_must_agree_on_it(tmp_path):
+def test_files_of_one_slide_must_agree_on_the_pixel_size(tmp_path):
     for index, side in enumerate((0.5, 0.5, 0.6)):
         metadata = {"axes": "YX", "PhysicalSizeX": side, "PhysicalSizeY": side}
         tifffile.imwrite(tmp_path / f"{index}.ome.tif", IMAGE[0], metadata=metadata)
@@ -147,7 +147,7 @@ def test_files_of_one_slide_must_agree_on_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scratch-assay-labeled-10T-2Ch.ome.tiff#t=0", "6001240_labels_v0.5.zarr#z=1"])
-def test_shared_files_state_it(name):
+def test_pixel_size_of_shared_files(name):
     from gpu_extract.sources.opening import opened
     from gpu_extract.sources.selectors import parse_input
 
@@ -157,7 +157,7 @@ def test_shared_files_state_it(name):
 
 
 @pytest.mark.parametrize(("y", "unit"), [("x", "um"), (None, "um"), ("nan", "um"), (1, "furlong"), (-1, "um")])
-def test_what_is_no_length_is_no_pixel_size(y, unit):
+def test_an_invalid_length_is_no_pixel_size(y, unit):
     assert pixel_size(y, 1, unit, "um") is None
 
 
@@ -170,7 +170,7 @@ def test_a_pixel_size_is_one_number_or_two(given, size):
 
 
 @pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), "wide", (1, 2, 3), (1, 0), None])
-def test_a_pixel_size_that_is_none_is_refused(given):
+def test_an_invalid_pixel_size_is_an_error(given):
     with pytest.raises(InputError, match="it must be a positive number of um per pixel"):
         as_pixel_size(given)
 
@@ -185,7 +185,7 @@ def planned(image=IMAGES, **options):
 @pytest.mark.parametrize(
     ("um", "side", "pixels"), [(16, 0.65, 24), (16, 0.64, 24), (12, 0.5, 24), (11.5, 0.5, 24), (11.4, 0.5, 22)]
 )
-def test_a_tile_in_um_is_the_nearest_even_number_of_pixels(um, side, pixels):
+def test_a_tile_size_in_um_becomes_the_closest_even_number_of_pixels(um, side, pixels):
     assert planned(tile_size_um=um, pixel_size=side).program.recipe.tile_size == pixels
 
 
@@ -194,29 +194,29 @@ def test_a_tile_in_um_is_the_nearest_even_number_of_pixels(um, side, pixels):
     [
         (
             {"tile_size_um": 12},
-            r"the pixel size of slide slide is not known, array does not state it; give --pixel-size",
+            r"the pixel size of slide slide is unknown, array does not state it; give --pixel-size",
         ),
         ({"tile_size_um": 12, "pixel_size": (0.5, 0.51)}, r"pixels of 0\.5 x 0\.51 um \(y, x\), .* with --scale UM"),
         ({"tile_size_um": 0, "pixel_size": 1}, "tile_size_um is 0; it must be a positive number of um"),
         ({"tile_size_um": 0.5, "pixel_size": 1}, "less than two pixels of 1 um"),
         ({"tile_size_um": 1e6, "pixel_size": 1}, "tile_size is 1000000; it must be 1 to 4096 pixels"),
         ({"tile_size_um": 12, "tile_size": 12}, "were both given"),
-        ({"scale": 1}, "the pixel size of slide slide is not known"),
+        ({"scale": 1}, "the pixel size of slide slide is unknown"),
         ({"scale": 0, "pixel_size": 1}, "scale is 0; it must be a positive number"),
         ({"scale": 650, "pixel_size": 0.65}, "more than 64 times as much or as little; check the units"),
     ],
 )
-def test_what_cannot_be_done_in_um_is_refused(options, message):
+def test_invalid_sizes_in_um_are_an_error(options, message):
     with pytest.raises(InputError, match=message) as caught:
         planned(**options)
     assert "\n" not in str(caught.value)
 
 
-def test_pixels_that_are_nearly_square_are(tmp_path):
+def test_nearly_square_pixels_count_as_square(tmp_path):
     assert planned(tile_size_um=12, pixel_size=(0.5, 0.5049)).program.recipe.tile_size == 24
 
 
-def test_slides_must_have_one_pixel_size_for_tiles_in_um():
+def test_tiles_in_um_need_one_pixel_size_for_all_slides():
     slides = [{"image": IMAGES, "nucleus": NUCLEUS, "pixel_size": side} for side in (0.5, 0.5001, 0.65)]
     assert gx.plan_many(slides[:2], tile_size_um=12).program.recipe.tile_size == 24
     with pytest.raises(InputError, match=r"slide slide_3 has pixels of 0\.65 um and slide slide of 0\.5 um; bring all"):
@@ -224,7 +224,7 @@ def test_slides_must_have_one_pixel_size_for_tiles_in_um():
     assert gx.plan_many(slides, tile_size_um=12, scale=1.0).program.recipe.tile_size == 12
 
 
-def test_slides_of_several_pixel_sizes_are_told_of():
+def test_a_warning_for_slides_of_several_pixel_sizes():
     slides = [{"image": IMAGES, "nucleus": NUCLEUS, "pixel_size": side} for side in (0.5, 0.5001, 0.65)]
     assert gx.plan_many(slides[:2], tile_size=24).warnings == ()
     (warning,) = gx.plan_many(slides, tile_size=24).warnings
@@ -232,7 +232,7 @@ def test_slides_of_several_pixel_sizes_are_told_of():
     assert gx.plan_many(slides, tile_size=24, scale=0.5).warnings == ()
 
 
-def test_what_is_nearer_to_the_slide_goes_first(tmp_path):
+def test_the_pixel_size_of_a_slide_takes_precedence(tmp_path):
     metadata = {"axes": "CYX", "PhysicalSizeX": 0.3, "PhysicalSizeY": 0.3}
     tifffile.imwrite(tmp_path / "a.ome.tif", IMAGES, photometric="minisblack", metadata=metadata)
     given = {"image": tmp_path / "a.ome.tif", "nucleus": NUCLEUS}
@@ -245,14 +245,14 @@ def test_what_is_nearer_to_the_slide_goes_first(tmp_path):
     assert size(given | {"pixel_size": 0.7}, pixel_size=0.5) == (0.7, 0.7)
 
 
-def test_the_file_tells_the_pixel_size(tmp_path):
+def test_the_pixel_size_is_stored(tmp_path):
     report = gx.extract(IMAGES, nucleus=NUCLEUS, output=tmp_path / "a.h5sc", tile_size=20, pixel_size=(0.5, 0.6))
     (source,) = json.loads(anndata.read_h5ad(report.path).uns["gpu_extract"]["sources"])
     assert source["pixel_size"] == [0.5, 0.6]
     assert "scale" not in source
 
 
-def test_the_command_line_takes_um(files, call):
+def test_the_command_line_accepts_um(files, call):
     slide = ("image.tif", "--nucleus", "nucleus.tif")
     code, out, _ = call("plan", *slide, "--pixel-size", 0.5, "--size-um", 12)
     assert (code, "tiles of 24 x 24 pixels (12 um)" in out) == (0, True)

@@ -1,4 +1,4 @@
-"""Slides resampled to another pixel size, judged by scikit-image, NumPy and a plain sum over areas."""
+"""Slides resampled to another pixel size, compared with scikit-image, NumPy and a plain sum over areas."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ DTYPES = ["u1", "u2", "i2", "u4", "f2", "f4", "f8"]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("factors", [(2, 2), (3, 4), (1, 5), (12, 1), (36, 60)])
-def test_shrinking_by_whole_factors_is_scikit_images_local_mean(dtype, factors):
+def test_downsampling_by_integers_equals_local_mean_of_scikit_image(dtype, factors):
     image = pixels(dtype)
     raster = ScaledRaster(open_image(image), (float(factors[0]), float(factors[1])))
     expected = np.stack([downscale_local_mean(plane.astype(np.float64), factors) for plane in image])
@@ -58,7 +58,7 @@ def test_halves_are_rounded_to_even():
 
 
 def area_mean(row, scale):
-    """The mean of a row of pixels over each pixel's part of it, as a sum over overlaps."""
+    """Return the mean of a row over the area of each new pixel, as a sum over overlaps."""
     means = []
     for j in range(scaled_length(len(row), scale)):
         low, high = j * scale, min((j + 1) * scale, len(row))
@@ -68,7 +68,7 @@ def area_mean(row, scale):
 
 
 @pytest.mark.parametrize("scale", [1.3, 1.5, 2.0, 2.49999, np.pi, 7.7, 50.0])
-def test_shrinking_is_the_mean_over_areas(scale):
+def test_downsampling_is_the_mean_over_areas(scale):
     row = RNG.normal(0, 1, 53)
     along_x = whole(ScaledRaster(open_image(row[np.newaxis]), (1.0, scale)))[0, 0]
     along_y = whole(ScaledRaster(open_image(row[:, np.newaxis]), (scale, 1.0)))[0, :, 0]
@@ -77,15 +77,15 @@ def test_shrinking_is_the_mean_over_areas(scale):
 
 
 @pytest.mark.parametrize("scale", [0.1, 1 / 3, 0.5, 0.77, 0.999])
-def test_growing_is_linear_interpolation_between_centres(scale):
+def test_upsampling_is_linear_interpolation_between_centers(scale):
     row = RNG.normal(0, 1, 23)
     grown = whole(ScaledRaster(open_image(row[np.newaxis]), (1.0, scale)))[0, 0]
-    centres = (np.arange(len(grown)) + 0.5) * scale - 0.5
-    np.testing.assert_allclose(grown, np.interp(centres, np.arange(23), row), rtol=1e-12, atol=1e-13)
+    centers = (np.arange(len(grown)) + 0.5) * scale - 0.5
+    np.testing.assert_allclose(grown, np.interp(centers, np.arange(23), row), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("u2", (0.4, 0.7)), ("u1", (0.5, 0.5)), ("f4", (0.3, 1.0))])
-def test_growing_in_both_directions_is_scipys_linear_map(dtype, scale):
+def test_upsampling_in_two_dimensions_equals_map_coordinates(dtype, scale):
     from scipy.ndimage import map_coordinates
 
     image = pixels(dtype, (1, 14, 19))
@@ -96,7 +96,9 @@ def test_growing_in_both_directions_is_scipys_linear_map(dtype, scale):
     )
     expected = map_coordinates(image[0].astype(np.float64), np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
     off = np.abs(whole(raster)[0].astype(np.float64) - rounded(expected, dtype))
-    assert off.max() <= (1 if np.dtype(dtype).kind in "iu" else 1e-4)  # a half that SciPy's last bit rounds elsewhere
+    assert off.max() <= (
+        1 if np.dtype(dtype).kind in "iu" else 1e-4
+    )  # a half may round differently with the last bit of SciPy
     assert (off > 0).mean() < 0.02
 
 
@@ -112,7 +114,7 @@ SCALES = st.floats(0.05, 20) | st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0, 5.0])
     corners=st.tuples(*[st.floats(0, 1)] * 4),
     seed=st.integers(0, 99),
 )
-def test_the_values_do_not_depend_on_the_box(scale, size, dtype, max_values, corners, seed):
+def test_values_do_not_depend_on_the_box(scale, size, dtype, max_values, corners, seed):
     rng = np.random.default_rng(seed)
     image = pixels(dtype, (2, *size), rng)
     labels = rng.integers(0, 2**64, size, np.uint64)
@@ -146,8 +148,8 @@ def test_ids_never_mix(scale, size, seed):
     assert raster.dtype == np.uint64
 
 
-def test_the_field_stays_where_it_is():
-    """A bright block keeps its place and its area: its centre in um, and its integral."""
+def test_resampling_does_not_move_the_field():
+    """A bright block keeps its center in um and its integral."""
     image = np.zeros((1, 60, 80))
     image[0, 10:20, 30:50] = 7
     for scale in (0.5, 1.7, 2.0, 5.0):
@@ -158,7 +160,7 @@ def test_the_field_stays_where_it_is():
         assert (values.sum(axis=0) * x).sum() / values.sum() == pytest.approx(40, abs=0.02 * scale)
 
 
-def test_only_the_region_that_is_needed_is_read():
+def test_only_the_needed_region_is_read():
     class Recorded:
         shape, dtype, ndim = (1, 1000, 1000), np.dtype("u2"), 3
         keys = []  # noqa: RUF012
@@ -171,7 +173,7 @@ def test_only_the_region_that_is_needed_is_read():
     assert Recorded.keys == [(Ellipsis, slice(40, 48), slice(50, 60))]
 
 
-def test_nan_spreads_no_further_than_its_pixel():
+def test_nan_spreads_only_to_pixels_that_contain_it():
     image = np.ones((1, 6, 6))
     image[0, 2, 3] = np.nan
     shrunk = whole(ScaledRaster(open_image(image), (2.0, 2.0)))[0]
@@ -180,7 +182,7 @@ def test_nan_spreads_no_further_than_its_pixel():
     assert np.argwhere(np.isnan(grown)).tolist() == [[2, 5], [2, 6], [2, 7], [2, 8]]
 
 
-def test_nan_in_a_resampled_slide_is_told_with_its_scale():
+def test_the_error_for_nan_gives_the_scale():
     image = np.ones((1, 60, 60), np.float32)
     image[0, 21, 31] = np.nan
     labels = np.zeros((60, 60), np.uint8)
@@ -195,13 +197,13 @@ def test_nan_in_a_resampled_slide_is_told_with_its_scale():
 IMAGE, NUCLEUS, CYTOSOL = small_slide(3, size=(180, 240))
 
 
-def test_a_slide_that_has_the_pixel_size_is_left_alone():
+def test_a_slide_with_the_wanted_pixel_size_is_unchanged():
     slide = open_slide(IMAGE, nucleus=NUCLEUS)
     known = replace(slide, pixel_size=(0.1 + 0.2, 0.3))
     assert rescaled(known, 0.3) is known
 
 
-def test_a_scale_near_a_whole_number_is_that():
+def test_a_scale_close_to_an_integer_is_rounded():
     slide = replace(open_slide(IMAGE, nucleus=NUCLEUS), pixel_size=(0.1, 0.6))
     assert rescaled(slide, 0.3).scale == (3.0, 0.5)
     assert rescaled(slide, 0.3).pixel_size == (0.3, 0.3)
@@ -209,7 +211,7 @@ def test_a_scale_near_a_whole_number_is_that():
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-def test_extraction_at_a_scale_is_that_of_the_resampled_slide(tmp_path, device):
+def test_extraction_at_a_scale_equals_that_of_the_resampled_slide(tmp_path, device):
     options = {"tile_size": 24, "device": device}
     report = gx.extract(
         IMAGE,
@@ -230,7 +232,7 @@ def test_extraction_at_a_scale_is_that_of_the_resampled_slide(tmp_path, device):
         np.testing.assert_array_equal(ours.obs.to_numpy(), expected.obs.to_numpy())
 
 
-def test_the_file_leads_back_to_the_pixels_of_the_source(tmp_path):
+def test_centers_in_the_file_map_back_to_source_pixels(tmp_path):
     y, x = np.mgrid[:300, :400]
     labels = np.zeros((300, 400), np.uint16)
     for cell_id, (cy, cx) in enumerate(((40.0, 60.0), (150.5, 200.0), (222.0, 333.0)), 1):
@@ -248,11 +250,11 @@ def test_the_file_leads_back_to_the_pixels_of_the_source(tmp_path):
     assert np.abs(back - expected).max() <= 2.5 / 2 + 0.5  # half a pixel of each
 
 
-def test_a_cell_of_which_no_pixel_is_left_is_listed_as_dropped(tmp_path):
+def test_a_cell_without_pixels_after_resampling_is_dropped(tmp_path):
     labels = np.zeros((80, 80), np.uint64)
     labels[20:60, 20:60] = 2**40
-    labels[4, 4] = 3  # between the centres of the new pixels, which are at 2, 6, ...
-    labels[6, 6] = 7  # at a centre, unless the plane is mirrored
+    labels[4, 4] = 3  # between the centers of the new pixels, which are at 2, 6, ...
+    labels[6, 6] = 7  # at a center, unless the plane is mirrored
     labels[0:12, 60:70] = 5  # touches the border
     slides = [{"image": np.ones((1, 80, 80), np.uint8), "nucleus": plane} for plane in (labels, labels[::-1])]
     report = gx.extract_many(slides, output=tmp_path / "a.h5sc", pixel_size=0.25, scale=1.0, tile_size=12)
@@ -264,8 +266,8 @@ def test_a_cell_of_which_no_pixel_is_left_is_listed_as_dropped(tmp_path):
     assert rows == [(0, 3, vanished), (0, 5, touches), (1, 3, vanished), (1, 5, touches), (1, 7, vanished)]
 
 
-def test_slides_of_several_pixel_sizes_come_to_one():
-    """One field at two magnifications gives the same cells at about the same places."""
+def test_slides_of_several_pixel_sizes_are_brought_to_one():
+    """One field at two magnifications gives the same cells."""
     fine = {
         "image": np.kron(IMAGE, np.ones((1, 2, 2), np.uint16)),
         "nucleus": np.kron(NUCLEUS, np.ones((2, 2), np.uint32)),
@@ -280,6 +282,6 @@ def test_slides_of_several_pixel_sizes_come_to_one():
     np.testing.assert_array_equal(windows[0].labels[0], windows[1].labels[0])
 
 
-def test_a_label_of_another_size_is_refused_before_it_is_resampled():
+def test_a_label_of_another_size_is_an_error_before_resampling():
     with pytest.raises(InputError, match=r"looks like a pyramid level, 2 times smaller"):
         gx.plan(IMAGE, nucleus=NUCLEUS[::2, ::2], pixel_size=1.0, scale=2.0)

@@ -1,4 +1,4 @@
-"""Stores behind a URL."""
+"""Stores at URLs."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from gpu_extract.sources import open_image, open_labels, open_slide
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder on a local HTTP server without listings that drops every tenth request, and its address."""
+    """Serve a folder over HTTP, without listings; every tenth request fails. Yield the folder and its URL."""
     pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")
 
@@ -60,7 +60,7 @@ def test_ome_zarr_over_http(served, version):
     np.testing.assert_array_equal(window.labels[0], crop(LABELS))
 
 
-def test_a_slide_behind_a_url_is_read_in_another_process(served, elsewhere):
+def test_a_slide_at_a_url_is_read_in_another_process(served, elsewhere):
     folder, url = served
     write_ome_zarr(folder / "a.zarr", labels={"nucleus": LABELS}, chunks=(32, 48))
     slide = open_slide(f"{url}/a.zarr")
@@ -92,7 +92,7 @@ def test_spatialdata_over_http(served):
 
 
 @pytest.mark.parametrize("address", ["{url}/nothing.zarr", "http://127.0.0.1:1/a.zarr", "nonsense://a.zarr"])
-def test_addresses_that_lead_nowhere(served, address):
+def test_invalid_addresses_are_an_error(served, address):
     address = address.format(url=served[1])
     with pytest.raises(SourceError, match=r"cannot be opened as Zarr: .*; check the address") as caught:
         open_image(address)
@@ -100,7 +100,7 @@ def test_addresses_that_lead_nowhere(served, address):
     assert "\n" not in str(caught.value)
 
 
-def test_cells_over_http_are_those_of_the_disk(served):
+def test_cells_over_http_equal_those_from_disk(served):
     folder, url = served
     image, nucleus, cytosol = small_slide(1, size=(200, 260))
     labels = {"nucleus": nucleus, "cytosol": cytosol}

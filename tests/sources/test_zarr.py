@@ -15,7 +15,7 @@ from gpu_extract.sources import open_image, open_labels, open_slide
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("axes", ["yx", "cyx", "zyx", "tyx", "tcyx", "czyx", "zcyx", "tczyx"])
-def test_axes_in_any_subset(tmp_path, axes, version):
+def test_any_subset_of_axes_is_read(tmp_path, axes, version):
     sizes = {"t": 2, "c": 3, "z": 4, "y": 70, "x": 90}
     image = RNG.integers(1, 999, [sizes[axis] for axis in axes], np.uint16)
     path = write_ome_zarr(tmp_path / "a.zarr", image, axes, version=version)
@@ -29,7 +29,7 @@ def test_axes_in_any_subset(tmp_path, axes, version):
 
 @pytest.mark.parametrize("axes", ["czyx", "zcyx"])
 @pytest.mark.parametrize("channels", ["", ",c=0", ",c=2,0"])
-def test_maximum_projection_is_made_when_asked_for(tmp_path, axes, channels):
+def test_maximum_projection_on_request(tmp_path, axes, channels):
     image = RNG.integers(1, 999, (3, 3, 70, 90), np.uint16)
     path = write_ome_zarr(tmp_path / "a.zarr", image, axes)
     chosen = {"": [0, 1, 2], ",c=0": [0], ",c=2,0": [2, 0]}[channels]
@@ -61,7 +61,7 @@ def test_plain_zarr_arrays(tmp_path, image, zarr_format):
     np.testing.assert_array_equal(open_image(f"{tmp_path}/a.zarr#c=0").read(*BOX), crop(image.reshape(-1, 70, 90)[:1]))
 
 
-def test_plain_zarr_arrays_may_name_their_axes(tmp_path):
+def test_dimension_names_of_plain_arrays_are_obeyed(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=IMAGE, dimension_names=("z", "y", "x"))
     with pytest.raises(SourceError, match="has 3 Z slices"):
         open_image(tmp_path / "a.zarr")
@@ -86,17 +86,17 @@ def test_a_sweep_reads_each_chunk_once(tmp_path, monkeypatch):
     assert len(chunks) == len(set(chunks)) == 30
 
 
-def test_absent_chunks_are_refused_unless_they_are_meant(tmp_path):
+def test_absent_chunks_are_an_error_unless_fill_is_selected(tmp_path):
     labels = LABELS.copy()
     labels[:32, :48] = 0
-    zarr.create_array(tmp_path / "a.zarr", data=labels, chunks=(32, 48))  # zarr leaves out what is empty
+    zarr.create_array(tmp_path / "a.zarr", data=labels, chunks=(32, 48))  # zarr does not write empty chunks
     with pytest.raises(SourceError, match=r"lacks 1 of its chunks, which would read as 0; .* add #missing=fill"):
         open_labels(tmp_path / "a.zarr", "nucleus")
     filled = open_labels(f"{tmp_path}/a.zarr#missing=fill", "nucleus")
     np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
 
 
-def test_absent_chunks_in_shards_are_refused(tmp_path):
+def test_absent_chunks_in_shards_are_an_error(tmp_path):
     labels = LABELS.copy()
     labels[:32, :48] = 0
     zarr.create_array(tmp_path / "a.zarr", data=labels, chunks=(16, 24), shards=(64, 96))
@@ -104,7 +104,7 @@ def test_absent_chunks_in_shards_are_refused(tmp_path):
         open_labels(tmp_path / "a.zarr", "nucleus")
 
 
-def test_chunks_that_vanish_are_noticed(tmp_path):
+def test_a_chunk_deleted_after_opening_is_an_error(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr")
     raster = open_image(path)
     (path / "s0" / "c" / "1" / "0" / "1").unlink()
@@ -112,21 +112,21 @@ def test_chunks_that_vanish_are_noticed(tmp_path):
         raster.read(*BOX)
 
 
-def test_links_that_lead_out_of_a_store_are_refused(tmp_path):
+def test_links_out_of_a_store_are_an_error(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr")
     chunk = path / "s0" / "c" / "0" / "0" / "0"
     chunk.rename(tmp_path / "elsewhere")
     chunk.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SourceError, match="a link that leads out of the store"):
+    with pytest.raises(SourceError, match="a link to a target outside the store"):
         open_image(path)
     (path / "s0").rename(tmp_path / "moved")
     (path / "s0").symlink_to(tmp_path / "moved")
-    with pytest.raises(SourceError, match="a link that leads out of the store"):
+    with pytest.raises(SourceError, match="a link to a target outside the store"):
         open_image(path)
 
 
-def edited(path, change):
-    """A store with the metadata of its group or array changed."""
+def edit_metadata(path, change):
+    """Change the metadata of a group or array."""
     metadata = json.loads((path / "zarr.json").read_text())
     change(metadata)
     (path / "zarr.json").write_text(json.dumps(metadata))
@@ -166,25 +166,25 @@ def change_chunks(*sides):
         ("s0", lambda metadata: metadata.update(codecs=[{"name": "nonsense"}]), "damaged Zarr store"),
     ],
 )
-def test_damaged_stores_are_refused(tmp_path, node, change, message):
+def test_damaged_stores_are_an_error(tmp_path, node, change, message):
     path = write_ome_zarr(tmp_path / "a.zarr")
-    edited(path / node, change)
+    edit_metadata(path / node, change)
     with pytest.raises(SourceError, match=message) as caught:
         open_image(path)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"image {path} ")
 
 
-def test_a_store_that_claims_a_trillion_pixels_is_read_in_parts(tmp_path):
+def test_a_region_of_a_store_with_a_trillion_pixels_is_read(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr")
-    edited(path / "s0", lambda metadata: metadata.update(shape=[3, 10**6, 10**6]))
+    edit_metadata(path / "s0", lambda metadata: metadata.update(shape=[3, 10**6, 10**6]))
     raster = open_image(f"{path}#missing=fill")
     assert raster.shape == (3, 10**6, 10**6)
     assert not raster.read(10**6 - 40, 10**6 - 30, 10**6, 10**6).any()
     np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
 
 
-def test_objects_in_zarr_are_refused_and_never_run(tmp_path):
+def test_pickled_objects_are_an_error_and_never_run(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=np.zeros((4, 4), np.uint8), zarr_format=2, compressors=None)
     metadata = json.loads((tmp_path / "a.zarr" / ".zarray").read_text())
     metadata.update(dtype="|O", filters=[{"id": "pickle", "protocol": 4}], fill_value=None)
@@ -196,7 +196,7 @@ def test_objects_in_zarr_are_refused_and_never_run(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_chunks_give_our_own_errors(tmp_path, seed):
+def test_damaged_chunks_raise_source_errors(tmp_path, seed):
     rng = np.random.default_rng(seed)
     path = write_ome_zarr(tmp_path / "a.zarr", version=("0.4", "0.5")[seed % 2])
     raster = open_image(path)
@@ -224,13 +224,13 @@ def test_labels_are_found_by_name(tmp_path):
         open_slide(path, nucleus="dot")
     with pytest.raises(LabelError, match="no label plane was given"):
         open_slide(path)
-    with pytest.raises(SourceError, match=r"holds the labels cells, dots; choose one: .*#label=NAME"):
+    with pytest.raises(SourceError, match=r"has the labels cells, dots; choose one: .*#label=NAME"):
         open_labels(path, "nucleus")
     with pytest.raises(SourceError, match="has no label 'x'; there are cells, dots"):
         open_labels(f"{path}#label=x", "nucleus")
 
 
-def test_labels_of_usual_names_need_no_option(tmp_path):
+def test_labels_with_default_names_need_no_option(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr", labels={"nucleus": LABELS, "other": LABELS + 1, "cytosol": LABELS + 2})
     np.testing.assert_array_equal(open_slide(path).read(BOX).labels, crop(np.stack([LABELS, LABELS + 2])))
     np.testing.assert_array_equal(open_slide([path]).read(BOX).labels, crop(np.stack([LABELS, LABELS + 2])))
@@ -238,7 +238,7 @@ def test_labels_of_usual_names_need_no_option(tmp_path):
     np.testing.assert_array_equal(open_labels(path, "cytosol").read(*BOX)[0], crop(LABELS + 2))
 
 
-def test_a_project_folder_is_the_store_in_it(tmp_path):
+def test_a_project_folder_stands_for_the_store_in_it(tmp_path):
     (tmp_path / "project" / "logs").mkdir(parents=True)
     labels = {"seg_all_nucleus": LABELS, "seg_all_cytosol": LABELS + 1}
     store = write_spatialdata(tmp_path / "project" / "scportrait.sdata", labels=labels, images=("input_image", "he"))
@@ -251,7 +251,7 @@ def test_a_project_folder_is_the_store_in_it(tmp_path):
         open_slide(tmp_path / "project")
 
 
-def test_files_that_are_no_part_of_zarr_do_no_harm(tmp_path):
+def test_files_that_do_not_belong_to_zarr_are_ignored(tmp_path):
     path = write_spatialdata(tmp_path / "a.zarr", labels={"seg_all_nucleus": LABELS})
     for folder in (path, path / "images", path / "labels"):
         (folder / ".DS_Store").write_text("")
@@ -259,14 +259,14 @@ def test_files_that_are_no_part_of_zarr_do_no_harm(tmp_path):
     np.testing.assert_array_equal(open_slide(path).read(BOX).labels[0], crop(LABELS))
 
 
-def test_an_image_that_is_not_there_is_named_before_its_labels():
+def test_a_missing_image_is_reported_before_its_labels():
     with pytest.raises(SourceError, match=r"^image /no/such\.zarr does not exist"):
         open_slide("/no/such.zarr", nucleus="cells")
 
 
 def test_images_of_a_store_are_chosen_by_name(tmp_path):
     path = write_spatialdata(tmp_path / "a.zarr", labels={"n": LABELS}, images=("he", "if"))
-    with pytest.raises(SourceError, match=r"holds the images he, if; choose one: .*#image=NAME"):
+    with pytest.raises(SourceError, match=r"has the images he, if; choose one: .*#image=NAME"):
         open_image(path)
     slide = open_slide(f"{path}#image=if,c=0,2", nucleus="n")
     assert slide.channel_names == ("DNA", "actin")
