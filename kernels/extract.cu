@@ -16,8 +16,9 @@ constexpr int WARPS = THREADS / 32;
 template <typename Pixel> constexpr int BLOCKS_PER_MULTIPROCESSOR = sizeof(typename WorkOf<Pixel>::type) == 8 ? 1 : 2;
 
 // The recipe, as the host lays it out; cuda_extract.py is the other side of these.
-enum Option { EXCLUDE, APPLY_MASKS, CUT_BEFORE, PIXELS, SCALE, FLAT_ZERO, N_OPTIONS };
-enum Pixels { PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN };
+enum Option { EXCLUDE, APPLY_MASKS, CUT_BEFORE, LIMITS, SCALE, FLAT_ZERO, N_OPTIONS };
+enum LimitsSource { LIMITS_OF_MASK, LIMITS_OF_TILE, LIMITS_GIVEN };
+enum Number { UNIT, LOWER, UPPER, N_NUMBERS };
 // One row of `masks`: which label plane, fill holes (0 or 1), radius of the disk, radius of the blur.
 enum MaskColumn { PLANE, FILL, DILATION, BLUR, N_MASK_COLUMNS };
 
@@ -27,7 +28,7 @@ struct Workspace {
     float *soft;                        // (S, S)
 };
 
-__device__ __forceinline__ Workspace lay_out(unsigned char *memory, int S) {
+__device__ __forceinline__ Workspace make_workspace(unsigned char *memory, int S) {
     const int words = S * ((S + 31) >> 5);
     u32 *bits = (u32 *)memory;
     float *rows = (float *)(bits + 4 * words);
@@ -53,7 +54,7 @@ template <typename Visit> __device__ __forceinline__ void for_box(const Box &box
         for (int x = box.x0 + (int)(threadIdx.x & 31); x < box.x1; x += 32) visit(y, x);
 }
 
-__device__ __forceinline__ bool holds(const Box &box, int y, int x) {
+__device__ __forceinline__ bool contains(const Box &box, int y, int x) {
     return y >= box.y0 && y < box.y1 && x >= box.x0 && x < box.x1;
 }
 
@@ -69,8 +70,8 @@ __device__ u32 block_sum(u32 mine, u32 *shared) {
     return sum;
 }
 
-// What one channel is cut with.
-struct Cut {
+// What one channel is masked with.
+struct ChannelMask {
     const u32 *free, *region;  // bit rows: not on a neighbour; the expanded mask without neighbours
     const float *soft;
     Box box, region_box;  // beyond them soft, and region, are 0
@@ -83,7 +84,7 @@ struct Cut {
 
 // The lower and upper quantile of a channel of one cell.
 template <typename Pixel, typename Work>
-__device__ Quantiles own_limits(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options,
+__device__ Limits channel_limits(const Tile<Pixel> &tile, const ChannelMask &mask, int S, const int *options,
                                 const double *numbers) {
     typedef typename PixelOrder<Pixel>::type Raw;
     typedef typename WorkOrder<Work>::type Computed;
@@ -93,40 +94,40 @@ __device__ Quantiles own_limits(const Tile<Pixel> &tile, const Cut &cut, int S, 
     } shared;
     __shared__ u32 sum;
     const int W = (S + 31) >> 5;
-    const bool cut_first = options[CUT_BEFORE] && options[APPLY_MASKS];
-    const double lower = numbers[1], upper = numbers[2];
+    const bool masked_first = options[CUT_BEFORE] && options[APPLY_MASKS];
+    const double lower = numbers[LOWER], upper = numbers[UPPER];
     const Box whole = {0, 0, S, S};
-    if (options[PIXELS] == PIXELS_TILE) {
+    if (options[LIMITS] == LIMITS_OF_TILE) {
         const u32 all = (u32)(S * S);
-        if (!cut_first)
+        if (!masked_first)
             return quantiles<Raw>(all, 0, lower, upper, [&](auto visit) {
                 for_box(whole, [&](int y, int x) { visit(tile.template at<Work>(y, x)); });
             }, shared.raw);
-        const u32 zeros = all - (u32)((cut.box.y1 - cut.box.y0) * (cut.box.x1 - cut.box.x0));
+        const u32 zeros = all - (u32)((mask.box.y1 - mask.box.y0) * (mask.box.x1 - mask.box.x0));
         return quantiles<Computed>(all, zeros, lower, upper, [&](auto visit) {
-            for_box(cut.box, [&](int y, int x) { visit(tile.template at<Work>(y, x) * (Work)cut.at(y, x, S, W)); });
+            for_box(mask.box, [&](int y, int x) { visit(tile.template at<Work>(y, x) * (Work)mask.at(y, x, S, W)); });
         }, shared.computed);
     }
-    const auto in_region = [&](int y, int x) { return bit(cut.region, W, y, x) && tile.on_slide(y, x); };
+    const auto in_region = [&](int y, int x) { return bit(mask.region, W, y, x) && tile.on_slide(y, x); };
     u32 mine = 0;
-    for_box(cut.region_box, [&](int y, int x) { mine += in_region(y, x); });
+    for_box(mask.region_box, [&](int y, int x) { mine += in_region(y, x); });
     const u32 count = block_sum(mine, &sum);
-    if (!cut_first)
+    if (!masked_first)
         return quantiles<Raw>(count, 0, lower, upper, [&](auto visit) {
-            for_box(cut.region_box, [&](int y, int x) {
+            for_box(mask.region_box, [&](int y, int x) {
                 if (in_region(y, x)) visit(tile.template at<Work>(y, x));
             });
         }, shared.raw);
     return quantiles<Computed>(count, 0, lower, upper, [&](auto visit) {
-        for_box(cut.region_box, [&](int y, int x) {
-            if (in_region(y, x)) visit(tile.template at<Work>(y, x) * (Work)cut.at(y, x, S, W));
+        for_box(mask.region_box, [&](int y, int x) {
+            if (in_region(y, x)) visit(tile.template at<Work>(y, x) * (Work)mask.at(y, x, S, W));
         });
     }, shared.computed);
 }
 
 // Minimum and maximum over the tile of what is `value(y, x)` within `box`, and `outside` elsewhere.
 template <typename Work, typename Value>
-__device__ Quantiles extremes(const Box &box, int S, Work outside, const Value &value) {
+__device__ Limits min_max(const Box &box, int S, Work outside, const Value &value) {
     __shared__ u64 shared[2];
     if (threadIdx.x == 0) {
         shared[0] = is_whole(box, S) ? ~0ull : DoubleOrder::key((double)outside);
@@ -142,7 +143,7 @@ __device__ Quantiles extremes(const Box &box, int S, Work outside, const Value &
     atomicMin(&shared[0], low);
     atomicMax(&shared[1], high);
     __syncthreads();
-    const Quantiles found = {DoubleOrder::value(shared[0]), DoubleOrder::value(shared[1])};
+    const Limits found = {DoubleOrder::value(shared[0]), DoubleOrder::value(shared[1])};
     __syncthreads();
     return found;
 }
@@ -150,39 +151,40 @@ __device__ Quantiles extremes(const Box &box, int S, Work outside, const Value &
 // Write a plane of the tile: `value(y, x)` within `box`, `outside` elsewhere.
 template <typename Out, typename Work, typename Value>
 __device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, Work outside, const Value &value) {
-    for_box({0, 0, S, S}, [&](int y, int x) { store(plane + y * S + x, holds(box, y, x) ? value(y, x) : outside); });
+    for_box({0, 0, S, S}, [&](int y, int x) { store(plane + y * S + x, contains(box, y, x) ? value(y, x) : outside); });
 }
 
-// One channel: limits, scaling, cut, stretch, output. Every thread of the block takes part.
+// One channel: limits, scaling, masking, stretch, output. Every thread of the block takes part.
 template <typename Pixel, typename Out>
-__device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, const int *options, const double *numbers,
-                              const double *given, bool stretched, Out *plane, double *used) {
+__device__ void write_channel(const Tile<Pixel> &tile, const ChannelMask &mask, int S, const int *options,
+                              const double *numbers, const double *given_limits, bool stretched, Out *plane,
+                              double *used_limits) {
     typedef typename WorkOf<Pixel>::type Work;
     const int W = (S + 31) >> 5;
-    Quantiles limits = {given[0], given[1]};
-    if (options[PIXELS] != PIXELS_GIVEN) limits = own_limits<Pixel, Work>(tile, cut, S, options, numbers);
+    Limits limits = {given_limits[0], given_limits[1]};
+    if (options[LIMITS] != LIMITS_GIVEN) limits = channel_limits<Pixel, Work>(tile, mask, S, options, numbers);
     if (threadIdx.x == 0) {
-        used[0] = limits.lower;
-        used[1] = limits.upper;
+        used_limits[0] = limits.lower;
+        used_limits[1] = limits.upper;
     }
     const Scale<Work> scale =
         make_scale<Work>(limits.lower, limits.upper, options[FLAT_ZERO] != 0, options[SCALE] == 0);
     const bool apply = options[APPLY_MASKS] != 0, before = options[CUT_BEFORE] != 0;
-    const Box box = apply ? cut.box : Box{0, 0, S, S};
+    const Box box = apply ? mask.box : Box{0, 0, S, S};
     const auto value = [&](int y, int x) {
         const Work pixel = tile.template at<Work>(y, x);
         if (!apply) return scale(pixel);
-        const Work factor = (Work)cut.at(y, x, S, W);
+        const Work factor = (Work)mask.at(y, x, S, W);
         return before ? scale(pixel * factor) : scale(pixel) * factor;
     };
     // Where nothing is left of the mask: 0, unless a channel that was cut first is scaled from below 0.
     const Work outside = apply && before ? scale((Work)0) : (Work)0;
-    const Work unit = (Work)numbers[0];
+    const Work unit = (Work)numbers[UNIT];
     if (!stretched) {
         write_plane(plane, box, S, outside * unit, [&](int y, int x) { return value(y, x) * unit; });
         return;
     }
-    const Quantiles range = extremes(box, S, outside, value);
+    const Limits range = min_max(box, S, outside, value);
     const Work low = (Work)range.lower, span = (Work)(range.upper - range.lower);
     const auto stretch = [&](Work x) { return (span > (Work)0 ? (x - low) / span : x) * unit; };
     write_plane(plane, box, S, stretch(outside), [&](int y, int x) { return stretch(value(y, x)); });
@@ -192,20 +194,20 @@ __device__ void write_channel(const Tile<Pixel> &tile, const Cut &cut, int S, co
 // of each tile's first pixel in the image, may lie outside it; masks (n_masks, N_MASK_COLUMNS), in the order in
 // which they are made; weights (n_masks, weight_stride), from the centre outwards; stored (M,), cut (C,): rows of
 // `masks`; stretch (C,): 0 or 1; options (N_OPTIONS,); numbers: the stored value of 1, lower and upper quantile;
-// limits (C, 2), read for PIXELS_GIVEN; scratch: scratch_nbytes for each block of the grid, or 0 for shared memory;
-// out (n, M + C, S, S); used (n, C, 2).
+// given_limits (C, 2), read for LIMITS_GIVEN; scratch: scratch_nbytes for each block of the grid, or 0 for shared memory;
+// out (n, M + C, S, S); used_limits (n, C, 2).
 template <typename Pixel, typename Out>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR<Pixel>)
 extract(const Pixel *__restrict__ image, int channels, int height, int width, const u8 *__restrict__ labels,
         int label_nbytes, const u64 *__restrict__ ids, const int *__restrict__ corners, int n_cells, int S,
         const int *__restrict__ masks, int n_masks, const float *__restrict__ weights, int weight_stride,
-        const int *__restrict__ stored, int n_stored, const int *__restrict__ cut_with, const int *__restrict__ stretch,
-        const int *__restrict__ options, const double *__restrict__ numbers, const double *__restrict__ limits,
-        u8 *__restrict__ scratch, u64 scratch_nbytes, Out *__restrict__ out, double *__restrict__ used) {
+        const int *__restrict__ stored, int n_stored, const int *__restrict__ cut, const int *__restrict__ stretch,
+        const int *__restrict__ options, const double *__restrict__ numbers, const double *__restrict__ given_limits,
+        u8 *__restrict__ scratch, u64 scratch_nbytes, Out *__restrict__ out, double *__restrict__ used_limits) {
     typedef typename WorkOf<Pixel>::type Work;
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     __shared__ int box_of_mask[4];
-    const Workspace work = lay_out(scratch_nbytes ? scratch + blockIdx.x * scratch_nbytes : dynamic_shared, S);
+    const Workspace work = make_workspace(scratch_nbytes ? scratch + blockIdx.x * scratch_nbytes : dynamic_shared, S);
     const size_t plane_size = (size_t)S * S, slide_size = (size_t)height * width;
     const int words = S * ((S + 31) >> 5);
     const bool exclude = options[EXCLUDE] != 0;
@@ -225,11 +227,11 @@ extract(const Pixel *__restrict__ image, int channels, int height, int width, co
             if (steps[FILL]) fill_holes(work.own, S, work.region, work.spare);
             dilate(work.own, S, steps[DILATION], work.region);
             const Box region_box = bounding_box(work.region, S, box_of_mask);
-            const Box box = grown(region_box, steps[BLUR], S);
+            const Box box = grow(region_box, steps[BLUR], S);
             blur(work.region, S, region_box, box, weights + m * weight_stride, steps[BLUR], work.rows, work.soft);
             for (int k = 0; k < n_stored; ++k)
                 if (stored[k] == m) {
-                    const Work unit = (Work)numbers[0];
+                    const Work unit = (Work)numbers[UNIT];
                     write_plane(tile_out + k * plane_size, box, S, (Work)0,
                                 [&](int y, int x) { return (Work)work.soft[y * S + x] * unit; });
                 }
@@ -240,12 +242,13 @@ extract(const Pixel *__restrict__ image, int channels, int height, int width, co
                 }
                 __syncthreads();
             }
-            const Cut cut = {work.spare, work.region, work.soft, box, region_box, exclude};
+            const ChannelMask mask = {work.spare, work.region, work.soft, box, region_box, exclude};
             for (int c = 0; c < channels; ++c)
-                if (cut_with[c] == m) {
+                if (cut[c] == m) {
                     const Tile<Pixel> tile = {image + c * slide_size, height, width, y0, x0};
-                    write_channel(tile, cut, S, options, numbers, limits + 2 * c, stretch[c] != 0,
-                                  tile_out + (n_stored + c) * plane_size, used + ((size_t)cell * channels + c) * 2);
+                    write_channel(tile, mask, S, options, numbers, given_limits + 2 * c, stretch[c] != 0,
+                                  tile_out + (n_stored + c) * plane_size,
+                                  used_limits + ((size_t)cell * channels + c) * 2);
                 }
             // The next mask begins with `own` and `other`, which nobody reads any more, and ends them with a barrier.
         }

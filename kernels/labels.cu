@@ -9,7 +9,7 @@
 // The table is open addressing with linear probing: `capacity` (a power of two) entries of N_FIELDS words, key 0 =
 // empty, for label 0 is background. A 0 in any other field means nothing was seen: where a minimum is wanted, the
 // table keeps the largest distance from the far edge. Strips of a slide add to the same table.
-// A label for which no place is found within MOST_PROBES sets OVERFLOW; the table is then of no use, and the host
+// A label for which no place is found within MAX_PROBES sets OVERFLOW; the table is then of no use, and the host
 // starts again with a larger one.
 
 #include "types.cuh"
@@ -17,7 +17,7 @@
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int SIDE = 32;  // of the square of a warp: bits of a word, and lanes
-constexpr int MOST_PROBES = 128;
+constexpr int MAX_PROBES = 128;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
 // One entry, and the counters; see cuda_labels.py, which is the other side of both.
@@ -25,7 +25,7 @@ enum Field { KEY, COUNT, SUM_Y, SUM_X, FROM_BOTTOM, FROM_RIGHT, END_Y, END_X, N_
 enum Counter { N_LABELS, OVERFLOW, N_COUNTERS };
 
 // What is known of one label in one square.
-struct Found {
+struct PartialStatistics {
     u64 id;
     u32 count_y;        // count in the low half, sum of y in the high one: at most 1,024 and 15,872
     u32 sum_x;
@@ -39,10 +39,10 @@ __device__ __forceinline__ u32 sum_of_positions(u32 bits) {
 }
 
 // What all lanes together hold of label `id`; `rows` are the bits of the lane's own column.
-__device__ __forceinline__ Found gather(u64 id, u32 rows) {
+__device__ __forceinline__ PartialStatistics reduce_over_warp(u64 id, u32 rows) {
     const u32 count = (u32)__popc(rows);
-    Found found = {id, count | sum_of_positions(rows) << 16, count * (threadIdx.x & 31), rows,
-                   __ballot_sync(ALL_LANES, rows != 0)};
+    PartialStatistics found = {id, count | sum_of_positions(rows) << 16, count * (threadIdx.x & 31), rows,
+                               __ballot_sync(ALL_LANES, rows != 0)};
     for (int step = 16; step; step >>= 1) {
         found.count_y += __shfl_xor_sync(ALL_LANES, found.count_y, step);
         found.sum_x += __shfl_xor_sync(ALL_LANES, found.sum_x, step);
@@ -53,7 +53,7 @@ __device__ __forceinline__ Found gather(u64 id, u32 rows) {
 
 // Where a label's entry is looked for first: the finalizer of MurmurHash3 (Appleby, public domain), in which every bit
 // of the id moves every bit of the result. Ids that differ only in high bits would else meet in one place.
-__device__ __forceinline__ u64 hashed(u64 id) {
+__device__ __forceinline__ u64 hash_id(u64 id) {
     id = (id ^ id >> 33) * 0xff51afd7ed558ccdull;
     id = (id ^ id >> 33) * 0xc4ceb9fe1a85ec53ull;
     return id ^ id >> 33;
@@ -61,8 +61,8 @@ __device__ __forceinline__ u64 hashed(u64 id) {
 
 // The entry of a label, made where there is none; null where there is no room. A lane works by itself.
 __device__ u64 *find_entry(u64 id, u64 *table, u64 capacity, u64 *counters) {
-    u64 slot = hashed(id);
-    for (int probe = 0; probe < MOST_PROBES; ++probe, ++slot) {
+    u64 slot = hash_id(id);
+    for (int probe = 0; probe < MAX_PROBES; ++probe, ++slot) {
         u64 *entry = table + (slot & (capacity - 1)) * N_FIELDS;
         const u64 key = atomicCAS(entry + KEY, 0ull, id);
         if (key == 0) atomicAdd(counters + N_LABELS, 1ull);
@@ -72,8 +72,8 @@ __device__ u64 *find_entry(u64 id, u64 *table, u64 capacity, u64 *counters) {
 }
 
 // Add what was found of a label in the square at (y, x) of the slide.
-__device__ void add_to_table(const Found &found, u64 y, u64 x, u64 slide_height, u64 width, u64 *table, u64 capacity,
-                             u64 *counters) {
+__device__ void add_to_table(const PartialStatistics &found, u64 y, u64 x, u64 slide_height, u64 width, u64 *table,
+                             u64 capacity, u64 *counters) {
     u64 *entry = find_entry(found.id, table, capacity, counters);
     if (!entry) {
         atomicOr(counters + OVERFLOW, 1ull);
@@ -110,7 +110,7 @@ add_labels(const Label *__restrict__ labels, int height, int width, int y0, int 
 #pragma unroll
         for (int i = 0; i < SIDE; ++i) pending |= (u32)(pixels[i] != 0) << i;
 
-        Found mine = {};
+        PartialStatistics mine = {};
         int n = 0;  // labels gathered and not yet in the table; lane i keeps the i-th
         for (;;) {
             const u32 lanes = __ballot_sync(ALL_LANES, pending != 0);
@@ -128,7 +128,7 @@ add_labels(const Label *__restrict__ labels, int height, int width, int y0, int 
 #pragma unroll
             for (int i = 0; i < SIDE; ++i) rows |= (u32)(pixels[i] == (Label)id) << i;
             pending &= ~rows;
-            const Found found = gather(id, rows);
+            const PartialStatistics found = reduce_over_warp(id, rows);
             if (lane == n) mine = found;
             ++n;
         }

@@ -23,12 +23,12 @@ template <typename Visit> __device__ __forceinline__ void for_tile(int S, const 
 }
 
 // A mask of bytes as bit rows: the pixels on any label, which are those that are "other" to the background.
-__device__ __forceinline__ void pack(const u8 *mask, int S, u32 *bits, u32 *spare) {
+__device__ __forceinline__ void pack_bits(const u8 *mask, int S, u32 *bits, u32 *spare) {
     select_labels(mask, S, S, 0, 0, 0ull, S, spare, bits);
 }
 
 // And back. Pack takes the rows by the same warps: the next tile may follow without a barrier.
-__device__ __forceinline__ void unpack(const u32 *bits, int S, u8 *mask) {
+__device__ __forceinline__ void unpack_bits(const u32 *bits, int S, u8 *mask) {
     for_tile(S, [&](int y, int x) { mask[y * S + x] = bit(bits, (S + 31) >> 5, y, x); });
 }
 
@@ -39,9 +39,9 @@ fill_holes_tiles(const u8 *__restrict__ masks, int n, int S, u8 *scratch, u64 sc
     const size_t pixels = (size_t)S * S;
     u32 *bits = workspace(scratch, scratch_nbytes);
     for (int tile = blockIdx.x; tile < n; tile += gridDim.x) {
-        pack(masks + tile * pixels, S, bits, bits + words);
+        pack_bits(masks + tile * pixels, S, bits, bits + words);
         fill_holes(bits, S, bits + words, bits + 2 * words);
-        unpack(bits, S, out + tile * pixels);
+        unpack_bits(bits, S, out + tile * pixels);
     }
 }
 
@@ -53,15 +53,15 @@ dilate_tiles(const u8 *__restrict__ masks, int n, int S, int radius, u8 *scratch
     const size_t pixels = (size_t)S * S;
     u32 *bits = workspace(scratch, scratch_nbytes);
     for (int tile = blockIdx.x; tile < n; tile += gridDim.x) {
-        pack(masks + tile * pixels, S, bits, bits + words);
+        pack_bits(masks + tile * pixels, S, bits, bits + words);
         dilate(bits, S, radius, bits + words);
         __syncthreads();
-        unpack(bits + words, S, out + tile * pixels);
+        unpack_bits(bits + words, S, out + tile * pixels);
     }
 }
 
-__device__ __forceinline__ float density(u8 inside) { return inside ? 1.0f : 0.0f; }
-__device__ __forceinline__ float density(float value) { return value; }
+__device__ __forceinline__ float to_float(u8 inside) { return inside ? 1.0f : 0.0f; }
+__device__ __forceinline__ float to_float(float value) { return value; }
 
 // masks, out (n, S, S); weights (radius + 1,) from the centre outwards; a block works in WARPS * S floats.
 // The sums run as in blur(), which does this for masks of bits.
@@ -76,9 +76,9 @@ blur_tiles(const In *__restrict__ masks, int n, int S, const float *__restrict__
         const In *mask = masks + tile * pixels;
         for (int y = warp; y < S; y += WARPS) {
             for (int x = lane; x < S; x += 32) {
-                float sum = density(mask[y * S + x]) * weights[0];
+                float sum = to_float(mask[y * S + x]) * weights[0];
                 for (int tap = radius; tap > 0; --tap)
-                    sum += (density(mask[max(y - tap, 0) * S + x]) + density(mask[min(y + tap, S - 1) * S + x])) *
+                    sum += (to_float(mask[max(y - tap, 0) * S + x]) + to_float(mask[min(y + tap, S - 1) * S + x])) *
                            weights[tap];
                 row[x] = sum;
             }
@@ -94,28 +94,28 @@ blur_tiles(const In *__restrict__ masks, int n, int S, const float *__restrict__
     }
 }
 
-// images, out (n, S, S) of any type of that many bits; masks (n / per_mask, S, S): pixels outside become 0.
+// images, out (n, S, S) of any type of that many bits; masks (n / images_per_mask, S, S): pixels outside become 0.
 template <typename Bits>
 __global__ void __launch_bounds__(THREADS, 4)
-cut_tiles(const Bits *__restrict__ images, const u8 *__restrict__ masks, int n, int S, int per_mask,
+apply_mask_tiles(const Bits *__restrict__ images, const u8 *__restrict__ masks, int n, int S, int images_per_mask,
           Bits *__restrict__ out) {
     const int pixels = S * S;
     for (int tile = blockIdx.x; tile < n; tile += gridDim.x) {
-        const u8 *mask = masks + (size_t)(tile / per_mask) * pixels;
+        const u8 *mask = masks + (size_t)(tile / images_per_mask) * pixels;
         const size_t first = (size_t)tile * pixels;
         for (int i = threadIdx.x; i < pixels; i += THREADS) out[first + i] = mask[i] ? images[first + i] : (Bits)0;
     }
 }
 
-// images (n, S, S); masks (n / per_mask, S, S); out (n, S, S): their product.
+// images (n, S, S); masks (n / images_per_mask, S, S); out (n, S, S): their product.
 template <typename Pixel>
 __global__ void __launch_bounds__(THREADS, 4)
-weigh_tiles(const Pixel *__restrict__ images, const float *__restrict__ masks, int n, int S, int per_mask,
+multiply_tiles(const Pixel *__restrict__ images, const float *__restrict__ masks, int n, int S, int images_per_mask,
             typename WorkOf<Pixel>::type *__restrict__ out) {
     typedef typename WorkOf<Pixel>::type Work;
     const int pixels = S * S;
     for (int tile = blockIdx.x; tile < n; tile += gridDim.x) {
-        const float *mask = masks + (size_t)(tile / per_mask) * pixels;
+        const float *mask = masks + (size_t)(tile / images_per_mask) * pixels;
         const size_t first = (size_t)tile * pixels;
         for (int i = threadIdx.x; i < pixels; i += THREADS)
             out[first + i] = to_work<Work>(images[first + i]) * (Work)mask[i];

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from gpu_extract.recipe import Program, gaussian_weights
 
-__all__ = ["PIXELS_GIVEN", "PIXELS_MASK", "PIXELS_TILE", "mask_tables", "quantile_pixels"]
+__all__ = ["LIMITS_GIVEN", "LIMITS_OF_MASK", "LIMITS_OF_TILE", "limits_source", "mask_tables"]
 
 # Where a cell's limits come from; ``enum Pixels`` of kernels/extract.cu stands in this order.
-PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
+LIMITS_OF_MASK, LIMITS_OF_TILE, LIMITS_GIVEN = 0, 1, 2
 
 
 def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -31,8 +31,8 @@ def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64
     return np.array(masks, np.int64), weights
 
 
-def quantile_pixels(program: Program, limits: NDArray[Any] | None) -> int:
+def limits_source(program: Program, limits: NDArray[Any] | None) -> int:
     """Where a cell's limits come from: they are given, or taken from the pixels that the recipe names."""
     if limits is not None:
-        return PIXELS_GIVEN
-    return PIXELS_MASK if program.recipe.quantile_pixels == "mask" else PIXELS_TILE
+        return LIMITS_GIVEN
+    return LIMITS_OF_MASK if program.recipe.quantile_pixels == "mask" else LIMITS_OF_TILE

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpu_extract.backends.cuda import labels as cuda_labels
 from gpu_extract.backends.cuda.device import Array, Device, OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.registry import extract_kernel
-from gpu_extract.backends.program_tables import mask_tables, quantile_pixels
+from gpu_extract.backends.program_tables import limits_source, mask_tables
 from gpu_extract.errors import DeviceError
 from gpu_extract.labels import LabelStatistics, label_statistics
 from gpu_extract.model import Batch, CellImages, Raster, Window
@@ -46,7 +46,7 @@ def program_arrays(program: Program, limits: NDArray[np.float64] | None) -> Prog
         recipe.neighbours == "exclude",
         recipe.apply_masks,
         recipe.cut == "before",
-        quantile_pixels(program, limits),
+        limits_source(program, limits),
         recipe.normalization != "none",
         recipe.flat_channel == "zero",
     )
@@ -77,7 +77,7 @@ def launch_extract(
     ids: Array,
     corners: Array,
     images: Array,
-    used: Array,
+    used_limits: Array,
 ) -> None:
     """Start the extraction of n cells; all arrays, those of the program too, are the device's.
 
@@ -89,7 +89,7 @@ def launch_extract(
     corners : (n, 2) int32
         (y, x) of each tile's first pixel in the image.
     images : (n, K, S, S), the program's output type; written
-    used : (n, C, 2) float64; written
+    used_limits : (n, C, 2) float64; written
     """
     n, S = len(ids), program.recipe.tile_size
     C, h, w = image.shape
@@ -99,7 +99,7 @@ def launch_extract(
     _check(ids, (n,), np.uint64, "ids")
     _check(corners, (n, 2), np.int32, "corners")
     _check(images, (n, *program.tile_shape), program.output_dtype, "images")
-    _check(used, (n, C, 2), np.float64, "used")
+    _check(used_limits, (n, C, 2), np.float64, "used_limits")
     if n == 0:
         return
     kernel = extract_kernel(program.image_dtype, program.output_dtype)
@@ -113,7 +113,7 @@ def launch_extract(
         *(arrays.masks, np.int32(len(arrays.masks)), arrays.weights, np.int32(arrays.weights.shape[1])),
         *(arrays.stored, np.int32(len(arrays.stored)), arrays.cut, arrays.stretch),
         *(arrays.options, arrays.numbers, arrays.limits),
-        *(scratch, np.uint64(0 if fits else needed), images, used),
+        *(scratch, np.uint64(0 if fits else needed), images, used_limits),
     )
     device.launch(kernel, n_blocks, arguments, needed if fits else 0)
 
@@ -143,24 +143,24 @@ class DeviceExtraction:
         for device in devices:
             self._free.put(device)
         self._tell = tell
-        self._most: int | None = None  # cells that fit at a time, once that is known
+        self._max_cells: int | None = None  # cells that fit at a time, once that is known
 
     def extract(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
         """The finished tiles of a batch in host memory; parameters as for `reference.extract`."""
-        images, used = None, np.empty((len(batch), len(program.cut), 2))
+        images, used_limits = None, np.empty((len(batch), len(program.cut), 2))
         device = self._free.get()
         try:
             images = device.empty_host((len(batch), *program.tile_shape), program.output_dtype)
             start = 0
             while start < len(batch):
-                end = min(start + (self._most or len(batch)), len(batch))
+                end = min(start + (self._max_cells or len(batch)), len(batch))
                 try:
                     part = slice(start, end)
                     on_device = _start(device, window, batch, program, limits, part)
                     device.to_host(on_device[0], images[part])
-                    device.to_host(on_device[1], used[part])
+                    device.to_host(on_device[1], used_limits[part])
                     device.synchronize()
                     start = end
                 except OutOfDeviceMemoryError:
@@ -168,7 +168,7 @@ class DeviceExtraction:
                     self._halve(end - start)
         finally:
             self._free.put(device)
-        return CellImages(batch.rows, batch.ids, images, used)
+        return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def extract_on_device(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
@@ -177,12 +177,12 @@ class DeviceExtraction:
         device = self._free.get()
         try:
             images, on_device = _start(device, window, batch, program, limits, slice(None))
-            used = np.empty(on_device.shape)
-            device.to_host(on_device, used)
+            used_limits = np.empty(on_device.shape)
+            device.to_host(on_device, used_limits)
             device.synchronize()
         finally:
             self._free.put(device)
-        return CellImages(batch.rows, batch.ids, images, used)
+        return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
         """`labels.label_statistics` on the device, or on the CPU where the device has no room."""
@@ -203,8 +203,8 @@ class DeviceExtraction:
                 "one cell and its window do not fit in the device's memory; "
                 "use a smaller tile, more --gpu-memory, or --device cpu"
             )
-        self._most = n_cells // 2
-        self._tell(f"{n_cells} cells at a time did not fit in the device's memory; went on with {self._most}")
+        self._max_cells = n_cells // 2
+        self._tell(f"{n_cells} cells at a time did not fit in the device's memory; went on with {self._max_cells}")
 
 
 def _start(
@@ -226,7 +226,7 @@ def _start(
     arrays = ProgramArrays(*(device.to_device(array) for array in program_arrays(program, limits)))
     n = len(corners)
     images = device.empty((n, *program.tile_shape), program.output_dtype)
-    used = device.empty((n, len(program.cut), 2), np.float64)
+    used_limits = device.empty((n, len(program.cut), 2), np.float64)
     launch_extract(
         device,
         program,
@@ -236,6 +236,6 @@ def _start(
         device.to_device(batch.ids[part]),
         device.to_device(corners.astype(np.int32)),
         images,
-        used,
+        used_limits,
     )
-    return images, used
+    return images, used_limits

@@ -24,9 +24,9 @@ PIXELS_PER_ENTRY = 64
 SMALLEST_TABLE = 1 << 12
 GROWTH = 8
 # Blocks for each that a multiprocessor holds: where they meet many labels they take longer, and others go on meanwhile.
-WAVES = 8
+BLOCK_WAVES = 8
 # The kernel's coordinates are 32-bit integers; this leaves room to step past the end.
-MOST_ROWS = 1 << 30
+MAX_SIDE = 1 << 30
 
 # The enums Field and Counter of kernels/labels.cu.
 KEY, COUNT, SUM_Y, SUM_X, FROM_BOTTOM, FROM_RIGHT, END_Y, END_X, N_FIELDS = range(9)
@@ -80,8 +80,8 @@ class LabelTable:
     """
 
     def __init__(self, device: Device, size: tuple[int, int], capacity: int) -> None:
-        if not all(0 < length <= MOST_ROWS for length in size):
-            raise LabelError(f"a label plane is {size[0]} x {size[1]} pixels; a side must be 1 to {MOST_ROWS}")
+        if not all(0 < length <= MAX_SIDE for length in size):
+            raise LabelError(f"a label plane is {size[0]} x {size[1]} pixels; a side must be 1 to {MAX_SIDE}")
         if capacity < 1 or capacity & (capacity - 1):
             raise ValueError(f"capacity is {capacity}; it must be a power of two")
         self._device, self._size, self._capacity = device, size, capacity
@@ -116,7 +116,7 @@ class LabelTable:
         return _statistics(self._to_host(entries), self._size)
 
     def _launch(self, kernel: Kernel, *arguments: Any) -> None:
-        n_blocks = WAVES * self._device.multiprocessors * kernel.blocks_per_multiprocessor
+        n_blocks = BLOCK_WAVES * self._device.multiprocessors * kernel.blocks_per_multiprocessor
         self._device.launch(kernel, n_blocks, arguments)
 
     def _to_host(self, array: Array) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.device import Array, Device
-from gpu_extract.backends.cuda.registry import BLUR, CUT, DILATE, FILL_HOLES, NORMALIZE, WEIGH, Kernel
+from gpu_extract.backends.cuda.registry import APPLY_MASK, BLUR, DILATE, FILL_HOLES, MULTIPLY, NORMALIZE, Kernel
 from gpu_extract.recipe import gaussian_weights
 
 __all__ = ["apply_mask", "dilate", "fill_holes", "gaussian_blur", "normalize"]
@@ -48,15 +48,15 @@ def apply_mask(device: Device, images: Array, masks: Array) -> Array:
     uint8 masks choose pixels, the result is of the images' type; float32 masks are factors, the result is of the
     type of the product.
     """
-    per_mask = (np.int32(len(images) // max(1, len(masks))),)
+    images_per_mask = (np.int32(len(images) // max(1, len(masks))),)
     if masks.dtype == np.float32:
         out = device.empty(images.shape, np.result_type(images.dtype, masks.dtype))
-        _launch(device, WEIGH[images.dtype.name], (images, masks), per_mask, out)
+        _launch(device, MULTIPLY[images.dtype.name], (images, masks), images_per_mask, out)
         return out
     out = device.empty(images.shape, images.dtype)
     nbytes = images.dtype.itemsize
     bits = np.dtype(f"u{nbytes}")
-    _launch(device, CUT[nbytes], (images.view(bits), masks), per_mask, out.view(bits))
+    _launch(device, APPLY_MASK[nbytes], (images.view(bits), masks), images_per_mask, out.view(bits))
     return out
 
 

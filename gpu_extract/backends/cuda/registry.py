@@ -9,15 +9,15 @@ import numpy as np
 
 __all__ = [
     "ADD_LABELS",
+    "APPLY_MASK",
     "BLUR",
     "CLEAR_LABELS",
     "COLLECT_LABELS",
-    "CUT",
     "C_TYPES",
     "DILATE",
     "FILL_HOLES",
+    "MULTIPLY",
     "NORMALIZE",
-    "WEIGH",
     "Kernel",
     "all_kernels",
     "extract_kernel",
@@ -68,15 +68,15 @@ ADD_LABELS = {
 CLEAR_LABELS = Kernel("labels", "clear_labels")
 COLLECT_LABELS = Kernel("labels", "collect_labels")
 
-# kernels/ops.cu: by the type of the images or masks; CUT by the bytes of a pixel.
+# kernels/ops.cu: by the type of the images or masks; APPLY_MASK by the bytes of a pixel.
 FILL_HOLES = Kernel("ops", "fill_holes_tiles")
 DILATE = Kernel("ops", "dilate_tiles")
 BLUR = {name: Kernel("ops", f"blur_tiles<{C_TYPES[name]}>") for name in ("uint8", "float32")}
-CUT = {
-    nbytes: Kernel("ops", f"cut_tiles<{bits}>", blocks_per_multiprocessor=4)
+APPLY_MASK = {
+    nbytes: Kernel("ops", f"apply_mask_tiles<{bits}>", blocks_per_multiprocessor=4)
     for nbytes, bits in {1: "u8", 2: "u16", 4: "u32", 8: "u64"}.items()
 }
-WEIGH = {name: Kernel("ops", f"weigh_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
+MULTIPLY = {name: Kernel("ops", f"multiply_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
 NORMALIZE = {name: Kernel("ops", f"normalize_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
 
 
@@ -94,5 +94,5 @@ def all_kernels() -> tuple[Kernel, ...]:
     pairs += [("uint8", "uint16")]
     extract = (extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))
     labels = (*ADD_LABELS.values(), CLEAR_LABELS, COLLECT_LABELS)
-    ops = (FILL_HOLES, DILATE, *BLUR.values(), *CUT.values(), *WEIGH.values(), *NORMALIZE.values())
+    ops = (FILL_HOLES, DILATE, *BLUR.values(), *APPLY_MASK.values(), *MULTIPLY.values(), *NORMALIZE.values())
     return (*extract, *labels, *ops)

@@ -161,7 +161,7 @@ def test_the_plan_made_on_a_device_is_the_plan():
         ("corners", lambda a: a[:1]),
         ("images", lambda a: a.view(np.uint16)),
         ("images", lambda a: a[:, :4]),
-        ("used", lambda a: a.astype(np.float32)),
+        ("used_limits", lambda a: a.astype(np.float32)),
     ],
 )
 def test_wrong_arrays_are_refused_before_launch(name, change):
@@ -173,7 +173,7 @@ def test_wrong_arrays_are_refused_before_launch(name, change):
         "ids": batch.ids,
         "corners": batch.corners.astype(np.int32),
         "images": np.zeros((n, *program.tile_shape), program.output_dtype),
-        "used": np.zeros((n, 3, 2)),
+        "used_limits": np.zeros((n, 3, 2)),
     }
     gpu = ShimGpu()
     arrays[name] = change(arrays[name])

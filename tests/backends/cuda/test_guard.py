@@ -94,7 +94,7 @@ def launches():
     for cytosol, recipe in cases():
         window, batch, program = one_batch(as_slide(image, nucleus, cytosol), recipe.replace(border="keep"))
         n = 3
-        images, used = np.zeros((n, *program.tile_shape), np.float16), np.zeros((n, 3, 2))
+        images, used_limits = np.zeros((n, *program.tile_shape), np.float16), np.zeros((n, 3, 2))
         corners = batch.corners[:n].astype(np.int32)
         launch_extract(
             device,
@@ -105,7 +105,7 @@ def launches():
             batch.ids[:n],
             corners,
             images,
-            used,
+            used_limits,
         )
     return tuple(device.launches)
 

@@ -229,8 +229,8 @@ def launches(size=33):
         launch("blur_tiles<u8>", masks, n, S, weights, np.int32(2), *scratch(32 * size), out(np.float32)),
         launch("dilate_tiles", masks, n, S, np.int32(3), *none, out(np.uint8), shared=2 * words),
         launch("blur_tiles<u8>", masks, n, S, weights, np.int32(2), *none, out(np.float32), shared=32 * size),
-        launch("cut_tiles<u16>", images, masks, n, S, np.int32(1), out(np.uint16)),
-        launch("weigh_tiles<u16>", images, masks.astype(np.float32), n, S, np.int32(1), out(np.float32)),
+        launch("apply_mask_tiles<u16>", images, masks, n, S, np.int32(1), out(np.uint16)),
+        launch("multiply_tiles<u16>", images, masks.astype(np.float32), n, S, np.int32(1), out(np.float32)),
         launch("normalize_tiles<u16>", images, np.zeros(n), np.ones(n), n, S, out(np.float32)),
     ]
 
