@@ -68,24 +68,54 @@ def test_what_is_called_may_change_and_its_types_may_go(run):
     assert run("Figures", 3) == [12, 0]
 
 
+COMPILING = {"compiled", "inner", "njit", "intrinsic"}
+
+
+def names_in(node):
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+
+
+def is_compiled(node):
+    return any(names_in(decorator) & COMPILING for decorator in node.decorator_list)
+
+
+def names_from_elsewhere(tree):
+    """Names that a module imports from other folders of the package."""
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("gpu_extract")
+        for alias in node.names
+        if not f"{node.module}.{alias.name}".startswith("gpu_extract.backends.cpu.")
+    }
+
+
 def test_compiled_code_is_made_of_this_folder_alone():
-    """Code from elsewhere in the package could change without a new digest."""
-    folder = Path(compiling.__file__).parent
-    checked = 0
-    for path in folder.glob("*.py"):
+    """Code from other folders of the package could change without a new digest."""
+    n_compiled = 0
+    for path in Path(compiling.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text())
-        decorators = {
-            name.id
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef)
-            for decorator in node.decorator_list
-            for name in ast.walk(decorator)
-            if isinstance(name, ast.Name)
-        }
-        if not decorators & {"compiled", "inner", "njit", "intrinsic"} or path.name == "labels.py":
-            continue  # labels.py calls the package from Python only
-        checked += 1
-        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        ours = [name for name in modules if name.startswith("gpu_extract")]
-        assert all(name.startswith("gpu_extract.backends.cpu") for name in ours), path.name
-    assert checked >= 8
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and "gpu_extract" in ast.dump(node)]
+        elsewhere = names_from_elsewhere(tree)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and is_compiled(node):
+                n_compiled += 1
+                assert not names_in(node) & elsewhere, f"{path.name}: {node.name}"
+            elif isinstance(node, ast.Assign):  # of a constant, which compiled code contains
+                assert not names_in(node.value) & elsewhere, f"{path.name}: {ast.unparse(node)}"
+    assert n_compiled > 50
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from gpu_extract import labels", {"labels"}),
+        ("from gpu_extract.model import Window as W, Batch", {"W", "Batch"}),
+        ("from gpu_extract.backends import reference", {"reference"}),
+        ("from gpu_extract.backends.cpu import planes", set()),
+        ("from gpu_extract.backends.cpu.masks import grow", set()),
+        ("from numba import njit", set()),
+    ],
+)
+def test_names_from_elsewhere(source, found):
+    assert names_from_elsewhere(ast.parse(source)) == found
