@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cpu import planes
 from gpu_extract.backends.cpu.blur import edge_tables
-from gpu_extract.backends.cpu.cells import (
-    Numbers,
-    Options,
-    Pixels,
-    Steps,
-    Tiles,
-    Work,
-    extract_cells,
-    scratch_memory,
-)
+from gpu_extract.backends.cpu.cells import Options, Steps, Tiles, Work, extract_cells, scratch_memory
 from gpu_extract.backends.cpu.fused import deflate_cells
 from gpu_extract.backends.cpu.labels import label_statistics
-from gpu_extract.backends.cpu.memory import kept
+from gpu_extract.backends.cpu.memory import per_thread
+from gpu_extract.backends.cpu.windows import pixels_of
 from gpu_extract.backends.interface import Backend, Deflated
 from gpu_extract.backends.program_tables import mask_tables
 from gpu_extract.model import Batch, CellImages, Window
@@ -72,10 +63,7 @@ def extract_deflated(
         What each stream encodes: a tile, or some of its planes; a multiple of 8.
     """
     work, tiles = _work(window, batch, program, limits), _part_tiles(program)
-    streams, used, compute, encode = deflate_cells(
-        work, _as_written(tiles), stream_nbytes, len(program.cut), program.output_dtype.itemsize
-    )
-    return Deflated(streams, used, {"compute": compute, "encode": encode})
+    return deflate_cells(work, _as_written(tiles), stream_nbytes)
 
 
 def _blank(n_cells: int, program: Program) -> Tiles:
@@ -86,7 +74,7 @@ def _blank(n_cells: int, program: Program) -> Tiles:
 
 def _part_tiles(program: Program) -> Tiles:
     """Return this thread's memory for the tiles of a part."""
-    return kept(_blank, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
+    return per_thread(_blank, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
 
 
 def _extract(
@@ -113,49 +101,14 @@ def _work(window: Window, batch: Batch, program: Program, limits: NDArray[np.flo
     pixels = pixels_of(window)
     return Work(
         window=pixels,
-        ids=batch.ids.astype(pixels.labels[0].dtype),
+        ids=batch.ids.astype(pixels.labels[0].data.dtype),
         corners=batch.corners - (window.y0, window.x0),
         label_boxes=_label_boxes(batch, program.recipe.tile_size),
-        steps=kept(_steps, program),
+        steps=per_thread(_steps, program),
         options=_options(program, limits_given=limits is not None),
-        numbers=Numbers(program.unit, *program.recipe.quantiles),
         limits=np.empty((len(program.cut), 2)) if limits is None else limits,
-        scratch=kept(scratch_memory, program.recipe.tile_size),
+        scratch=per_thread(scratch_memory, program.recipe.tile_size),
     )
-
-
-def pixels_of(window: Window) -> Pixels:
-    """The window as the kernels read it: where it lies if it can be read there, else a copy."""
-    image = window.image.astype(np.float32) if window.image.dtype == np.float16 else window.image
-    # Ids are not negative, so their bits are those of the unsigned type; with two planes, of the wider one's.
-    itemsize = max(plane.dtype.itemsize for plane in window.labels)
-    planes = [flat(as_unsigned(plane, itemsize)[np.newaxis]) for plane in window.labels]
-    (first, _, first_stride), (last, _, last_stride) = planes[0], planes[-1]
-    return Pixels(*flat(image), (first, last), (first_stride, last_stride), *window.image.shape[1:])
-
-
-def as_unsigned(labels: NDArray[Any], itemsize: int) -> NDArray[Any]:
-    """Labels, none of them negative, as unsigned integers of so many bytes; a view where they have as many."""
-    if labels.dtype.itemsize == itemsize and labels.dtype.isnative:
-        return labels.view(f"u{itemsize}")
-    return labels.astype(f"u{itemsize}")
-
-
-def flat(planes: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
-    """Planes (P, h, w) as the memory (n,) from their first pixel to their last, and the plane and row strides in it.
-
-    A copy where a row is not contiguous, or pixels do not lie at whole numbers of pixels. The memory is read-only:
-    numba compiles for what is writable and what is not apart.
-    """
-    strides = planes.strides
-    whole = min(strides) >= 0 and not any(stride % planes.itemsize for stride in strides)
-    if strides[2] != planes.itemsize or not whole or not planes.flags.aligned:
-        planes = np.ascontiguousarray(planes)
-    plane, row, _ = (stride // planes.itemsize for stride in planes.strides)
-    P, h, w = planes.shape
-    n = (P - 1) * plane + (h - 1) * row + w if planes.size else 0
-    memory = np.lib.stride_tricks.as_strided(planes, (n,), (planes.itemsize,), writeable=False)
-    return memory, plane, row
 
 
 def _label_boxes(batch: Batch, size: int) -> NDArray[np.int64]:
@@ -175,14 +128,19 @@ def _steps(program: Program) -> Steps:
 def _options(program: Program, *, limits_given: bool) -> Options:
     """Return the recipe's choices as the kernels take them."""
     recipe = program.recipe
-    output = planes.OUTPUT_FLOAT if program.output_dtype.kind == "f" else planes.OUTPUT_INTEGER
+    lower, upper = recipe.quantiles
+    kind = planes.OUTPUT_FLOAT if program.output_dtype.kind == "f" else planes.OUTPUT_INTEGER
+    if program.output_dtype == np.float16:
+        kind = planes.OUTPUT_HALF
     return Options(
-        output=planes.OUTPUT_HALF if program.output_dtype == np.float16 else output,
+        output=planes.Output(kind, program.unit),
         exclude=recipe.neighbours == "exclude",
         apply_masks=recipe.apply_masks,
         cut_before=recipe.cut == "before",
         limits_given=limits_given,
         quantiles_of_mask=recipe.quantile_pixels == "mask",
+        lower=lower,
+        upper=upper,
         scale=recipe.normalization != "none",
         flat_zero=recipe.flat_channel == "zero",
         stretch=np.array(program.stretched),

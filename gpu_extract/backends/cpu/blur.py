@@ -4,6 +4,8 @@ A pixel of a blurred row is the sum of the weights over each run, a difference o
 step for each run and pixel, however wide the blur.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,25 @@ from gpu_extract.backends.cpu.compiling import inner
 from gpu_extract.backends.cpu.masks import grow, next_clear, next_set
 from gpu_extract.backends.cpu.simd import BLOCK, accumulate_taps
 
-__all__ = ["BLOCK", "blur", "clear", "edge_tables"]
+__all__ = ["BLOCK", "Taps", "blur", "clear", "edge_tables"]
+
+
+class Taps(NamedTuple):
+    """The weights of a blur.
+
+    Parameters
+    ----------
+    weights : (R + 1,) float64
+        From the centre outwards.
+    radius : int, pixels
+        The weights beyond it are 0.
+    edges : (2 n,) float64
+        `edge_tables` of the weights.
+    """
+
+    weights: NDArray[np.float64]
+    radius: int
+    edges: NDArray[np.float64]
 
 
 def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -36,7 +56,7 @@ def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 @inner
-def blur(mask, box, weights, radius, edges, rows, soft, soft_box):
+def blur(mask, box, taps, buffer, soft, soft_box):
     """Blur a mask separably; the tile's border is replicated.
 
     Each sum over rows starts at the centre and goes from the outermost pair of taps inwards, as SciPy's does.
@@ -46,25 +66,22 @@ def blur(mask, box, weights, radius, edges, rows, soft, soft_box):
     mask : (S, W) uint64
     box : (4,) int64
         Outside of it the mask is empty.
-    weights : (R + 1,) float64
-        From the centre outwards.
-    radius : int, pixels
-        The weights beyond it are 0.
-    edges : (2 n,) float64
-        `edge_tables` of the weights.
-    rows : ((S + 1) * (S + BLOCK),) float64
-        Scratch; read fastest where it begins a cache line.
+    taps : Taps
+    buffer : ((S + 1) * (S + BLOCK),) float64
+        Scratch memory; read fastest if it begins a cache line.
     soft, soft_box : (S * S + BLOCK,) float64, (4,) int64
         Written: the blurred mask within its box, row by row, and that box.
     """
-    S = mask.shape[0]
+    S, radius = mask.shape[0], taps.radius
     grow(box, radius, S, soft_box)
     width = soft_box[3] - soft_box[1]
     stride = (width + BLOCK - 1) // BLOCK * BLOCK
     # The rows of the box and, unless it reaches the tile's border, an empty one above and below.
     first, last = max(box[0] - 1, 0), min(box[2], S - 1)
+    n_rows = last + 1 - first
+    rows = buffer[: n_rows * stride].reshape((n_rows, stride))
     for y in range(first, last + 1):
-        blur_row(mask, y, box, soft_box[1], edges, rows, (y - first) * stride, width)
+        blur_row(mask, y, box, soft_box[1], taps.edges, rows[y - first, :width])
     for y in range(soft_box[0], soft_box[2]):
         # Farther or nearer rows are all empty; beyond the tile's border they are as that is.
         near = max(box[0] - y, y - box[2] + 1, 1)
@@ -73,14 +90,13 @@ def blur(mask, box, weights, radius, edges, rows, soft, soft_box):
         # A block may reach beyond the row: what it writes there, the next row overwrites.
         start = (y - soft_box[0]) * width
         for x in range(0, width, BLOCK):
-            accumulate_taps(rows, x, stride, y - first, last - first, weights, near, far, soft, start + x)
+            accumulate_taps(rows, y - first, x, taps.weights, near, far, soft, start + x)
 
 
 @inner
-def blur_row(mask, y, box, left, edges, rows, target, width):
-    """Blur row ``y`` of a mask, the part of ``width`` pixels from ``left`` on, into ``rows[target:]``."""
-    S, n = mask.shape[0], edges.shape[0] // 2
-    t = np.uintp(target)
+def blur_row(mask, y, box, left, edges, blurred):
+    """Blur row ``y`` of a mask along x into ``blurred``, whose first pixel is ``left``."""
+    S, n, width = mask.shape[0], edges.shape[0] // 2, np.uintp(blurred.shape[0])
     begun = False
     start = next_set(mask, y, box[1], box[3]) if box[0] <= y < box[2] else box[3]
     while start < box[3]:
@@ -89,16 +105,16 @@ def blur_row(mask, y, box, left, edges, rows, target, width):
         last = np.uintp(n + left - (end if end < S else n))
         first = np.uintp(n + left - (start if start > 0 else S - n))
         if begun:
-            for x in range(np.uintp(width)):
-                rows[t + x] += edges[last + x] - edges[first + x]
+            for x in range(width):
+                blurred[x] += edges[last + x] - edges[first + x]
         else:
-            for x in range(np.uintp(width)):
-                rows[t + x] = edges[last + x] - edges[first + x]
+            for x in range(width):
+                blurred[x] = edges[last + x] - edges[first + x]
         begun = True
         start = next_set(mask, y, end, box[3])
     if not begun:
-        for x in range(np.uintp(width)):
-            rows[t + x] = 0.0
+        for x in range(width):
+            blurred[x] = 0.0
 
 
 @inner

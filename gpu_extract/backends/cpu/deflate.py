@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cpu.compiling import compiled, inner
-from gpu_extract.backends.cpu.memory import kept_bytes
+from gpu_extract.backends.cpu.memory import per_thread_bytes
 from gpu_extract.backends.cpu.simd import adler_sums, any_bits, ctz, ne_shifted_word, store_word
 
 __all__ = ["StreamMemory", "deflate", "deflate_each", "stream_memory", "streams_in"]
@@ -98,7 +98,8 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
 def stream_memory(n: int, nbytes: int) -> StreamMemory:
     """Return this thread's memory for the streams of ``n`` blocks of ``nbytes`` bytes."""
     # A byte takes 14 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    return StreamMemory(kept_bytes("pairs", 8 << 16).view(np.uint64), kept_bytes("out", n * (2 * nbytes + 512)))
+    out = per_thread_bytes("out", n * (2 * nbytes + 512))
+    return StreamMemory(per_thread_bytes("pairs", 8 << 16).view(np.uint64), out)
 
 
 def streams_in(out: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[memoryview]:

@@ -27,28 +27,32 @@ def equal_bits(labels, start, n, value):
 
 
 @inner
-def select(labels, stride, height, width, y0, x0, value, box, mask):
-    """Write into ``mask``, for ``box`` of the tile at (y0, x0), which pixels have that label; none off the slide.
-
-    For 0, which have any label. Whole rows are written, those of ``box``; beside it what is there or nothing.
+def select(plane, y0, x0, label, box, mask):
+    """Write the mask of the pixels of a tile that have a label; pixels outside the slide are not in it.
 
     Parameters
     ----------
-    labels : (n,) unsigned
-        A label plane in memory, its row y at ``y * stride``.
-    height, width : int
-        Of the label plane.
+    plane : windows.Plane, unsigned
+    y0, x0 : int, pixels
+        The tile's first pixel in the plane; may lie outside it.
+    label : the plane's type
+        0 selects the pixels of all labels.
+    box : (4,) int64
+        The part of the tile that is read.
+    mask : (S, W) uint64
+        Written: the rows of ``box``. Beside the box, pixels of the label may be missing.
     """
     S, W = mask.shape
     for y in range(box[0], box[2]):
-        on_slide = 0 <= y + y0 < height
+        on_slide = 0 <= y + y0 < plane.height
+        row = plane.start + (y + y0) * plane.stride + x0
         for k in range(W):
             start = max(64 * k, -x0)
-            n = min(64, width - x0 - start)
+            n = min(64, plane.width - x0 - start)
             mask[y, k] = 0
             if on_slide and n > 0 and start < min(box[3], 64 * k + 64) and 64 * k + 64 > box[1]:
-                bits = equal_bits(labels, (y + y0) * stride + x0 + start, n, value)
-                if value == 0:
+                bits = equal_bits(plane.data, row + start, n, label)
+                if label == 0:
                     bits = ~bits & (EVERY >> np.uint64(64 - n))
                 bits <<= np.uint64(start - 64 * k)
                 mask[y, k] = bits & (EVERY >> np.uint64(max(64 * k + 64 - S, 0)))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["kept", "kept_bytes"]
+__all__ = ["per_thread", "per_thread_bytes"]
 
 Value = TypeVar("Value")
 
@@ -23,7 +23,7 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
-def kept(make: Callable[..., Value], *arguments: Any) -> Value:
+def per_thread(make: Callable[..., Value], *arguments: Any) -> Value:
     """Return ``make(*arguments)``, or this thread's last result of it if the arguments are the same as then."""
     last = _pool.values.get(make)
     if last is None or last[0] != arguments:
@@ -32,7 +32,7 @@ def kept(make: Callable[..., Value], *arguments: Any) -> Value:
     return value
 
 
-def kept_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
+def per_thread_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
     """Return this thread's memory of that name, (n,) with n at least ``nbytes``; its content is undefined."""
     memory = _pool.memory.get(name)
     if memory is None or len(memory) < nbytes:

@@ -3,6 +3,8 @@
 The values of a box are float64, row by row without gaps, so that most steps are one loop over all of them.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpu_extract.backends.cpu.compiling import inner
@@ -13,7 +15,8 @@ __all__ = [
     "OUTPUT_FLOAT",
     "OUTPUT_HALF",
     "OUTPUT_INTEGER",
-    "copied",
+    "Output",
+    "copy_pixels",
     "gather",
     "load",
     "multiply",
@@ -26,6 +29,22 @@ __all__ = [
 # How values are written: float16 as its bits, as they are, or times a unit and rounded.
 OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
 
+
+class Output(NamedTuple):
+    """The output's type.
+
+    Parameters
+    ----------
+    kind : int
+        OUTPUT_HALF, OUTPUT_FLOAT or OUTPUT_INTEGER.
+    unit : float
+        The integer that stands for 1.
+    """
+
+    kind: int
+    unit: float
+
+
 # The bits of a float64: its exponent; that of 2^-14, the least that float16 has; and what makes an exponent larger by
 # 42, as float16 has 42 places less.
 EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
@@ -34,48 +53,49 @@ HALF_BEYOND = 65536.0
 
 
 @inner
-def load(channel, start, stride, height, width, y0, x0, box, values):
-    """Write into ``values`` the pixels within ``box`` of the tile at (y0, x0), 0 off the slide.
+def load(plane, y0, x0, box, values):
+    """Write the pixels within a box of a tile to ``values``; pixels outside the slide are 0.
 
     Parameters
     ----------
-    channel : (n,), any pixel type
-        The image in memory, row y of the channel at ``start + y * stride``.
-    height, width : int
-        Of the channel.
+    plane : windows.Plane
+    y0, x0 : int, pixels
+        The tile's first pixel in the plane; may lie outside it.
+    box : (4,) int64
     values : (m,) float64
-        What follows the pixels of the box, `LANES` values at most, is overwritten too.
+        Written. Up to `LANES` values behind those of the box are overwritten.
     """
     n = box[3] - box[1]
-    left, right = max(box[1], -x0), min(box[3], width - x0)
+    left, right = max(box[1], -x0), min(box[3], plane.width - x0)
     for y in range(box[0], box[2]):
-        source, target = start + (y + y0) * stride + x0 + box[1], (y - box[0]) * n
-        on_slide = 0 <= y + y0 < height
-        if on_slide and right - left == n and source + n + LANES <= channel.shape[0]:
+        source, target = plane.start + (y + y0) * plane.stride + x0 + box[1], (y - box[0]) * n
+        on_slide = 0 <= y + y0 < plane.height
+        if on_slide and right - left == n and source + n + LANES <= plane.data.shape[0]:
             for x in range(0, n, LANES):
-                store_lanes(channel, source + x, n - x, 0.0, values, target + x)
+                store_lanes(plane.data, source + x, n - x, 0.0, values, target + x)
             continue
         values[target : target + n] = 0.0
         if on_slide:
             for x in range(left - box[1], right - box[1]):
-                values[target + x] = channel[source + x]
+                values[target + x] = plane.data[source + x]
 
 
 @inner
-def copied(channel, start, stride, part, pool):
-    """Copy the pixels of a part of the tile at ``start`` into ``pool``, row by row without gaps; gives how many."""
-    top, left, bottom, right = part
+def copy_pixels(plane, y0, x0, box, pixels):
+    """Copy the pixels within a box of the tile at (y0, x0), all on the slide, row by row; return their number."""
+    top, left, bottom, right = box
     n = max(right - left, 0)
     for y in range(top, bottom):
-        source, target = np.uintp(start + y * stride + left), np.uintp((y - top) * n)
+        source = np.uintp(plane.start + (y + y0) * plane.stride + x0 + left)
+        target = np.uintp((y - top) * n)
         for x in range(np.uintp(n)):
-            pool[target + x] = channel[source + x]
+            pixels[target + x] = plane.data[source + x]
     return max(bottom - top, 0) * n
 
 
 @inner
-def gather(values, box, region, part, pool):
-    """Collect into ``pool`` the values of a box where ``region`` is set within ``part`` of it; return how many."""
+def gather(values, box, region, part, selected):
+    """Copy the values of a box at the pixels of the mask ``region`` within ``part`` of it; return their number."""
     n = box[3] - box[1]
     size = 0
     top, left, bottom, right = part
@@ -85,7 +105,7 @@ def gather(values, box, region, part, pool):
         while start < right:
             end = next_clear(region, y, start, right)
             for x in range(start, end):
-                pool[size] = values[row + x]
+                selected[size] = values[row + x]
                 size += 1
             start = next_set(region, y, end, right)
     return size
@@ -143,19 +163,22 @@ def stretch(values, outside, n_pixels):
 
 
 @inner
-def store(values, box, outside, unit, output, pool, plane, filled):
-    """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even.
+def store(values, box, outside, output, converted, plane, filled):
+    """Write ``values`` within ``box``, and ``outside`` elsewhere, to ``plane`` in its own type, rounded half to even.
 
     Parameters
     ----------
     values : (m,) float64
-        The one that follows those of the box is overwritten.
-    pool : (m + LANES,), the plane's type
-        Scratch.
+        The value behind those of the box is overwritten.
+    box : (4,) int64
+    outside : float
+    output : Output
+    converted : (m + LANES,), the plane's type
+        Scratch memory.
     plane : (S, S)
-        Contiguous; float16 as its bits in uint16.
+        Written. C-contiguous; float16 as its bits in uint16.
     filled : (4,) int64
-        Outside of it ``plane`` is 0, before and after.
+        Updated: the box outside of which ``plane`` is 0.
     """
     S = plane.shape[0]
     for y in range(filled[0], filled[2]):
@@ -164,8 +187,8 @@ def store(values, box, outside, unit, output, pool, plane, filled):
     n = box[3] - box[1]
     size = (box[2] - box[0]) * n
     values[size] = outside
-    convert(values[: size + 1], unit, output, pool)
-    beyond = pool[size]
+    convert(values[: size + 1], output, converted)
+    beyond = converted[size]
     if outside != 0.0:
         filled[0], filled[1], filled[2], filled[3] = 0, 0, S, S
         plane[:] = beyond
@@ -173,21 +196,21 @@ def store(values, box, outside, unit, output, pool, plane, filled):
         source, target = (y - box[0]) * n, y * S + box[1]
         if target + n + LANES <= S * S:
             for x in range(0, n, LANES):
-                store_lanes(pool, source + x, n - x, beyond, plane, target + x)
+                store_lanes(converted, source + x, n - x, beyond, plane, target + x)
         else:
             for x in range(n):
-                plane[y, box[1] + x] = pool[source + x]
+                plane[y, box[1] + x] = converted[source + x]
 
 
 @inner
-def convert(values, unit, output, converted):
-    """Write values in the output's type."""
-    if output == OUTPUT_HALF:
+def convert(values, output, converted):
+    """Convert values to the output's type."""
+    if output.kind == OUTPUT_HALF:
         for i in range(values.shape[0]):
             converted[i] = half_bits(values[i])
-    elif output == OUTPUT_INTEGER:
+    elif output.kind == OUTPUT_INTEGER:
         for i in range(values.shape[0]):
-            converted[i] = np.rint(values[i] * unit)
+            converted[i] = np.rint(values[i] * output.unit)
     else:
         for i in range(values.shape[0]):
             converted[i] = values[i]

@@ -325,62 +325,54 @@ def float_of(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def accumulate_taps(
-    typing: Any,
-    rows: Any,
-    x: Any,
-    stride: Any,
-    y: Any,
-    last: Any,
-    weights: Any,
-    near: Any,
-    far: Any,
-    total: Any,
-    at: Any,
+    typing: Any, rows: Any, y: Any, x: Any, weights: Any, near: Any, far: Any, total: Any, at: Any
 ) -> Any:
-    """Write into ``total[at : at + BLOCK]`` row ``y`` times its weight, and pairs of rows around it times theirs.
+    """Write the weighted sum of some rows, columns ``x`` to ``x + BLOCK - 1``, to ``total[at : at + BLOCK]``.
 
-    The pairs are those from ``far`` to ``near`` rows away, in this order; a row beyond the first or the last one is
-    that one.
+    These are row ``y``, and the pairs of rows that are ``far`` to ``near`` rows away from it, added in this order. A
+    row beyond the first or the last one is that one.
 
     Parameters
     ----------
-    rows, total : (...,) float64
-        Contiguous; of rows, row y begins at ``y * stride`` and the block at ``x`` of it.
-    last : int
-        The last row; the first is 0.
+    rows : (n, stride) float64
+        C-contiguous.
     weights : (R + 1,) float64
-        Contiguous, from the centre outwards.
+        C-contiguous; by the distance of a row.
+    total : (...,) float64
+        C-contiguous.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows, weights, total = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 5, 8)
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 3, 6)
         )
-        _, x, stride, y, last, _, near, far, _, at = arguments
-        vector, zero = ir.VectorType(ir.DoubleType(), BLOCK), ir.Constant(x.type, 0)
+        _, y, x, _, near, far, _, at = arguments
+        n_rows, stride = cgutils.unpack_tuple(builder, rows.shape, 2)
+        vector, zero, one = ir.VectorType(ir.DoubleType(), BLOCK), ir.Constant(x.type, 0), ir.Constant(x.type, 1)
+        last = builder.sub(n_rows, one)
 
         def place(array: Any, index: Any) -> Any:
-            return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
+            return builder.bitcast(builder.gep(array.data, [index]), vector.as_pointer())
 
         def row(index: Any) -> Any:
             index = builder.select(builder.icmp_signed("<", index, zero), zero, index)
             index = builder.select(builder.icmp_signed(">", index, last), last, index)
             return builder.load(place(rows, builder.add(builder.mul(index, stride), x)), align=8)
 
-        def weighed(values: Any, tap: Any) -> Any:
-            return builder.fmul(values, broadcast(builder, builder.load(builder.gep(weights, [tap])), vector))
+        def weighted(values: Any, tap: Any) -> Any:
+            weight = builder.load(builder.gep(weights.data, [tap]))
+            return builder.fmul(values, broadcast(builder, weight, vector))
 
-        sums = cgutils.alloca_once_value(builder, weighed(row(y), zero))
-        n = builder.add(builder.sub(far, near), ir.Constant(x.type, 1))
-        with cgutils.for_range(builder, n) as loop:
+        sums = cgutils.alloca_once_value(builder, weighted(row(y), zero))
+        with cgutils.for_range(builder, builder.add(builder.sub(far, near), one)) as loop:
             tap = builder.sub(far, loop.index)
             pair = builder.fadd(row(builder.sub(y, tap)), row(builder.add(y, tap)))
-            builder.store(builder.fadd(builder.load(sums), weighed(pair, tap)), sums)
+            builder.store(builder.fadd(builder.load(sums), weighted(pair, tap)), sums)
         builder.store(builder.load(sums), place(total, at), align=8)
         return context.get_dummy_value()
 
     index = types.intp
-    return types.none(rows, index, index, index, index, weights, index, index, total, index), generate
+    return types.none(rows, index, index, weights, index, index, total, index), generate
 
 
 def broadcast(builder: Any, scalar: Any, vector: Any) -> Any:

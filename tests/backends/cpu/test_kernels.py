@@ -16,11 +16,12 @@ from gpu_extract.backends.cpu import masks as cpu_masks
 from gpu_extract.backends.cpu import planes as cpu_planes
 from gpu_extract.backends.cpu import quantiles as cpu_quantiles
 from gpu_extract.backends.cpu.simd import LANES
+from gpu_extract.backends.cpu.windows import Plane
 from gpu_extract.model import BatchSize, Window
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import gaussian_weights
 
-# Python cannot call the parts; these can.
+# Python cannot call the parts, but these functions can.
 store, quantile_pair, bounds = cpu_planes.store, cpu_quantiles.quantile_pair, cpu_planes.bounds
 select, bounding_box, fill_holes, dilate = (
     cpu_masks.select,
@@ -32,8 +33,8 @@ blur, BLOCK = cpu_blur.blur, cpu_blur.BLOCK
 
 
 @njit
-def call_store(values, box, outside, unit, output, pool, plane, filled):
-    store(values, box, outside, unit, output, pool, plane, filled)
+def call_store(values, box, outside, output, converted, plane, filled):
+    store(values, box, outside, output, converted, plane, filled)
 
 
 @njit
@@ -42,9 +43,9 @@ def call_quantile_pair(pixels, zeros, lower, upper, scratch):
 
 
 @njit
-def call_copied(image, start, stride, part):
-    pool = np.empty(image.shape, image.dtype)
-    return pool[: cpu_planes.copied(image, start, stride, part, pool)]
+def call_copy_pixels(plane, y0, x0, box):
+    pixels = np.empty(plane.data.shape, plane.data.dtype)
+    return pixels[: cpu_planes.copy_pixels(plane, y0, x0, box, pixels)]
 
 
 @njit
@@ -53,8 +54,8 @@ def call_bounds(values, low, high):
 
 
 @njit
-def call_select(labels, stride, height, width, y, x, value, part, mask, box):
-    select(labels, stride, height, width, y, x, value, part, mask)
+def call_select(plane, y, x, label, part, mask, box):
+    select(plane, y, x, label, part, mask)
     bounding_box(mask, part, box)
 
 
@@ -69,8 +70,8 @@ def call_dilate(mask, box, radius, row, dilated, dilated_box):
 
 
 @njit
-def call_blur(mask, box, weights, radius, edges, rows, soft, soft_box):
-    blur(mask, box, weights, radius, edges, rows, soft, soft_box)
+def call_blur(mask, box, taps, buffer, soft, soft_box):
+    blur(mask, box, taps, buffer, soft, soft_box)
 
 
 def as_bits(mask):
@@ -153,16 +154,8 @@ def test_a_blurred_mask_is_scipys(mask, sigma):
     S, weights = len(mask), gaussian_weights(sigma)
     bits, box = as_bits(mask)
     soft, soft_box = np.full(S * S + BLOCK, np.nan), np.empty(4, np.int64)
-    call_blur(
-        bits,
-        box,
-        weights,
-        len(weights) - 1,
-        cpu_blur.edge_tables(weights[None], S)[0],
-        np.full((S + 1) * (S + BLOCK), np.nan),
-        soft,
-        soft_box,
-    )
+    taps = cpu_blur.Taps(weights, len(weights) - 1, cpu_blur.edge_tables(weights[None], S)[0])
+    call_blur(bits, box, taps, np.full((S + 1) * (S + BLOCK), np.nan), soft, soft_box)
     top, left, bottom, right = soft_box
     found = np.zeros((S, S))
     found[top:bottom, left:right] = soft[: (bottom - top) * (right - left)].reshape(bottom - top, right - left)
@@ -193,8 +186,9 @@ def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, 
     ends = np.sort(rng.integers(0, S + 1, (2, 2)), axis=0)
     part = ends.ravel()
     bits, box = np.full((S, -(-S // 64)), 0x5555, np.uint64), np.empty(4, np.int64)
+    plane = Plane(labels.ravel(), 0, 140, 90, 140)
     for value in (0, 1):
-        call_select(labels.ravel(), 140, 90, 140, y, x, dtype(value), part, bits, box)
+        call_select(plane, y, x, dtype(value), part, bits, box)
         found, expected = as_mask(bits, part), tile == value if value else tile != 0
         top, left, bottom, right = part
         assert (found[top:bottom, left:right] == expected[top:bottom, left:right]).all()
@@ -211,9 +205,9 @@ def test_half_bits_is_numpys_float16():
     values = np.concatenate([every, ties, near, -near, rng.random(1 << 16), [65519.9, 65520.0, 1e300, 1e-300, -0.0]])
     S = int(np.sqrt(len(values))) + 1
     values = np.append(values, np.zeros(S * S + 1 - len(values)))
-    pool = np.empty(S * S + LANES, np.uint16)
+    converted, output = np.empty(S * S + LANES, np.uint16), cpu_planes.Output(cpu_planes.OUTPUT_HALF, 1.0)
     out, box = np.empty((S, S), np.uint16), np.array([0, 0, S, S])
-    call_store(values, box, 0.0, 1.0, cpu_planes.OUTPUT_HALF, pool, out, np.zeros(4, np.int64))
+    call_store(values, box, 0.0, output, converted, out, np.zeros(4, np.int64))
     with np.errstate(over="ignore"):
         expected = values[:-1].astype(np.float16)
     assert (out.ravel() == expected.view(np.uint16)).all()
@@ -257,9 +251,10 @@ def test_quantiles_of_pixels_are_numpys(dtype):
 
 def test_a_part_of_an_image_is_copied():
     image = np.arange(90 * 140, dtype=np.uint16).reshape(90, 140)
-    for top, left, bottom, right in ((0, 0, 90, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
-        found = call_copied(image.ravel(), 0, 140, (top, left, bottom, right))
-        assert (found == image[top:bottom, left:right].ravel()).all()
+    plane = Plane(image.ravel(), 140, 140, 89, 140)  # from row 1 on
+    for top, left, bottom, right in ((0, 0, 89, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
+        found = call_copy_pixels(plane, -2, 3, (top + 2, left - 3, bottom + 2, right - 3))
+        assert (found == image[1:][top:bottom, left:right].ravel()).all()
 
 
 @given(st.lists(st.integers(-50, 50), max_size=300))
