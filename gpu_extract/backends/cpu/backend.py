@@ -1,4 +1,4 @@
-"""The cpu backend: the kernels of `cells` over a batch, without the GIL."""
+"""The cpu backend: the kernels of `cells` applied to batches, without the GIL."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gpu_extract.recipe import Program
 
 __all__ = ["extract", "extract_deflated", "extract_in_parts", "open_backend"]
 
-# The tiles of a part stay in a core's second-level cache until they are encoded; more cells gain nothing.
+# Size of a part: its tiles stay in a core's second-level cache until they are encoded. Larger parts are not faster.
 PART_CELLS = 8
 PART_NBYTES = 2 << 20
 
 
 def open_backend() -> Backend:
-    """Return the backend; its functions compute in the caller's thread."""
+    """Return the backend. Its functions compute in the caller's thread."""
     return Backend(
         "cpu",
         extract,
@@ -38,22 +38,22 @@ def open_backend() -> Backend:
 
 
 def extract(window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None) -> CellImages:
-    """Return the finished tiles of a batch; parameters are those of `reference.extract`."""
-    (cells,) = _extract(window, batch, program, limits, _blank(len(batch), program))
+    """Return the finished tiles of a batch; parameters are as for `reference.extract`."""
+    (cells,) = _extract(window, batch, program, limits, _zero_tiles(len(batch), program))
     return cells
 
 
 def extract_in_parts(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
 ) -> Iterator[CellImages]:
-    """Yield the finished tiles of a batch, a few cells at a time, in memory that the next part overwrites."""
+    """Yield the finished tiles of a batch, a few cells at a time; each part overwrites the previous one's memory."""
     return _extract(window, batch, program, limits, _part_tiles(program))
 
 
 def extract_deflated(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, stream_nbytes: int
 ) -> Deflated:
-    """Extract a batch and deflate its tiles by one compiled call.
+    """Extract a batch and deflate its tiles in one compiled call.
 
     Parameters
     ----------
@@ -63,10 +63,10 @@ def extract_deflated(
         What each stream encodes: a tile, or some of its planes; a multiple of 8.
     """
     work, tiles = _work(window, batch, program, limits), _part_tiles(program)
-    return deflate_cells(work, _as_written(tiles), stream_nbytes)
+    return deflate_cells(work, _as_kernel_type(tiles), stream_nbytes)
 
 
-def _blank(n_cells: int, program: Program) -> Tiles:
+def _zero_tiles(n_cells: int, program: Program) -> Tiles:
     """Return memory for ``n_cells`` tiles, all 0."""
     boxes = np.zeros((n_cells, program.n_planes, 4), np.int64)
     return Tiles(np.zeros((n_cells, *program.tile_shape), program.output_dtype), boxes)
@@ -74,14 +74,14 @@ def _blank(n_cells: int, program: Program) -> Tiles:
 
 def _part_tiles(program: Program) -> Tiles:
     """Return this thread's memory for the tiles of a part."""
-    return per_thread(_blank, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
+    return per_thread(_zero_tiles, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
 
 
 def _extract(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, tiles: Tiles
 ) -> Iterator[CellImages]:
     """Yield the cells of a batch, as many at a time as there are tiles."""
-    work, written = _work(window, batch, program, limits), _as_written(tiles)
+    work, written = _work(window, batch, program, limits), _as_kernel_type(tiles)
     used = np.empty((len(batch), len(program.cut), 2))
     for first in range(0, max(len(batch), 1), max(len(tiles.images), 1)):
         last = min(first + len(tiles.images), len(batch))
@@ -90,13 +90,13 @@ def _extract(
         yield CellImages(batch.rows[part], batch.ids[part], tiles.images[:n], used[part], tiles.boxes[:n])
 
 
-def _as_written(tiles: Tiles) -> Tiles:
-    """Return the same memory in the type that the kernels write: float16 as its bits."""
+def _as_kernel_type(tiles: Tiles) -> Tiles:
+    """Return the same memory in the type that the kernels write: float16 as uint16."""
     return tiles._replace(images=tiles.images.view(np.uint16)) if tiles.images.dtype == np.float16 else tiles
 
 
 def _work(window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None) -> Work:
-    """Return a batch as the kernels take it, in this thread; ``limits`` is None if each cell has its own."""
+    """Return a batch as the kernels take it, with this thread's scratch memory."""
     limits = program.fixed_limits if limits is None else limits
     pixels = pixels_of(window)
     return Work(
@@ -112,7 +112,7 @@ def _work(window: Window, batch: Batch, program: Program, limits: NDArray[np.flo
 
 
 def _label_boxes(batch: Batch, size: int) -> NDArray[np.int64]:
-    """Return the part of each tile, (n, 4), that holds the cell's labels; the whole tile if that is not known."""
+    """Return the part of each tile, (n, 4), that contains the cell's labels; the whole tile if it is not known."""
     if batch.boxes is None:
         return np.tile(np.array([0, 0, size, size]), (len(batch), 1))
     return np.clip(batch.boxes - np.tile(batch.corners, 2), 0, size)

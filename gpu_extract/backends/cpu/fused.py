@@ -1,7 +1,7 @@
-"""Extract and deflate a batch by one compiled call, without the GIL.
+"""Extract and deflate a batch in one compiled call, without the GIL.
 
-The compiled functions take microseconds a cell, and Python between two calls takes as long; worse, it waits for the
-GIL among the threads. Here Python runs once a batch. The kernels are those of `cells` and `deflate`, applied to a few
+The compiled functions take microseconds per cell. Python code between two calls would take as long, and threads would
+wait for the GIL. Here Python code runs once per batch. The kernels are those of `cells` and `deflate`, applied to a few
 cells at a time while their tiles are in the core's cache.
 """
 
@@ -41,7 +41,7 @@ def deflate_cells(work: Work, tiles: Tiles, stream_nbytes: int) -> Deflated:
 
 @compiled
 def extract_and_deflate(work, tiles, limits, blocks, memory, ends, spent):
-    """Write the streams of all cells into ``memory.out``, and the limits they were normalized with.
+    """Write the streams of all cells to ``memory.out``, and the limits they were normalized with.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ def extract_and_deflate(work, tiles, limits, blocks, memory, ends, spent):
         The memory of ``tiles``, divided into what each stream encodes.
     memory : StreamMemory
     ends : (n * streams of a cell,) int64, bytes
-        Written: where each stream ends; it begins where the one before ends.
+        Written: the end of each stream, which is the start of the next one.
     spent : (2,) int64, nanoseconds
-        The time of extraction and of encoding is added.
+        Incremented by the time of extraction and of encoding.
     """
     n, n_tiles = work.ids.shape[0], tiles.images.shape[0]
     per_cell, end = blocks.shape[0] // n_tiles, 0

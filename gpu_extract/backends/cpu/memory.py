@@ -1,4 +1,4 @@
-"""Memory that a thread keeps from one batch to the next: the system is slow to provide new pages."""
+"""Memory that a thread reuses from one batch to the next, because allocating new pages is slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _pool = _Pool()
 
 
 def per_thread(make: Callable[..., Value], *arguments: Any) -> Value:
-    """Return ``make(*arguments)``, or this thread's last result of it if the arguments are the same as then."""
+    """Return ``make(*arguments)``, or this thread's last result of ``make`` if the arguments have not changed."""
     last = _pool.values.get(make)
     if last is None or last[0] != arguments:
         last = _pool.values[make] = arguments, make(*arguments)
@@ -33,7 +33,7 @@ def per_thread(make: Callable[..., Value], *arguments: Any) -> Value:
 
 
 def per_thread_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
-    """Return this thread's memory of that name, (n,) with n at least ``nbytes``; its content is undefined."""
+    """Return this thread's memory of that name, (n,) with n at least ``nbytes``, not initialized."""
     memory = _pool.memory.get(name)
     if memory is None or len(memory) < nbytes:
         memory = _pool.memory[name] = np.empty(nbytes, np.uint8)

@@ -1,6 +1,6 @@
-"""The pixels of one channel within a box: read, multiplied, scaled, and written into the tile in the output's type.
+"""The pixels of one channel within a box: load, multiply, scale, and store in the output's type.
 
-The values of a box are float64, row by row without gaps, so that most steps are one loop over all of them.
+The values of a box are contiguous float64, row by row, so most steps are a single loop.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ __all__ = [
     "stretch",
 ]
 
-# How values are written: float16 as its bits, as they are, or times a unit and rounded.
+# How values are stored: as float16, unchanged, or times a unit and rounded.
 OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
 
 
@@ -45,11 +45,11 @@ class Output(NamedTuple):
     unit: float
 
 
-# The bits of a float64: its exponent; that of 2^-14, the least that float16 has; and what makes an exponent larger by
-# 42, as float16 has 42 places less.
+# Bits of a float64: the exponent; the exponent of 2^-14, the smallest normal float16; and an increment of the exponent
+# by 42, because the mantissa of float16 is 42 bits shorter.
 EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
-# Where float16 is infinite.
-HALF_BEYOND = 65536.0
+# float16 values from here on are infinite.
+HALF_INFINITE = 65536.0
 
 
 @inner
@@ -120,7 +120,7 @@ def multiply(values, factors):
 
 @inner
 def scaled(value, lo, hi, flat_zero):
-    """``clip((value - lo) / (hi - lo), 0, 1)``; where ``hi == lo`` 0, or clip(value - lo, 0, 1)."""
+    """Return ``clip((value - lo) / (hi - lo), 0, 1)``; if ``hi == lo``, 0 or ``clip(value - lo, 0, 1)``."""
     if hi == lo and flat_zero:
         return 0.0
     span = hi - lo if hi != lo else 1.0
@@ -129,7 +129,7 @@ def scaled(value, lo, hi, flat_zero):
 
 @inner
 def scale(values, lo, hi, flat_zero):
-    """Make each of the values what `scaled` makes of it, in place."""
+    """Apply `scaled` to all values, in place."""
     if hi == lo and flat_zero:
         values[:] = 0.0
         return
@@ -140,7 +140,10 @@ def scale(values, lo, hi, flat_zero):
 
 @inner
 def bounds(values, low, high):
-    """The lowest and the highest of the values and what is given; 64 values are looked at singly if one is beyond."""
+    """Return the minimum of the values and ``low``, and the maximum of the values and ``high``.
+
+    Blocks of 64 values are compared at once; only blocks with a value outside of the bounds are examined one by one.
+    """
     size = values.shape[0]
     for start in range(0, size, 64):
         n = min(64, size - start)
@@ -152,7 +155,7 @@ def bounds(values, low, high):
 
 @inner
 def stretch(values, outside, n_pixels):
-    """``(y - min) / (max - min)`` in place, min and max over the whole tile; gives the new ``outside``."""
+    """Replace values by ``(value - min) / (max - min)`` over the whole tile; return the new ``outside``."""
     low, high = (np.inf, -np.inf) if values.shape[0] == n_pixels else (outside, outside)
     low, high = bounds(values, low, high)
     if not high > low:
@@ -218,10 +221,10 @@ def convert(values, output, converted):
 
 @inner
 def half_bits(value):
-    """The bits of the float16 nearest to a finite float64, ties to even."""
-    size = min(abs(value), HALF_BEYOND)
+    """Return the bits of the float16 nearest to a finite float64, ties to even."""
+    size = min(abs(value), HALF_INFINITE)
     exponent = max(bits_of(size) & EXPONENT, HALF_NORMAL)
-    # Added to a number of which the last place is float16's, the value is rounded to that.
+    # Adding a number whose last bit is float16's last bit rounds the value to that bit.
     large = exponent + HALF_PLACES
     places = bits_of(size + float_of(large)) - large
     body = ((exponent - HALF_NORMAL) >> np.uint64(42)) + places

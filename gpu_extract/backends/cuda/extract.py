@@ -1,4 +1,4 @@
-"""The fused extraction on a device: a recipe as numbers for ``kernels/extract.cu``, its launch, and whole batches."""
+"""The fused extraction on a device: a recipe as arrays for ``kernels/extract.cu``, the launch, and whole batches."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from gpu_extract.recipe import Program
 
 __all__ = ["DeviceExtraction", "ProgramArrays", "launch_extract", "program_arrays", "workspace_nbytes"]
 
-# Rows of blurred masks that a block works on at a time; one a warp.
+# Warps of a block; each blurs a row of a mask at a time.
 WARPS = 8
 
 
 class ProgramArrays(NamedTuple):
-    """A program as the arrays that ``extract`` takes, in host memory; see there."""
+    """A program as the arrays that the kernel ``extract`` takes; see there."""
 
     masks: NDArray[np.int32]  # (k, 4)
     weights: NDArray[np.float32]  # (k, R + 1)
     stored: NDArray[np.int32]  # (M,)
     cut: NDArray[np.int32]  # (C,)
     stretch: NDArray[np.int32]  # (C,)
-    options: NDArray[np.int32]  # (6,)
-    numbers: NDArray[np.float64]  # (3,)
+    options: NDArray[np.int32]  # (6,), enum Option
+    numbers: NDArray[np.float64]  # (3,), enum Number
     limits: NDArray[np.float64]  # (C, 2)
 
 
 def program_arrays(program: Program, limits: NDArray[np.float64] | None) -> ProgramArrays:
-    """The arrays of a program; ``limits`` as for `reference.extract`."""
+    """Return the arrays of a program in host memory; ``limits`` are as for `reference.extract`."""
     recipe, C = program.recipe, len(program.cut)
     limits = program.fixed_limits if limits is None else limits
     masks, weights = mask_tables(program)
@@ -63,7 +63,7 @@ def program_arrays(program: Program, limits: NDArray[np.float64] | None) -> Prog
 
 
 def workspace_nbytes(tile_size: int) -> int:
-    """Bytes that one block works in: four bit masks, a row of floats a warp, and a blurred mask."""
+    """Return the bytes of a block's workspace: four bit masks, a row of floats per warp, and a blurred mask."""
     words = tile_size * ((tile_size + 31) // 32)
     return 4 * (4 * words + WARPS * tile_size + tile_size * tile_size)
 
@@ -79,7 +79,7 @@ def launch_extract(
     images: Array,
     used_limits: Array,
 ) -> None:
-    """Start the extraction of n cells; all arrays, those of the program too, are the device's.
+    """Launch the extraction of n cells; all arrays, including those of the program, are on the device.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def launch_extract(
     labels : (M, h, w), unsigned
     ids : (n,) uint64
     corners : (n, 2) int32
-        (y, x) of each tile's first pixel in the image.
+        (y, x) of each tile's first pixel in the image; may lie outside it.
     images : (n, K, S, S), the program's output type; written
     used_limits : (n, C, 2) float64; written
     """
@@ -119,36 +119,36 @@ def launch_extract(
 
 
 def _check(array: Array, shape: tuple[int, ...], dtype: Any, name: str) -> None:
-    """Refuse an array that the kernel would misread."""
+    """Raise ValueError for an array that the kernel would misread."""
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise ValueError(f"{name} is {array.shape} {array.dtype}; it must be {shape} {np.dtype(dtype)}, contiguous")
 
 
 class DeviceExtraction:
-    """Batches extracted on a device, by several threads at a time, each with a stream of its own.
+    """Extraction of batches on a device; each thread that calls it uses its own stream.
 
-    While one batch is computed the next is uploaded and the last one downloaded: the streams overlap by
-    themselves. A batch for which there is no room is halved, and so are those that come after it.
+    Streams overlap: while one batch is computed, the next one is uploaded and the previous one downloaded. A batch that
+    does not fit in the device's memory is split in halves, and so are later ones.
 
     Parameters
     ----------
     devices : sequence of Device
-        The streams; as many batches are worked on at a time.
-    tell : callable
-        Called with a line about what the user should know.
+        The streams; this many batches are processed concurrently.
+    warn : callable
+        Called with a warning for the user, one line.
     """
 
-    def __init__(self, devices: Sequence[Device], tell: Callable[[str], None]) -> None:
+    def __init__(self, devices: Sequence[Device], warn: Callable[[str], None]) -> None:
         self._free: queue.SimpleQueue[Device] = queue.SimpleQueue()
         for device in devices:
             self._free.put(device)
-        self._tell = tell
-        self._max_cells: int | None = None  # cells that fit at a time, once that is known
+        self._warn = warn
+        self._max_cells: int | None = None  # cells that fit at a time, if known
 
     def extract(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
-        """The finished tiles of a batch in host memory; parameters as for `reference.extract`."""
+        """Return the finished tiles of a batch in host memory; parameters are as for `reference.extract`."""
         images, used_limits = None, np.empty((len(batch), len(program.cut), 2))
         device = self._free.get()
         try:
@@ -158,13 +158,13 @@ class DeviceExtraction:
                 end = min(start + (self._max_cells or len(batch)), len(batch))
                 try:
                     part = slice(start, end)
-                    on_device = _start(device, window, batch, program, limits, part)
+                    on_device = _launch_part(device, window, batch, program, limits, part)
                     device.to_host(on_device[0], images[part])
                     device.to_host(on_device[1], used_limits[part])
                     device.synchronize()
                     start = end
                 except OutOfDeviceMemoryError:
-                    device.synchronize()  # lets go of what had been asked for
+                    device.synchronize()  # releases the arrays of the failed attempt
                     self._halve(end - start)
         finally:
             self._free.put(device)
@@ -173,10 +173,10 @@ class DeviceExtraction:
     def extract_on_device(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
-        """The finished tiles of a batch as an array of the device; the limits are in host memory."""
+        """Return the finished tiles of a batch as an array on the device; the limits are in host memory."""
         device = self._free.get()
         try:
-            images, on_device = _start(device, window, batch, program, limits, slice(None))
+            images, on_device = _launch_part(device, window, batch, program, limits, slice(None))
             used_limits = np.empty(on_device.shape)
             device.to_host(on_device, used_limits)
             device.synchronize()
@@ -185,29 +185,29 @@ class DeviceExtraction:
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
-        """`labels.label_statistics` on the device, or on the CPU where the device has no room."""
+        """Return `labels.label_statistics`, computed on the device, or on the CPU if the device lacks memory."""
         device = self._free.get()
         try:
             return cuda_labels.label_statistics(raster, device, where)
         except OutOfDeviceMemoryError:
             device.synchronize()
-            self._tell(f"{where} did not fit in the device's memory for their statistics; the CPU took them")
+            self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
             return label_statistics(raster, where)
         finally:
             self._free.put(device)
 
     def _halve(self, n_cells: int) -> None:
-        """Work on half as many cells at a time; when not even one fits, give up."""
+        """Process half as many cells at a time; raise DeviceError if not even one cell fits."""
         if n_cells == 1:
             raise DeviceError(
                 "one cell and its window do not fit in the device's memory; "
                 "use a smaller tile, more --gpu-memory, or --device cpu"
             )
         self._max_cells = n_cells // 2
-        self._tell(f"{n_cells} cells at a time did not fit in the device's memory; went on with {self._max_cells}")
+        self._warn(f"{n_cells} cells at a time do not fit in the device's memory; continuing with {self._max_cells}")
 
 
-def _start(
+def _launch_part(
     device: Device,
     window: Window,
     batch: Batch,
@@ -215,11 +215,11 @@ def _start(
     limits: NDArray[np.float64] | None,
     part: slice,
 ) -> tuple[Array, Array]:
-    """Upload what a part of a batch needs and start its extraction; gives the device's images and limits."""
-    wide = max(plane.dtype.itemsize for plane in window.labels)
-    labels = device.empty_host((len(window.labels), *window.labels[0].shape), f"u{wide}")
-    for plane, given in zip(labels, window.labels, strict=True):
-        plane[:] = given
+    """Upload the inputs of a part of a batch and launch its extraction; return images and limits on the device."""
+    itemsize = max(plane.dtype.itemsize for plane in window.labels)
+    labels = device.empty_host((len(window.labels), *window.labels[0].shape), f"u{itemsize}")
+    for target, plane in zip(labels, window.labels, strict=True):
+        target[:] = plane
     image = device.empty_host(window.image.shape, program.image_dtype)
     image[:] = window.image
     corners = batch.corners[part] - (window.y0, window.x0)

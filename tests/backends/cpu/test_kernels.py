@@ -1,4 +1,4 @@
-"""The parts of the cpu backend by themselves; as a whole it is in test_backends."""
+"""The single kernels of the cpu backend; test_backends tests the whole backend."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from gpu_extract.model import BatchSize, Window
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import gaussian_weights
 
-# Python cannot call the parts, but these functions can.
+# Python cannot call `inner` functions, so these compiled functions call them.
 store, quantile_pair, bounds = cpu_planes.store, cpu_quantiles.quantile_pair, cpu_planes.bounds
 select, bounding_box, fill_holes, dilate = (
     cpu_masks.select,
@@ -75,7 +75,7 @@ def call_blur(mask, box, taps, buffer, soft, soft_box):
 
 
 def as_bits(mask):
-    """A mask (S, S) as the kernels have it, and its box."""
+    """Return a mask (S, S) as a bit mask, and its bounding box."""
     S = len(mask)
     padded = np.zeros((S, -(-S // 64) * 64), bool)
     padded[:, :S] = mask
@@ -85,7 +85,7 @@ def as_bits(mask):
 
 
 def as_mask(bits, box=None):
-    """The mask (S, S) of some bits, those of the rows of ``box``."""
+    """Return a bit mask as (S, S) bool; rows outside ``box`` are ignored."""
     S = len(bits)
     mask = np.unpackbits(bits.astype("<u8").view(np.uint8), axis=1, bitorder="little").astype(bool)
     assert not mask[slice(None) if box is None else slice(box[0], box[2]), S:].any()
@@ -96,7 +96,7 @@ def as_mask(bits, box=None):
 
 @st.composite
 def masks(draw):
-    """Blobs, rings and specks, anywhere in a tile, also beyond its border."""
+    """Draw masks with disks, rings and noise anywhere in a tile and across its border."""
     S = draw(st.sampled_from([1, 2, 9, 63, 64, 65, 130]))
     mask = np.zeros((S, S), bool)
     y, x = np.mgrid[:S, :S]
@@ -112,13 +112,13 @@ def masks(draw):
 
 @given(masks())
 @settings(deadline=None)
-def test_filled_holes_are_scipys(mask):
+def test_fill_holes_equals_scipys(mask):
     bits, box = as_bits(mask)
     call_fill(bits, box, np.full_like(bits, 0x5555))
     assert (as_mask(bits) == scipy.ndimage.binary_fill_holes(mask)).all()
 
 
-def test_a_spiral_is_no_hole():
+def test_a_spiral_has_no_hole():
     S = 70
     mask = np.zeros((S, S), bool)
     y, x, dy, dx, steps = 0, 0, 0, 1, S - 1
@@ -139,7 +139,7 @@ def test_a_spiral_is_no_hole():
 
 @given(masks(), st.integers(0, 12))
 @settings(deadline=None)
-def test_a_dilated_mask_is_scipys(mask, radius):
+def test_dilate_equals_scipys(mask, radius):
     bits, box = as_bits(mask)
     dilated, dilated_box = np.full_like(bits, 0x5555), np.empty(4, np.int64)
     call_dilate(bits, box, radius, np.empty(bits.shape[1], np.uint64), dilated, dilated_box)
@@ -150,7 +150,7 @@ def test_a_dilated_mask_is_scipys(mask, radius):
 
 @given(masks(), st.sampled_from([0.0, 0.4, 1.0, 3.0, 7.0, 40.0]))
 @settings(deadline=None)
-def test_a_blurred_mask_is_scipys(mask, sigma):
+def test_blur_equals_scipys(mask, sigma):
     S, weights = len(mask), gaussian_weights(sigma)
     bits, box = as_bits(mask)
     soft, soft_box = np.full(S * S + BLOCK, np.nan), np.empty(4, np.int64)
@@ -162,7 +162,7 @@ def test_a_blurred_mask_is_scipys(mask, sigma):
     expected = scipy.ndimage.gaussian_filter(mask.astype(float), sigma, mode="nearest", truncate=4.0)
     if sigma == 0:
         assert (found == mask).all()
-    # Sums of up to 641 x 641 products of order 1, in another order.
+    # Sums of up to 641 x 641 products of order 1, in a different order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
     if mask.all():
         assert (found == found[0, 0]).all()
@@ -176,7 +176,7 @@ def test_a_blurred_mask_is_scipys(mask, sigma):
     st.integers(0, 9),
 )
 @settings(deadline=None)
-def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, seed):
+def test_select_reads_only_its_box_and_the_slide(S, y, x, dtype, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, (90, 140)).astype(dtype)
     tile = np.zeros((S, S), dtype)
@@ -196,7 +196,7 @@ def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, 
         assert (box == as_bits(found)[1]).all()
 
 
-def test_half_bits_is_numpys_float16():
+def test_half_bits_equals_numpys_float16():
     rng = np.random.default_rng(7)
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     every = np.sort(every[np.isfinite(every)].astype(np.float64))
@@ -222,7 +222,7 @@ def test_half_bits_is_numpys_float16():
     st.booleans(),
 )
 @settings(deadline=None)
-def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
+def test_quantiles_equal_numpys(values, zeros, lower, upper, repeats, ordered):
     values = np.array(values * repeats, np.float64) / 7
     if ordered:
         values.sort()
@@ -234,7 +234,7 @@ def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
-def test_quantiles_of_pixels_are_numpys(dtype):
+def test_quantiles_of_pixels_equal_numpys(dtype):
     rng = np.random.default_rng(3)
     info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     for n in (1, 300, 4480, 5200, 11097):
@@ -249,7 +249,7 @@ def test_quantiles_of_pixels_are_numpys(dtype):
                 assert found == tuple(np.quantile(everything, pair))
 
 
-def test_a_part_of_an_image_is_copied():
+def test_copy_pixels():
     image = np.arange(90 * 140, dtype=np.uint16).reshape(90, 140)
     plane = Plane(image.ravel(), 140, 140, 89, 140)  # from row 1 on
     for top, left, bottom, right in ((0, 0, 89, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
@@ -259,15 +259,15 @@ def test_a_part_of_an_image_is_copied():
 
 @given(st.lists(st.integers(-50, 50), max_size=300))
 @settings(deadline=None)
-def test_bounds_are_the_lowest_and_the_highest(values):
+def test_bounds_are_minimum_and_maximum(values):
     values = np.array(values, np.float64)
     assert call_bounds(values, 3.0, 4.0) == (min(values.min(initial=3), 3), max(values.max(initial=4), 4))
 
 
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
-def test_pieces_are_the_batch_and_0_outside_of_their_boxes(monkeypatch, preset, dtype):
-    """The memory of a piece is used again: what the last one left there must be gone."""
+def test_parts_equal_the_batch_and_are_0_outside_their_boxes(monkeypatch, preset, dtype):
+    """The memory of a part is reused, so the previous part must be erased."""
     monkeypatch.setattr(cpu, "PART_CELLS", 5)
     recipe = Recipe.preset(preset).replace(tile_size=31, border="keep")
     window, batch, program = one_batch(as_slide(*small_slide(8, dtype=dtype)), recipe)
@@ -286,7 +286,7 @@ def test_pieces_are_the_batch_and_0_outside_of_their_boxes(monkeypatch, preset, 
             assert not plane.any()
 
 
-def test_boxes_of_labels_change_nothing():
+def test_label_boxes_do_not_change_the_result():
     slide = as_slide(*small_slide(9, size=(200, 230), ids=range(1, 60)))
     plan = make_plan([slide], Recipe(tile_size=16, border="keep"))
     assert plan.cells.truncated.any()
@@ -312,7 +312,7 @@ def unaligned(array):
 @pytest.mark.parametrize(
     "laid_out", [strided, unaligned, np.asfortranarray, lambda array: array[..., ::-1].copy()[..., ::-1]]
 )
-def test_windows_are_read_however_they_lie_in_memory(laid_out):
+def test_windows_of_any_memory_layout(laid_out):
     recipe = Recipe(tile_size=31)
     window, batch, program = first_cells(*one_batch(as_slide(*small_slide(8)), recipe), 5)
     expected = cpu.extract(window, batch, program)
