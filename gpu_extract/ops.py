@@ -1,11 +1,11 @@
-"""The steps of an extraction by themselves, on stacks of tiles: fill holes, dilate, blur, apply a mask, normalize.
+"""The single steps of an extraction, on stacks of tiles: fill holes, dilate, blur, apply a mask, normalize.
 
-NumPy arrays in, NumPy arrays out; CuPy arrays in, CuPy arrays out, computed on their device on the current stream.
-Each tile is worked on by itself: nothing crosses from one to the next. The last two axes are (y, x) and equal in
-length; any axes before them count tiles, so ``(n, S, S)`` and ``(n, K, S, S)`` do alike. A mask is bool or uint8, in
-which anything but 0 is inside. CuPy arrays must be C-contiguous; NumPy arrays may be views.
+For NumPy arrays, the result is a NumPy array. For CuPy arrays, it is a CuPy array, computed on their device in the
+current stream. Tiles are processed independently of each other. The last two axes are (y, x) and have the same length;
+all axes before them are batch axes, so ``(n, S, S)`` and ``(n, K, S, S)`` are both accepted. A mask is bool or uint8,
+where any value but 0 is inside. CuPy arrays must be C-contiguous; NumPy arrays may be views.
 
-Errors are `gpu_extract.InputError`, raised before anything is computed.
+Invalid arguments raise `gpu_extract.InputError` before anything is computed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["apply_mask", "dilate", "fill_holes", "gaussian_blur", "normalize"]
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 BINARY = ("bool", "uint8")
-# The kernels number tiles with 32-bit integers; this leaves room to step past the end.
-MOST_TILES = 1 << 30
-# Neighbours above, below and beside, within a tile.
+# The kernels index tiles by 32-bit integers that may go past the end by the stride of the grid.
+MAX_TILES = 1 << 30
+# 4-connectivity within each tile of a stack.
 CROSS = scipy.ndimage.generate_binary_structure(2, 1)[None]
 
 
 def fill_holes(masks: Array) -> Array:
-    """The masks with their holes filled.
+    """Return masks with their holes filled.
 
-    A hole is background that is not connected to the tile's edge through pixels above, below or beside.
+    A hole is background that is not 4-connected to the tile's edge.
 
     Parameters
     ----------
@@ -50,17 +50,17 @@ def fill_holes(masks: Array) -> Array:
     Raises
     ------
     InputError
-        If ``masks`` are not such an array.
+        If ``masks`` is not such an array.
     """
     on_device = _check_stack("masks", masks, BINARY)
     if on_device:
         return _as_masks(cuda_ops.fill_holes(_device_of(masks), _tiles(masks, np.uint8)), masks)
-    # Outside the stack counts as reached, but only what CROSS connects: that is within a tile.
+    # CROSS does not connect tiles, so each tile is filled on its own.
     return _as_masks(scipy.ndimage.binary_fill_holes(_tiles(masks) != 0, CROSS), masks)
 
 
 def dilate(masks: Array, radius: int) -> Array:
-    """The masks expanded by the disk ``dy^2 + dx^2 <= radius^2``; nothing comes in from outside the tile.
+    """Return masks dilated by the disk ``dy^2 + dx^2 <= radius^2``; pixels outside the tile are 0.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def dilate(masks: Array, radius: int) -> Array:
     Raises
     ------
     InputError
-        If ``masks`` are not such an array, or the radius is not such a number.
+        If ``masks`` is not such an array, or the radius is not such a number.
     """
     on_device = _check_stack("masks", masks, BINARY)
     if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or not 0 <= radius <= MAX_DILATION:
@@ -87,9 +87,10 @@ def dilate(masks: Array, radius: int) -> Array:
 
 
 def gaussian_blur(masks: Array, sigma: float) -> Array:
-    """The masks blurred by a Gaussian; the tile's border pixels go on outside of it.
+    """Return masks blurred by a Gaussian; the tile's border is replicated.
 
-    Separable, with weights ``exp(-x^2 / 2 sigma^2)`` normalised to 1 over ``|x| <= int(4 sigma + 0.5)``.
+    The weights are ``exp(-x^2 / 2 sigma^2)`` for ``|x| <= int(4 sigma + 0.5)``, normalized to a sum of 1, along each
+    axis.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def gaussian_blur(masks: Array, sigma: float) -> Array:
     Raises
     ------
     InputError
-        If ``masks`` are not such an array, or sigma is not such a number.
+        If ``masks`` is not such an array, or sigma is not such a number.
     """
     on_device = _check_stack("masks", masks, (*BINARY, "float32"))
     if isinstance(sigma, bool) or not isinstance(sigma, int | float | np.number) or not 0 <= sigma <= MAX_SIGMA:
@@ -120,30 +121,30 @@ def gaussian_blur(masks: Array, sigma: float) -> Array:
 
 
 def apply_mask(images: Array, masks: Array) -> Array:
-    """The images cut with masks: pixels outside a binary mask become 0; a soft mask is a factor.
+    """Return images multiplied by masks: a binary mask sets the pixels outside to 0, a soft mask is a factor.
 
     Parameters
     ----------
     images : (..., S, S), uint8, uint16, int16, uint32, float16, float32 or float64
     masks : bool, uint8 or float32
-        Of the shape of ``images``, or without its last axes before (S, S): masks (n, S, S) serve every channel of
+        The shape of ``images``, or without its last axes before (S, S): masks (n, S, S) apply to all channels of
         images (n, C, S, S).
 
     Returns
     -------
     (..., S, S)
-        Of the type of ``images`` for a binary mask. For a soft one, their product in float32, or in float64 where
-        float32 does not hold every pixel value: for uint32 and float64.
+        For a binary mask, the type of ``images``. For a soft mask, float32, or float64 if ``images`` are uint32 or
+        float64, whose values float32 cannot represent.
 
     Raises
     ------
     InputError
-        If the arrays are not such, do not fit each other, or are not in the same place.
+        If the arrays are not such arrays, their shapes do not match, or they are on different devices.
     """
     on_device = _check_stack("images", images, IMAGE_DTYPES)
     _check_stack("masks", masks, (*BINARY, "float32"))
-    if _place(images) != _place(masks):
-        raise InputError(f"images are on {_place(images)} and masks on {_place(masks)}; move one to the other")
+    if _location(images) != _location(masks):
+        raise InputError(f"images are on {_location(images)} and masks on {_location(masks)}; move one to the other")
     lead = masks.shape[:-2]
     if masks.shape[-2:] != images.shape[-2:] or lead != images.shape[: len(lead)] or masks.ndim > images.ndim:
         raise InputError(
@@ -161,16 +162,16 @@ def apply_mask(images: Array, masks: Array) -> Array:
 
 
 def normalize(images: Array, lower: Any, upper: Any) -> Array:
-    """The images scaled: ``clip((x - lower) / (upper - lower), 0, 1)``; 0 where upper equals lower.
+    """Return scaled images: ``clip((x - lower) / (upper - lower), 0, 1)``, or 0 if ``upper == lower``.
 
-    A NaN pixel stays NaN. Levels on a device are read back, which waits for it.
+    NaN pixels stay NaN. Limits on a device are copied to the host, which synchronizes.
 
     Parameters
     ----------
     images : (..., S, S), uint8, uint16, int16, uint32, float16, float32 or float64
     lower, upper : float or array of float
-        Of a shape that broadcasts to that of ``images`` without its last two axes: one for all, one for each tile,
-        or (C,) for the channels of images (n, C, S, S). ``lower <= upper``.
+        A shape that broadcasts to that of ``images`` without its last two axes: a scalar, one value per tile, or
+        (C,) for the channels of images (n, C, S, S). ``lower <= upper``.
 
     Returns
     -------
@@ -179,8 +180,8 @@ def normalize(images: Array, lower: Any, upper: Any) -> Array:
     Raises
     ------
     InputError
-        If the images are not such, or the limits do not fit them, are not finite, or are closer to each other or
-        further apart than the result's type can tell.
+        If ``images`` is not such an array, or limits do not match its shape, are not finite, or differ by an amount
+        that the result's type cannot represent.
     """
     on_device = _check_stack("images", images, IMAGE_DTYPES)
     lower, upper = _limits("lower", lower, images), _limits("upper", upper, images)
@@ -194,7 +195,7 @@ def normalize(images: Array, lower: Any, upper: Any) -> Array:
 
 
 def _dilated(masks: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Masks (n, S, S) expanded by a disk, row by row of the disk: a run sideways, which is then moved up and down."""
+    """Return masks (n, S, S) dilated by a disk: for each row of the disk, dilate along x and shift along y."""
     dilated = np.zeros_like(masks)
     S = masks.shape[2]
     for dy in range(min(radius, S - 1) + 1):
@@ -206,7 +207,7 @@ def _dilated(masks: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
 
 def _is_cupy(array: Any) -> bool:
-    """Whether an array is CuPy's, found out without importing CuPy."""
+    """Return whether an array is a CuPy array, without importing CuPy."""
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
@@ -216,13 +217,13 @@ def _device_of(array: Array) -> Any:
     return cuda.device_of(array)
 
 
-def _place(array: Array) -> str:
-    """Where an array is, in words."""
+def _location(array: Array) -> str:
+    """Return where an array is, for messages."""
     return f"GPU {array.device.id}" if _is_cupy(array) else "the host"
 
 
 def _check_stack(name: str, array: Any, dtypes: tuple[str, ...]) -> bool:
-    """Refuse what is no stack of tiles of one of these types; say whether it is on a device."""
+    """Raise InputError unless an array is a stack of tiles of one of these types; return whether it is on a device."""
     on_device = _is_cupy(array)
     if not on_device and not isinstance(array, np.ndarray):
         raise InputError(f"{name} is a {type(array).__name__}; it must be a NumPy or CuPy array")
@@ -232,33 +233,33 @@ def _check_stack(name: str, array: Any, dtypes: tuple[str, ...]) -> bool:
         raise InputError(
             f"{name} have the shape {array.shape}; it must be (..., S, S), S from 1 to {MAX_TILE_SIZE} pixels"
         )
-    if math.prod(array.shape[:-2]) > MOST_TILES:
-        raise InputError(f"{name} are {math.prod(array.shape[:-2])} tiles; give at most {MOST_TILES} at a time")
+    if math.prod(array.shape[:-2]) > MAX_TILES:
+        raise InputError(f"{name} are {math.prod(array.shape[:-2])} tiles; give at most {MAX_TILES} at a time")
     if on_device and not array.flags.c_contiguous:
         raise InputError(f"{name} are not C-contiguous; pass cupy.ascontiguousarray({name})")
     return on_device
 
 
 def _tiles(array: Array, dtype: Any = None) -> Array:
-    """An array as (n, S, S), without a copy where it is contiguous; optionally its bytes as another type."""
+    """Return an array as (n, S, S), without a copy if it is contiguous, optionally as a view of another type."""
     S = array.shape[-1]
     tiles = array.reshape(math.prod(array.shape[:-2]), S, S)
     return tiles if dtype is None else tiles.view(dtype)
 
 
 def _as_masks(stack: Array, masks: Array) -> Array:
-    """A stack (n, S, S) of bool, or of bytes 0 and 1, in the shape and the type of ``masks``."""
+    """Return a stack (n, S, S) of bool, or of bytes 0 and 1, in the shape and type of ``masks``."""
     return stack.view(masks.dtype).reshape(masks.shape)
 
 
 def _work_dtype(images: Array) -> np.dtype[Any]:
-    """The smaller of float32 and float64 that holds every pixel value of the images' type."""
+    """Return float32, or float64 if float32 cannot represent all values of the images' type."""
     work: np.dtype[Any] = np.result_type(images.dtype, np.float32)
     return work
 
 
 def _limits(name: str, values: Any, images: Array) -> NDArray[np.float64]:
-    """Levels as (n,), one for each tile, in host memory."""
+    """Return limits as (n,), one per tile, in host memory."""
     if _is_cupy(values):
         device, on_host = _device_of(values), np.empty(values.shape, values.dtype)
         device.to_host(values, on_host)
@@ -281,16 +282,16 @@ def _limits(name: str, values: Any, images: Array) -> NDArray[np.float64]:
 
 
 def _check_span(lower: NDArray[np.float64], upper: NDArray[np.float64], work: np.dtype[Any]) -> None:
-    """Refuse limits in the wrong order, and those whose distance is no normal number of the type ``work``."""
+    """Raise InputError for limits in the wrong order, or whose difference is not 0 or a normal number of ``work``."""
     reversed_ = np.count_nonzero(lower > upper)
     if reversed_:
         raise InputError(f"lower is above upper for {reversed_} of {lower.size} tiles; exchange them")
-    limits = np.finfo(work)
+    info = np.finfo(work)
     with np.errstate(over="ignore"):
         span = upper - lower
-    bad = ((span != 0) & (span < limits.tiny)) | (np.maximum(span, np.maximum(-lower, upper)) > limits.max)
+    bad = ((span != 0) & (span < info.tiny)) | (np.maximum(span, np.maximum(-lower, upper)) > info.max)
     if bad.any():
         raise InputError(
             f"lower and upper are too close or too far apart for {work} for {np.count_nonzero(bad)} of {bad.size} "
-            f"tiles; upper - lower must be 0, or from {limits.tiny:.2g} to {limits.max:.2g}"
+            f"tiles; upper - lower must be 0, or from {info.tiny:.2g} to {info.max:.2g}"
         )

@@ -1,4 +1,4 @@
-"""Compiling CUDA for every architecture without a GPU, a driver or CuPy: ctypes on NVIDIA's own compiler library."""
+"""Compile CUDA for all architectures without a GPU, a driver or CuPy, by NVIDIA's compiler library and ctypes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpu_extract.backends.cuda.source import kernel_source
 __all__ = ["ARCHITECTURES", "CompileCase", "NvrtcError", "Resources", "compile", "violations"]
 
 KiB = 1024
-# Shared memory that a block may have, by compute capability (CUDA programming guide, technical specifications).
+# Shared memory of a block, by compute capability (CUDA programming guide, technical specifications).
 ARCHITECTURES = {75: 64 * KiB, 80: 163 * KiB, 86: 99 * KiB, 89: 99 * KiB, 90: 227 * KiB, 100: 227 * KiB, 120: 99 * KiB}
 STATIC_SHARED_LIMIT = 48 * KiB
-REGISTERS = 65536  # of a block, on all of them
+REGISTERS = 65536  # of a block, on all architectures
 
-# As CuPy compiles; -v makes the assembler write down what each kernel uses.
+# The options of CuPy; with -v, the assembler reports the resources of each kernel.
 OPTIONS = ("-std=c++17", "-ftz=true", "--ptxas-options=-v")
 
 USES = re.compile(
@@ -32,12 +32,12 @@ USES = re.compile(
 
 
 class NvrtcError(Exception):
-    """NVRTC does not accept the source; the message is its log."""
+    """NVRTC cannot compile the source; the message is its log."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel uses: registers of a thread; bytes of a thread (spills, stack) and of a block (static_shared)."""
+    """Resources of a kernel: registers and bytes per thread (spills, stack), and bytes per block (static_shared)."""
 
     registers: int
     spills: int
@@ -47,7 +47,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class CompileCase:
-    """Kernels that are launched in one shape: `source` is the name of a file in kernels/, without .cu."""
+    """Kernels with the same launch parameters; `source` is the name of a file in kernels/, without .cu."""
 
     source: str
     expressions: tuple[str, ...]
@@ -56,7 +56,7 @@ class CompileCase:
 
 
 def violations(cases: Iterable[CompileCase], arch: int, load: Callable[[str], str] = kernel_source) -> list[str]:
-    """What is wrong with kernels on an architecture, a sentence each: spills, stack, registers, memory."""
+    """Return what is wrong with kernels on an architecture, one line each: spills, stack, registers, memory."""
     found = []
     for case in cases:
         for name, uses in compile(load(case.source), arch, case.expressions).items():
@@ -73,14 +73,14 @@ def violations(cases: Iterable[CompileCase], arch: int, load: Callable[[str], st
 
 
 def compile(source: str, arch: int, name_expressions: Sequence[str]) -> dict[str, Resources]:
-    """What each kernel uses on an architecture (``90`` is sm_90).
+    """Compile kernels for an architecture (``90`` is sm_90) and return their resources.
 
     Raises
     ------
     NvrtcError
         If the source does not compile.
     ModuleNotFoundError
-        If NVIDIA's wheels are not installed. They are in the ``test`` extra: their absence is a failure, not a skip.
+        If NVIDIA's wheels are not installed. They are in the ``test`` extra, so this is a failure, not a skip.
     """
     nvrtc, includes = _nvrtc()
     program = ctypes.c_void_p()
@@ -111,10 +111,10 @@ def _resources(match: re.Match[str]) -> Resources:
 
 @cache
 def _nvrtc() -> tuple[ctypes.CDLL, list[Path]]:
-    """The library, and the folders of CUDA's headers."""
+    """Return the library, and the folders of CUDA's headers."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
-    # The wheels of CUDA 13, and those of CUDA 12.
+    # Wheels of CUDA 13 and of CUDA 12.
     libraries = [
         path for root in roots for kit in ("cu13", "cuda_nvrtc") for path in root.glob(f"{kit}/lib/libnvrtc.so.*")
     ]
@@ -126,7 +126,7 @@ def _nvrtc() -> tuple[ctypes.CDLL, list[Path]]:
             "pip install 'gpu-extract[test]'"
         )
     for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
-        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC 13.0 does not find it by itself
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC 13.0 does not find it
     nvrtc = ctypes.CDLL(str(libraries[0]))
     nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
     return nvrtc, headers[:1]

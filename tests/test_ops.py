@@ -1,4 +1,4 @@
-"""The public primitives on NumPy arrays, against the reference tile by tile; and what they refuse."""
+"""The public primitives on NumPy arrays, compared to the reference tile by tile, and their errors."""
 
 import numpy as np
 import pytest
@@ -22,12 +22,12 @@ def blurred(masks, sigma):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_fill_holes_of_each_tile_by_itself(size):
+def test_fill_holes_processes_tiles_independently(size):
     masks = awkward_masks(size)
     assert np.array_equal(ops.fill_holes(masks), filled(masks))
 
 
-def test_a_full_tile_before_and_behind_does_not_close_a_ring():
+def test_adjacent_tiles_do_not_close_a_ring():
     masks = np.zeros((3, 9, 9), bool)
     masks[::2] = True
     masks[1, 2:7, 2:7] = True
@@ -37,7 +37,7 @@ def test_a_full_tile_before_and_behind_does_not_close_a_ring():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("radius", [0, 1, 2, 6, 33])
-def test_dilate_each_tile_by_itself(size, radius):
+def test_dilate_processes_tiles_independently(size, radius):
     masks = awkward_masks(size) & (np.random.default_rng(1).random((size, size)) < 0.1)
     assert np.array_equal(ops.dilate(masks, radius), dilated(masks, radius))
 
@@ -51,7 +51,7 @@ def test_the_largest_disk_covers_a_tile():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("sigma", [0, 0.1, 1, 2.5, 20])
-def test_gaussian_blur_each_tile_by_itself(size, sigma):
+def test_gaussian_blur_processes_tiles_independently(size, sigma):
     masks = awkward_masks(size)
     soft = ops.gaussian_blur(masks, sigma)
     assert soft.dtype == np.float32
@@ -101,7 +101,7 @@ def test_a_soft_mask_is_a_factor(dtype):
     assert np.array_equal(cut, images.astype(cut.dtype) * soft)
 
 
-def test_one_mask_serves_all_channels_of_a_tile():
+def test_one_mask_applies_to_all_channels_of_a_tile():
     masks = awkward_masks(17)
     images = pixels("uint16", (len(masks), 3, 17, 17))
     for mask in (masks, ops.gaussian_blur(masks, 1)):
@@ -123,7 +123,7 @@ def test_normalize_clips_and_scales(dtype):
         assert np.array_equal(scaled[n], expected.astype(scaled.dtype))
 
 
-def test_levels_broadcast_over_the_axes_before_the_pixels():
+def test_limits_broadcast_over_batch_axes():
     images = pixels("uint16", (4, 3, 8, 8))
     each = ops.normalize(images, np.zeros((4, 3)), np.tile([100.0, 2000, 60000], (4, 1)))
     assert np.array_equal(ops.normalize(images, 0, [100, 2000, 60000]), each)
@@ -137,7 +137,7 @@ def test_a_nan_pixel_stays_nan():
     assert not scaled[1].any()
 
 
-def test_views_byte_orders_and_read_only_arrays_are_fine():
+def test_views_byte_orders_and_read_only_arrays_are_accepted():
     images = pixels("uint16", (5, 2, 16, 16))
     masks = awkward_masks(16)[:5]
     planes = np.repeat(masks[:, None], 2, axis=1)
@@ -150,7 +150,7 @@ def test_views_byte_orders_and_read_only_arrays_are_fine():
     assert np.array_equal(ops.normalize(images.astype(">u2"), 0, 9), ops.normalize(images, 0, 9))
 
 
-def test_nothing_given_is_changed():
+def test_arguments_are_not_changed():
     masks = awkward_masks(16)
     before = masks.copy()
     for result in (
@@ -165,7 +165,7 @@ def test_nothing_given_is_changed():
     assert np.array_equal(masks, before)
 
 
-def test_leading_axes_count_tiles():
+def test_batch_axes():
     masks = awkward_masks(16)[:6]
     for function in (ops.fill_holes, lambda m: ops.dilate(m, 2), lambda m: ops.gaussian_blur(m, 1)):
         assert np.array_equal(function(masks.reshape(2, 3, 16, 16)), function(masks).reshape(2, 3, 16, 16))
@@ -221,7 +221,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_is_refused_and_why(message):
+def test_invalid_arguments_raise(message):
     with pytest.raises(InputError, match=message) as error:
         REFUSED[message]()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The backends, and the choice among them by device name.
+"""The backends, and the choice of a backend by device name.
 
 All backends compute the same numbers: `reference` is the definition, `cpu` is fast on every machine, and `cuda` runs
 on an NVIDIA GPU. See `interface.Backend`.
@@ -16,25 +16,25 @@ __all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choos
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
-# A GPU wants many cells at a time, so that the fixed cost of a batch vanishes; the arrays of a stream take at most
-# this.
+# Cells of a batch on a GPU: enough that the fixed cost of a batch is negligible. Bytes: a limit for the arrays of a
+# stream.
 GPU_CELLS = 2048
 GPU_NBYTES = 512 << 20
 
 
 def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
-    """The backend for a device name; ``auto`` is a GPU where one works, else the cpu.
+    """Return the backend for a device name; ``auto`` is a GPU if one works, otherwise the CPU.
 
     Parameters
     ----------
     device : str
     gpu_memory : int, bytes, optional
-        How much of a GPU's memory may be taken; by default most of what is free.
+        How much of a GPU's memory may be used; by default most of what is free.
 
     Raises
     ------
     DeviceError
-        If the name is unknown, or the device does not work here; the message says why and what to do.
+        If the name is unknown or the device does not work here; the message says why and what to do.
     """
     if gpu_memory is not None and gpu_memory < 1:
         raise DeviceError(f"gpu_memory is {gpu_memory} bytes; it must be positive")
@@ -60,7 +60,7 @@ def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
 
 
 def why_not(device: str) -> str | None:
-    """Why a device does not work here and what to do, in one line; None if it does."""
+    """Return why a device does not work here and what to do, in one line; None if it works."""
     name, _, number = device.removeprefix("reference:").partition(":")
     if name != "cuda":
         return None
@@ -81,7 +81,7 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     return Backend(
         device=f"cuda:{index}",
         extract=opened.extract,
-        # Half of a stream's share: the window is there twice while it is widened, and pools keep some slack.
+        # Half of a stream's share: labels exist twice while they are converted, and memory pools need some slack.
         batch_size=BatchSize(GPU_CELLS, min(GPU_NBYTES, budget // (2 * cuda.STREAMS))),
         streams=cuda.STREAMS,
         statistics=opened.statistics,

@@ -1,4 +1,4 @@
-"""What every backend provides: `Backend`, and the signatures of its functions."""
+"""The interface of all backends: `Backend` and the signatures of its functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Deflated:
     limits : (n, C, 2) float64
         The lower and upper value that each channel was normalized with.
     seconds : mapping of str to float
-        Time spent in ``compute`` and ``encode``.
+        Time spent in the stages ``compute`` and ``encode``.
     """
 
     streams: list[memoryview]
@@ -37,13 +37,13 @@ class Deflated:
     seconds: Mapping[str, float]
 
 
-# Arguments are those of `Extract`, and the bytes that each stream encodes: a tile, or some of its planes.
+# The arguments are those of `Extract`, and the number of bytes that each stream encodes: a tile, or some of its planes.
 ExtractDeflated = Callable[[Window, Batch, Program, NDArray[np.float64] | None, int], Deflated]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A device, and how batches are extracted on it.
+    """A device and the functions that extract batches on it.
 
     Parameters
     ----------
@@ -51,19 +51,19 @@ class Backend:
     extract : callable
         Extracts a batch into host memory; thread-safe.
     batch_size : BatchSize
-        How large batches should be.
+        The preferred size of batches.
     streams : int or None
-        The number of batches it processes concurrently by itself; None if it uses the caller's threads.
+        The number of batches that are processed concurrently; None if batches are computed in the caller's thread.
     statistics : callable
         `labels.label_statistics`, or the same on the device.
     extract_on_device : callable or None
-        `extract`, with the result left on the device.
+        The same as `extract`, but the result stays on the device.
     extract_in_parts : callable or None
-        `extract`, a few cells at a time, each time into memory that the next part overwrites.
+        The same as `extract`, a few cells at a time; each part overwrites the memory of the previous one.
     extract_deflated : callable or None
         Extracts and deflates a batch in one call; None if the backend cannot deflate.
     warnings : list of str
-        What the user should know, one line each; grows during a run.
+        Warnings for the user, one line each; grows during a run.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""A program as numbers, for backends that are compiled: the same rows for numba and for CUDA."""
+"""Numeric tables of a program, for compiled backends: the same rows for numba and for CUDA."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from gpu_extract.recipe import Program, gaussian_weights
 
-__all__ = ["PIXELS_GIVEN", "PIXELS_MASK", "PIXELS_TILE", "mask_tables", "quantile_pixels"]
+__all__ = ["LIMITS_GIVEN", "LIMITS_OF_MASK", "LIMITS_OF_TILE", "limits_source", "mask_tables"]
 
-# Where a cell's limits come from; ``enum Pixels`` of kernels/extract.cu stands in this order.
-PIXELS_MASK, PIXELS_TILE, PIXELS_GIVEN = 0, 1, 2
+# Where a cell's limits come from, in the order of ``enum LimitsSource`` in kernels/extract.cu.
+LIMITS_OF_MASK, LIMITS_OF_TILE, LIMITS_GIVEN = 0, 1, 2
 
 
 def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The program's masks, (k, 4), and their blur weights from the centre outwards, padded to (k, R + 1).
+    """Return the program's masks, (k, 4), and their blur weights from the centre outwards, padded to (k, R + 1).
 
-    A row of masks is the label plane, fill holes (0 or 1), the radius of the disk, and the radius of the blur.
+    A row of masks is the index of the label plane, fill holes (0 or 1), the radius of the dilation, and the radius of
+    the blur.
     """
     blurs = [gaussian_weights(steps.sigma) for steps in program.masks]
     weights = np.zeros((len(blurs), max(map(len, blurs))))
@@ -31,8 +32,8 @@ def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64
     return np.array(masks, np.int64), weights
 
 
-def quantile_pixels(program: Program, limits: NDArray[Any] | None) -> int:
-    """Where a cell's limits come from: they are given, or taken from the pixels that the recipe names."""
+def limits_source(program: Program, limits: NDArray[Any] | None) -> int:
+    """Return where a cell's limits come from: they are given, or quantiles of the pixels that the recipe selects."""
     if limits is not None:
-        return PIXELS_GIVEN
-    return PIXELS_MASK if program.recipe.quantile_pixels == "mask" else PIXELS_TILE
+        return LIMITS_GIVEN
+    return LIMITS_OF_MASK if program.recipe.quantile_pixels == "mask" else LIMITS_OF_TILE

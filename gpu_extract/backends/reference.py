@@ -1,7 +1,7 @@
-"""The definition of an extraction, in float64, to be read like a methods section.
+"""The definition of an extraction, in float64, readable like a methods section.
 
-The same text serves NumPy + SciPy and, given other `Libraries`, CuPy + cupyx. Every other backend is judged
-by this one; this one is judged by SciPy, by hand-made cases and by the files of the peers.
+The same code runs on NumPy and SciPy and, with other `Libraries`, on CuPy and cupyx. All other backends are tested
+against this one; this one is tested against SciPy, cases worked out by hand, and files of other programs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ HOST = Libraries(np, scipy.ndimage)
 
 
 class Mask(NamedTuple):
-    """The masks of one cell made from one label plane, each (S, S)."""
+    """The masks of one cell in one label plane, each (S, S)."""
 
-    filled: Array  # B, bool: the label, holes filled
-    dilated: Array  # D, bool: B expanded by a disk
-    soft: Array  # E, float64: D blurred
-    free: Array  # N, bool: not on a neighbour
+    filled: Array  # bool: the label with its holes filled
+    dilated: Array  # bool: `filled`, dilated by a disk
+    soft: Array  # float64: `dilated`, blurred
+    free: Array  # bool: pixels that are not on a neighbour
 
 
 def extract(
@@ -46,18 +46,18 @@ def extract(
     limits: np.ndarray | None = None,
     libraries: Libraries = HOST,
 ) -> CellImages:
-    """The finished tiles of a batch, one cell after the other.
+    """Return the finished tiles of a batch.
 
     Parameters
     ----------
     window : Window
-        Covers all tiles of the batch as far as they lie on the slide.
+        Contains all pixels of the tiles that lie on the slide.
     batch : Batch
     program : Program
     limits : (C, 2) float64, optional
-        Lower and upper value of each channel, where neither the recipe nor the cell itself gives them.
+        Lower and upper value of each channel. By default those of the recipe, otherwise quantiles of each cell.
     libraries : Libraries
-        Where the arithmetic runs.
+        What computes: on the host or on a GPU.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def extract(
 
 
 def cut_tile(planes: Array, y: int, x: int, size: int) -> Array:
-    """The ``size`` x ``size`` tile whose first pixel is (y, x) of the last two axes, 0 outside of them."""
+    """Return the tile of ``size`` pixels whose first pixel is (y, x) of the last two axes; pixels outside are 0."""
     height, width = planes.shape[-2:]
     tile = np.zeros((*planes.shape[:-2], size, size), planes.dtype)
     y0, y1, x0, x1 = max(y, 0), min(y + size, height), max(x, 0), min(x + size, width)
@@ -95,7 +95,7 @@ def extract_tile(
     limits: np.ndarray | None = None,
     libraries: Libraries = HOST,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The finished tile (K, S, S) of one cell, and the (C, 2) limits it was normalised with.
+    """Return the finished tile (K, S, S) of one cell, and the (C, 2) limits it was normalized with.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def extract_tile(
     pixels : (C, S, S)
         The channels under the tile.
     on_slide : (S, S) bool
-        False where the tile reaches past the slide.
+        False outside the slide.
     cell_id : int
     program, limits, libraries
         As for `extract`.
@@ -137,7 +137,7 @@ def extract_tile(
 
 
 def cell_mask(labels: Array, cell_id: int, steps: MaskSteps, libraries: Libraries = HOST) -> Mask:
-    """B, D, E and N of one cell from the label plane under its tile, (S, S)."""
+    """Return the masks of one cell from the label plane under its tile, (S, S)."""
     xp, ndimage = libraries
     own = labels == cell_id
     filled = ndimage.binary_fill_holes(own) if steps.fill_holes else own
@@ -149,13 +149,13 @@ def cell_mask(labels: Array, cell_id: int, steps: MaskSteps, libraries: Librarie
 
 
 def disk(radius: int, xp: Any = np) -> Array:
-    """The disk ``dy^2 + dx^2 <= radius^2``, (2 radius + 1, 2 radius + 1) bool."""
+    """Return the disk ``dy^2 + dx^2 <= radius^2``, (2 radius + 1, 2 radius + 1) bool."""
     y, x = xp.ogrid[-radius : radius + 1, -radius : radius + 1]
     return y * y + x * x <= radius * radius
 
 
 def channel_limits(values: Array, region: Array, recipe: Recipe, xp: Any) -> tuple[float, float]:
-    """The lower and upper quantile of a channel of one cell; (0, 0) where there is no pixel to take them from."""
+    """Return the lower and upper quantile of a channel of one cell; (0, 0) if no pixel counts."""
     pixels = values[region] if recipe.quantile_pixels == "mask" else values.ravel()
     if not pixels.size:
         return 0.0, 0.0
@@ -164,7 +164,7 @@ def channel_limits(values: Array, region: Array, recipe: Recipe, xp: Any) -> tup
 
 
 def scale(values: Array, limits: np.ndarray, recipe: Recipe, xp: Any) -> Array:
-    """``clip((values - lo) / (hi - lo), 0, 1)``; for ``hi == lo`` see `Recipe.flat_channel`."""
+    """Return ``clip((values - lo) / (hi - lo), 0, 1)``; for ``hi == lo`` see `Recipe.flat_channel`."""
     if recipe.normalization == "none":
         return values
     lo, hi = float(limits[0]), float(limits[1])
@@ -176,13 +176,13 @@ def scale(values: Array, limits: np.ndarray, recipe: Recipe, xp: Any) -> Array:
 
 
 def stretch(values: Array) -> Array:
-    """``(y - min) / (max - min)``, or y if max == min."""
+    """Return ``(values - min) / (max - min)``, or the values themselves if ``max == min``."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else values
 
 
 def to_output(planes: list[Array], n_masks: int, program: Program, xp: Any) -> np.ndarray:
-    """The planes in the output type, rounded once, half to even, in host memory."""
+    """Return the planes in the output type, rounded once, half to even, in host memory."""
     to_host: Callable[[Array], np.ndarray] = np.asarray if xp is np else xp.asnumpy
     out = np.empty(program.tile_shape, program.output_dtype)
     for k, plane in enumerate(planes):

@@ -1,6 +1,6 @@
-"""Every fast backend against the reference, by the same cases.
+"""All fast backends compared to the reference, on the same cases.
 
-``cuda`` is the CUDA source itself, byte for byte, run on the CPU.
+``cuda`` is the unmodified CUDA source, compiled for the CPU.
 """
 
 import numpy as np
@@ -54,11 +54,11 @@ def test_every_pixel_type(device, dtype, normalization):
 
 
 @on_both
-def test_small_contrasts_on_a_high_ground(device):
-    """lo is large and hi - lo small: x - lo must keep its digits."""
+def test_small_contrasts_on_a_bright_background(device):
+    """If lo is large and hi - lo is small, x - lo must not lose precision."""
     image, nucleus, cytosol = small_slide(2, dtype=np.float32)
-    for ground, dtype in ((60000, "uint16"), (1e6, "float32"), (4e9, "uint32"), (1e12, "float64")):
-        slide = as_slide((image / 40 + ground).astype(dtype), nucleus, cytosol)
+    for background, dtype in ((60000, "uint16"), (1e6, "float32"), (4e9, "uint32"), (1e12, "float64")):
+        slide = as_slide((image / 40 + background).astype(dtype), nucleus, cytosol)
         assert_equals_reference(device, *one_batch(slide, Recipe(tile_size=31)))
 
 
@@ -92,7 +92,7 @@ def test_ids_beyond_32_bits_that_differ_only_there(device):
         {"quantiles": (0.3, 0.6), "quantile_pixels": "tile"},
     ],
 )
-def test_normalisations_and_output_types(device, output, changes):
+def test_normalizations_and_output_types(device, output, changes):
     slide = as_slide(*small_slide(4))
     assert_equals_reference(device, *one_batch(slide, Recipe(tile_size=40, output_dtype=output).replace(**changes)))
 
@@ -100,7 +100,7 @@ def test_normalisations_and_output_types(device, output, changes):
 @on_both
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 def test_negative_pixels(device, preset):
-    """Cut before it is scaled, a channel is not 0 around the cell where its lower limit is negative."""
+    """If a channel is masked before it is scaled and its lower limit is negative, it is not 0 outside the cell."""
     slide = as_slide(*small_slide(5, dtype=np.int16))
     assert_equals_reference(device, *one_batch(slide, Recipe.preset(preset).replace(tile_size=32, border="keep")))
     shifted = Recipe.preset(preset).replace(tile_size=32, border="keep", normalization="range", value_range=(-100, 900))
@@ -130,7 +130,7 @@ def test_a_mask_larger_than_its_tile_and_a_tile_larger_than_the_slide(device, pr
 
 
 @on_both
-def test_a_cell_that_is_not_under_its_tile_and_an_empty_batch(device):
+def test_a_cell_outside_its_tile_and_an_empty_batch(device):
     labels = np.zeros((30, 30), np.uint32)
     labels[3, 3], labels[20, 20] = 1, 2
     window = bare_window(np.ones((1, 30, 30), np.uint16), labels)
@@ -165,7 +165,7 @@ recipes = st.builds(
 
 @st.composite
 def blobs(draw):
-    """Label planes of random rectangles: touching, overlapping, in pieces, with holes and cells in the holes."""
+    """Draw label planes of random rectangles: touching, overlapping, split, with holes and with cells in the holes."""
     H, W = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     ids = draw(st.sampled_from([[1, 2, 3, 9], [4, 2**40, 2**40 + 4, 2**63]]))
     planes = []

@@ -1,4 +1,4 @@
-"""The reference against cases worked out by hand, SciPy and scikit-image; the golden files are in test_golden."""
+"""The reference, compared to cases worked out by hand, SciPy and scikit-image; golden files are in test_golden."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from gpu_extract.recipe import MaskSteps
 ONE = ("nucleus",)
 BOTH = ("nucleus", "cytosol")
 
-# sigma 0.3 has taps at -1, 0, 1 only: W1 W0 W1.
+# sigma 0.3 has three taps: W1, W0, W1.
 RATIO = np.exp(-0.5 / 0.09)
 W0, W1 = 1 / (1 + 2 * RATIO), RATIO / (1 + 2 * RATIO)
 PLUS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
@@ -39,7 +39,7 @@ def extract_seven(labels, image, recipe, cell_id=1):
     return cells.images[0], cells.limits[0]
 
 
-def test_a_pixel_dilated_by_radius_1_is_a_plus_and_its_blur_is_known():
+def test_a_pixel_dilated_by_radius_1_is_a_plus_with_a_known_blur():
     labels = seven(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]))
     mask = reference.cell_mask(labels, 1, MaskSteps(0, True, 1, 0.3))
     assert (mask.dilated[2:5, 2:5] == PLUS).all()
@@ -57,12 +57,12 @@ def test_a_pixel_dilated_by_radius_1_is_a_plus_and_its_blur_is_known():
     np.testing.assert_allclose(mask.soft, soft, rtol=1e-14, atol=1e-17)
 
 
-def test_quantiles_normalisation_and_cut_of_the_plus():
+def test_quantiles_normalization_and_mask_of_the_plus():
     labels = seven(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]))
-    image = np.full((7, 7), 1000, np.uint16)  # bright all around: must not count
+    image = np.full((7, 7), 1000, np.uint16)  # bright background, which must not count
     image[2, 3], image[3, 2], image[3, 3], image[3, 4], image[4, 3] = 10, 20, 30, 40, 50
     tile, limits = extract_seven(labels, image, plus_recipe(output_dtype="float32"))
-    assert limits.tolist() == [[20.0, 40.0]]  # ranks 1 and 3 of five
+    assert limits.tolist() == [[20.0, 40.0]]  # ranks 1 and 3 of 5
     arm = W0 * W0 + W0 * W1 + 2 * W1 * W1
     assert tile[0].sum() == tile[0, 3, 3] == 1
     np.testing.assert_allclose(tile[1, 3, 3], 0.5 * (W0 * W0 + 4 * W0 * W1), rtol=1e-6)
@@ -70,12 +70,12 @@ def test_quantiles_normalisation_and_cut_of_the_plus():
     np.testing.assert_allclose(tile[1, 2, 2], 2 * W0 * W1 + W1 * W1, rtol=1e-6)
 
 
-def test_a_neighbour_is_cut_away_and_does_not_count():
+def test_a_neighbour_is_masked_and_does_not_count():
     labels = seven(np.array([[0, 2, 0], [0, 1, 0], [0, 0, 0]]))
     image = np.full((7, 7), 1000, np.uint16)
     image[2, 3], image[3, 2], image[3, 3], image[3, 4], image[4, 3] = 10, 20, 30, 40, 50
     tile, limits = extract_seven(labels, image, plus_recipe())
-    assert limits.tolist() == [[27.5, 42.5]]  # of 20 30 40 50: ranks 0.75 and 2.25
+    assert limits.tolist() == [[27.5, 42.5]]  # ranks 0.75 and 2.25 of 20, 30, 40, 50
     assert tile[1, 2, 3] == 0
     kept, limits = extract_seven(labels, image, plus_recipe(neighbours="keep", quantiles=(0.25, 0.7499)))
     assert limits[0, 0] == 20
@@ -116,7 +116,7 @@ def test_a_flat_channel_is_0_or_undivided():
     assert tile[1].sum() == tile[1, 0, 0] == 1
 
 
-def test_the_tile_past_the_slide_is_0_and_its_pixels_do_not_count():
+def test_pixels_outside_the_slide_are_0_and_do_not_count():
     labels = np.zeros((4, 5), np.uint32)
     labels[0, 1] = 3
     image = np.full((1, 4, 5), 7, np.uint16)
@@ -125,30 +125,30 @@ def test_the_tile_past_the_slide_is_0_and_its_pixels_do_not_count():
     cells = reference.extract(bare_window(image, labels), bare_batch([3], [(-3, -2)], (4, 5)), program)
     assert cells.images[0, 0, 3, 3] == 1
     assert not cells.images[0, 1, :3].any()
-    assert cells.limits[0].tolist() == [[7.0, 7.5]]  # of 7 7 7 9: the arm above is off the slide
+    assert cells.limits[0].tolist() == [[7.0, 7.5]]  # of 7, 7, 7, 9: the upper arm is outside the slide
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 6])
-def test_the_disk_is_scikit_images(radius):
+def test_the_disk_equals_scikit_images(radius):
     assert (reference.disk(radius) == skimage_disk(radius)).all()
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0, 5.0])
-def test_the_blur_is_scikit_images(sigma):
+def test_the_blur_equals_scikit_images(sigma):
     labels = (np.random.default_rng(0).random((41, 40)) < 0.3).astype(np.uint16)
     soft = reference.cell_mask(labels, 1, MaskSteps(0, False, 0, sigma)).soft
     expected = gaussian(labels == 1, sigma=sigma, preserve_range=True, mode="nearest") if sigma else labels
     assert (soft == expected).all()
 
 
-def test_with_one_plane_the_nucleus_does_both_jobs():
+def test_with_one_plane_the_nucleus_masks_all_channels():
     labels, image = seven(np.ones((3, 3), np.uint8)), np.arange(98).reshape(2, 7, 7).astype(np.uint8)
     recipe = Recipe(tile_size=7, nucleus_dilation=0, nucleus_sigma=0, cytosol_dilation=1, cytosol_sigma=0)
     program = recipe.program(ONE, 2, image.dtype)
     tile = reference.extract(bare_window(image, labels), bare_batch([1], [(0, 0)], (7, 7)), program).images[0]
     assert tile.shape == (3, 7, 7)
-    assert (tile[1] > 0).sum() == 8  # the 9 pixels of the mask less the lowest
-    assert (tile[2] > 0).sum() == 20  # the mask and an arm on each of its 12 sides, less the lowest
+    assert (tile[1] > 0).sum() == 8  # the 9 pixels of the mask except the smallest
+    assert (tile[2] > 0).sum() == 20  # the mask and its 12 edge neighbours except the smallest
 
 
 def raw_case(dtype):
@@ -191,7 +191,7 @@ def test_range_and_dtype(changes, limits):
 
 
 @pytest.mark.parametrize(("dtype", "top"), [("uint8", 255), ("uint16", 65535)])
-def test_normalised_integers_fill_their_type(dtype, top):
+def test_normalized_integers_use_the_full_range_of_their_type(dtype, top):
     labels, image = raw_case(np.uint16)
     tile, _ = extract_seven(labels, image, plus_recipe(output_dtype=dtype))
     exact, _ = extract_seven(labels, image, plus_recipe(output_dtype="float32"))
@@ -200,7 +200,7 @@ def test_normalised_integers_fill_their_type(dtype, top):
     assert (abs(tile / top - exact) <= 0.5 / top + 1e-7).all()
 
 
-def test_minmax_stretches_all_but_the_excepted_channel():
+def test_minmax_stretches_all_channels_but_the_exempt_one():
     rng = np.random.default_rng(2)
     labels, image = seven(np.ones((3, 3), np.uint8)), rng.integers(0, 99, (3, 7, 7)).astype(np.uint8)
     recipe = Recipe.preset("sparcspy").replace(tile_size=7, border="keep", cytosol_dilation=0, cytosol_sigma=1.0)

@@ -1,4 +1,4 @@
-"""CUDA kernels run on the CPU, for tests: the same source, compiled by g++, one fiber for each CUDA thread."""
+"""Run CUDA kernels on the CPU, for tests: the same source, compiled by g++, with one fiber per CUDA thread."""
 
 from cuda_on_cpu.building import CompileError
 from cuda_on_cpu.checked import Launch, run_checked

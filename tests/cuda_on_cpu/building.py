@@ -1,4 +1,4 @@
-"""From CUDA source to a shared library for this machine, kept in a cache by content."""
+"""Compile CUDA source to a shared library for this machine, cached by content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CompileError", "build_kernels", "build_runtime"]
 
 HERE = Path(__file__).parent
 
-# gnu-unique would make one variable of the __shared__ arrays of all modules that instantiate the same template.
+# With gnu-unique, modules that instantiate the same template would share its __shared__ arrays.
 COMMON_FLAGS = (
     "-std=gnu++17",
     "-march=x86-64-v3",
@@ -30,21 +30,21 @@ KERNEL_FLAGS = {
     "thread": ("-O1", "-g", "-DSHIM_SANITIZE", "-fsanitize=thread"),
     "address": ("-O1", "-g", "-DSHIM_SANITIZE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 }
-# The scheduler itself is never instrumented; it calls the sanitizer's library, which the launcher preloads.
+# The scheduler is not instrumented; it calls the sanitizer's library, which is preloaded.
 RUNTIME_FLAGS = {None: ("-O2",), "thread": ("-O2", "-DSHIM_TSAN"), "address": ("-O2", "-DSHIM_ASAN")}
 
-# extern __shared__ T name[];   an array whose size comes with the launch
+# extern __shared__ T name[];   an array whose size is a launch parameter
 DYNAMIC_SHARED = re.compile(
     r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\(\w+\)\s*)?([\w:<> ]+?)\s+(\w+)\s*\[\s*\]\s*;"
 )
 
 
 class CompileError(Exception):
-    """g++ does not accept the source; the message is what it says."""
+    """g++ cannot compile the source; the message is its output."""
 
 
 def build_kernels(source: str, names: tuple[str, ...], sanitize: str | None, *, fuse: bool) -> Path:
-    """The library of the kernels `names` (name expressions) of `source`."""
+    """Return the library of the kernels `names` (name expressions) of `source`, compiled if necessary."""
     text, n_dynamic = DYNAMIC_SHARED.subn(r"\1* const \2 = (\1*)shim::self->block->dynamic_shared;", source)
     if len(re.findall(r"extern\s+__shared__", source)) != n_dynamic:
         raise ValueError("an `extern __shared__` declaration is not of the form `extern __shared__ T name[];`")
@@ -55,12 +55,12 @@ def build_kernels(source: str, names: tuple[str, ...], sanitize: str | None, *, 
 
 
 def build_runtime(sanitize: str | None) -> Path:
-    """The library of the scheduler."""
+    """Return the library of the scheduler, compiled if necessary."""
     return _build(f'#include "{HERE / "cuda_shim.cpp"}"\n', (*RUNTIME_FLAGS[sanitize], f"-I{HERE}", "-pthread"))
 
 
 def cache_folder() -> Path:
-    """``GPU_EXTRACT_SHIM_CACHE``, or a folder in the user's cache."""
+    """Return ``GPU_EXTRACT_SHIM_CACHE``, or a folder in the user's cache."""
     named = os.environ.get("GPU_EXTRACT_SHIM_CACHE")
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else user / "gpu-extract" / "cuda_on_cpu"
@@ -88,5 +88,5 @@ def _build(text: str, flags: tuple[str, ...]) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise CompileError(done.stderr)
-        os.replace(built, library)  # at once: tests run in several processes
+        os.replace(built, library)  # atomic, because tests run in several processes
     return library

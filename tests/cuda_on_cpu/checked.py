@@ -1,4 +1,4 @@
-"""Launches checked in a process of their own: by thread orders, ThreadSanitizer, or AddressSanitizer with UBSan."""
+"""Check launches in a child process: by thread orders, ThreadSanitizer, or AddressSanitizer with UBSan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHILD = "import sys; from cuda_on_cpu.checked import check_job; check_job(sys.ar
 
 @dataclass(frozen=True)
 class Launch:
-    """One call of a kernel; an array that two launches share is shared in the child too."""
+    """One call of a kernel. Launches that share an array also share it in the child process."""
 
     name: str
     grid: tuple[int, ...]
@@ -41,17 +41,17 @@ class Launch:
 def run_checked(
     source: str, names: Sequence[str], launches: Sequence[Launch], check: str, *, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """The finished child process that made the launches; the arrays here do not change.
+    """Run launches in a child process and return the completed process; the arrays of this process do not change.
 
-    Its exit code is 0 if nothing was found; otherwise stderr says what, and a fault of the kernel that kills the
-    process or never ends (124, after `timeout` seconds) kills no test.
+    The exit code is 0 if no error was found; otherwise stderr explains the error. Kernels that crash, or are still
+    running after `timeout` seconds (exit code 124), do not affect the test process.
 
-    `check` is "orders" (the arrays must end the same whatever the order of the threads), "thread" (races between
-    the threads of a block; both lines are named) or "address" (memory outside of arrays, undefined behaviour).
+    `check` is "orders" (the results must not depend on the order of threads), "thread" (races between threads of a
+    block, reported with both lines) or "address" (accesses outside of arrays, undefined behaviour).
     """
     library = SANITIZERS[check]
     kind = check if library else None
-    build_runtime(kind)  # here: the compiler should not run with the sanitizer preloaded
+    build_runtime(kind)  # in this process, so that the compiler runs without the sanitizer
     build_kernels(source, tuple(names), kind, fuse=True)
     tests = str(Path(__file__).parent.parent)
     environment = {**os.environ, **OPTIONS}
@@ -63,7 +63,7 @@ def run_checked(
         job.flush()
         command = [sys.executable, "-c", CHILD, job.name]
         done = _run(command, environment, timeout)
-        if "unexpected memory mapping" in done.stderr:  # gcc 12's sanitizer where the kernel randomises 32 bits
+        if "unexpected memory mapping" in done.stderr:  # gcc 12's sanitizer with 32 bits of address randomization
             done = _run(["setarch", "-R", *command], environment, timeout)
     return done
 
@@ -72,34 +72,34 @@ def _run(command: list[str], environment: dict[str, str], timeout: float) -> sub
     try:
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"no end after {timeout} seconds")
+        return subprocess.CompletedProcess(command, 124, "", f"still running after {timeout} seconds")
 
 
 def _preload(library: str) -> str:
-    # libstdc++ too: the sanitizer looks for its exceptions when it starts.
-    ask = ("gcc", f"-print-file-name={library}"), ("gcc", "-print-file-name=libstdc++.so")
-    paths = (subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in ask)
+    # Preload libstdc++, too: the sanitizer looks up its exceptions at startup.
+    queries = ("gcc", f"-print-file-name={library}"), ("gcc", "-print-file-name=libstdc++.so")
+    paths = (subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in queries)
     return ":".join(str(Path(path).resolve()) for path in paths)
 
 
 def check_job(path: str) -> None:
-    """The child's part."""
+    """Run the launches of a job; called in the child process."""
     with open(path, "rb") as job:
         source, names, launches, kind = pickle.load(job)
     module = CpuModule(source, names, sanitize=kind)
-    first = _launched(module, launches)
+    first = _run_launches(module, launches)
     if kind:
         return
     for order, seed in (("reverse", 1), ("shuffled", 1), ("shuffled", 2)):
         module.config(order=order, seed=seed)
-        for number, (one, other) in enumerate(zip(first, _launched(module, launches), strict=True)):
+        for number, (one, other) in enumerate(zip(first, _run_launches(module, launches), strict=True)):
             if one.tobytes() != other.tobytes():
                 sys.exit(f"array {number} differs between thread orders forward and {order}")
 
 
-def _launched(module: CpuModule, launches: Sequence[Launch]) -> list[np.ndarray]:
-    """All arrays of the launches, in order of appearance, after them."""
-    # Copies, for the sanitizer too: pickle's arrays lie inside of other objects, these have borders that it watches.
+def _run_launches(module: CpuModule, launches: Sequence[Launch]) -> list[np.ndarray]:
+    """Run launches on copies of their arrays and return the copies in order of appearance."""
+    # Unpickled arrays can be parts of larger objects; copies are separate allocations, whose ends the sanitizer checks.
     copies: dict[int, np.ndarray] = {}
     for launch in launches:
         args = [

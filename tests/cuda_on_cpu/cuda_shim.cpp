@@ -1,8 +1,8 @@
-// The scheduler: each CUDA thread is a fiber that runs until it meets a barrier or a warp operation, or ends.
+// The scheduler: each CUDA thread is a fiber that runs until it reaches a barrier or a warp operation, or exits.
 //
-// A block runs in rounds. In each round every fiber that can run does, in the order asked for; then the meetings
-// that are complete are released. A round in which nothing moved is a deadlock, and is explained. This file is
-// never instrumented by a sanitizer: it tells ThreadSanitizer what orders what (see Meetings) by hand.
+// A block runs in rounds. Each round resumes all fibers that are ready, in the order given; then it releases those
+// whose barrier or warp operation ("meeting") is complete. A round without progress is a deadlock, which is reported.
+// This file is not instrumented by sanitizers; it reports synchronization to ThreadSanitizer explicitly (see Meetings).
 #include "cuda_shim.h"
 #undef assert
 #include <sys/mman.h>
@@ -33,8 +33,8 @@ enum State { ready, at_barrier, in_warp, finished };
 
 constexpr unsigned max_threads = 1024;
 constexpr unsigned char poison = 0xCD;
-constexpr unsigned max_rounds = 1u << 21;  // some ten seconds: a loop over a barrier that has no end
-constexpr size_t guard_bytes = 4096;  // after dynamic shared memory; AddressSanitizer has its own
+constexpr unsigned max_rounds = 1u << 21;  // about ten seconds: then a loop over a barrier is considered endless
+constexpr size_t guard_bytes = 4096;  // after dynamic shared memory; AddressSanitizer has its own guard
 #if defined(SHIM_ASAN) || defined(SHIM_TSAN)
 constexpr size_t stack_bytes = 256 << 10;  // instrumented code needs more
 #else
@@ -45,7 +45,7 @@ struct Fiber : Thread {
     Stack stack;
     State state;
     Site site;  // where it waits
-    // What it brought to the meeting, and what it takes away.
+    // Input and output of a barrier or a warp operation.
     bool predicate;
     unsigned mask;
     uint64_t value;
@@ -61,8 +61,8 @@ struct Fiber : Thread {
 };
 
 #ifdef SHIM_TSAN
-// Arriving at a meeting happens before leaving it, for its members only. Two tokens in turn, or a fast thread's next
-// arrival would seem to come before a slow thread's leaving.
+// Arriving at a meeting happens before leaving it, for its members only. Two tokens alternate; otherwise the next
+// arrival of a fast thread would be ordered before the leaving of a slow one.
 class Meetings {
   public:
     void block_starts() {
@@ -105,7 +105,7 @@ struct Meetings {
 };
 #endif
 
-// What all blocks of a launch share.
+// State shared by all blocks of a launch.
 struct Launch {
     Launch(const ShimLaunch& shape, void (*body)(void*), void* argument, void* (*touch)())
         : shape(shape), body(body), argument(argument), touch(touch) {}
@@ -130,7 +130,7 @@ struct Random {  // xorshift
     }
 };
 
-// Fiber stacks, kept for the next launch. A page between two stops an overrun with a segmentation fault.
+// Fiber stacks, reused by the next launch. A guard page between two stacks turns an overrun into a segmentation fault.
 struct StackMemory {
     static constexpr size_t page = 4096;
     char* memory;
@@ -145,8 +145,8 @@ struct StackMemory {
 };
 thread_local StackMemory stacks;
 
+// Poison the thread-local memory of the library that contains the address `inside`: a kernel's __shared__ variables.
 void fill_thread_local_memory(void* inside) {
-    // Of the one library that holds `inside`: the kernel's, whose thread-local memory is its __shared__ variables.
     dl_iterate_phdr(
         [](dl_phdr_info* library, size_t, void* address) {
             for (int i = 0; i < library->dlpi_phnum; ++i) {
@@ -162,7 +162,7 @@ void fill_thread_local_memory(void* inside) {
         inside);
 }
 
-// Runs blocks one after another on one thread of the operating system.
+// Runs blocks one after the other on one thread of the operating system.
 class Worker {
   public:
     explicit Worker(Launch& launch) : launch(launch), order((Order)launch.shape.order) {
@@ -175,7 +175,7 @@ class Worker {
 #ifdef SHIM_ASAN
         shared.resize(1);
         block.dynamic_shared = nullptr;
-        if (posix_memalign(&block.dynamic_shared, 16, bytes)) abort();  // to the byte: what lies after is watched
+        if (posix_memalign(&block.dynamic_shared, 16, bytes)) abort();  // exact size, to detect overruns
 #else
         shared.resize(bytes + guard_bytes + 16);
         block.dynamic_shared = (void*)(((uintptr_t)shared.data() + 15) & ~(uintptr_t)15);
@@ -200,7 +200,7 @@ class Worker {
 
     Fiber& running() { return static_cast<Fiber&>(*self); }
 
-    // Called on a fiber: back to the scheduler until the meeting is complete.
+    // Called on a fiber: switch to the scheduler until the meeting is complete.
     void wait(State state) {
         Fiber& fiber = running();
         fiber.state = state;
@@ -220,7 +220,7 @@ class Worker {
         launch.failed = true;
     }
 
-    // Called on a fiber, which is left for good.
+    // Called on a fiber, which is never resumed.
     [[noreturn]] void fail_here(const char* why, Site site) {
         fail(running(), why, site);
         switch_stack(running().stack, scheduler, true);
@@ -228,7 +228,7 @@ class Worker {
     }
 
     static thread_local Worker* current;
-    int votes = 0;  // of the barrier released last
+    int votes = 0;  // of the last barrier
 
   private:
     static std::string name(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
@@ -250,7 +250,7 @@ class Worker {
             moved |= release_warps();
             moved |= release_barrier();
             if (!moved) explain_deadlock();
-            if (round == max_rounds) fail(fibers[turn[0]], "no end in sight: still waiting", fibers[turn[0]].site);
+            if (round == max_rounds) fail(fibers[turn[0]], "endless loop over a barrier", fibers[turn[0]].site);
         }
         if (!launch.failed) check_guard();
         meetings.block_ends();
@@ -288,7 +288,7 @@ class Worker {
         bool moved = false;
         if (order == shuffled)
             for (size_t i = turn.size() - 1; i > 0; --i) std::swap(turn[i], turn[random(i + 1)]);
-        // Shuffled, half of the warps sit a round out, so that others run far ahead of them.
+        // If shuffled, half of the warps skip a round, so that others run far ahead.
         const unsigned resting = order == shuffled ? random(~0u) : 0;
         for (unsigned i : turn) {
             Fiber& fiber = fibers[i];
@@ -306,7 +306,7 @@ class Worker {
         return moved;
     }
 
-    // A warp operation waits for the lanes of its mask that have not ended, all at the same line.
+    // A warp operation waits until all lanes of its mask that have not exited are at the same line.
     bool release_warps() {
         bool moved = false;
         for (unsigned warp = 0; warp < alive.size(); ++warp) {
@@ -403,8 +403,8 @@ class Worker {
     const Order order;
     Block block;
     std::vector<Fiber> fibers;
-    std::vector<unsigned> turn;   // in which fibers run
-    std::vector<unsigned> alive;  // by warp: lanes that exist and have not ended
+    std::vector<unsigned> turn;   // the order in which fibers run
+    std::vector<unsigned> alive;  // per warp: lanes that exist and have not exited
     std::vector<unsigned char> shared;
     unsigned n_finished = 0;
     Random random{1};

@@ -1,7 +1,7 @@
-"""`ShimDevice`: the package's `Device` on the CPU, as late and as careless about order as a GPU may be.
+"""`ShimDevice`: the package's `Device` on the CPU, as asynchronous as a GPU.
 
-What is asked of a stream is put off until some stream is synchronised, and then the streams take turns at
-random. Memory is poisoned when it is handed out, counted while it is held, and limited.
+Operations of a stream are deferred until a stream is synchronized; then operations of all streams run in random order.
+Memory is poisoned when it is allocated, counted, and limited.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gpu_extract.backends.cuda.source import kernel_source
 
 __all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]
 
-POISON = 0xCD  # a NaN as float16, and far off as everything else
+POISON = 0xCD  # an implausible value in all types
 STATIC_SHARED_NBYTES = 4 << 10
 
 
 class ShimGpu:
-    """What the streams of one device share: its memory and its time.
+    """A device: the memory and the scheduler that its streams share.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class ShimGpu:
     shared_nbytes_limit : int
         Dynamic shared memory of a block.
     seed : int
-        Of the order in which streams take turns.
+        Of the random order of operations of different streams.
     order : {"forward", "reverse", "shuffled"}
-        In which threads of a block run.
+        The order in which threads of a block run.
     """
 
     def __init__(self, *, nbytes=1 << 32, multiprocessors=2, shared_nbytes_limit=None, seed=0, order="forward"):
@@ -51,23 +51,23 @@ class ShimGpu:
         self._lock = threading.RLock()
 
     def stream(self):
-        """A new stream."""
+        """Return a new stream."""
         stream = ShimDevice(self)
         self.streams.append(stream)
         return stream
 
     def run_until_done(self, stream):
-        """Let the streams take turns until nothing is left to do for one of them."""
+        """Run operations of all streams in random order until those of `stream` are done."""
         with self._lock:
             while stream.waiting:
                 self._dice.choice([each for each in self.streams if each.waiting]).waiting.popleft()()
 
     def allocate(self, shape, dtype):
-        """A poisoned array that counts as device memory as long as it lives."""
+        """Return a poisoned array that counts as device memory until it is deleted."""
         array = np.empty(shape, dtype)
         with self._lock:
             if self.held + array.nbytes > self.nbytes:
-                raise OutOfDeviceMemoryError(f"{array.nbytes} bytes asked for, {self.nbytes - self.held} free")
+                raise OutOfDeviceMemoryError(f"{array.nbytes} bytes requested, {self.nbytes - self.held} free")
             self.held += array.nbytes
         poisoned = array.reshape(-1).view(np.uint8)
         poisoned[:] = POISON
@@ -110,7 +110,7 @@ class ShimDevice:
         assert shared_nbytes <= self.shared_nbytes_limit
         function.max_dynamic_shared_size_bytes = SHARED_LIMIT
         self._gpu.launched.append((kernel, n_blocks, shared_nbytes))
-        # The arguments are held until then, as a stream's memory pool does.
+        # The closure keeps the arguments alive until then, as a stream's memory pool does.
         self.waiting.append(
             lambda: function((n_blocks,), (kernel.threads,), arguments, shared_nbytes, order=self._gpu.order)
         )
@@ -121,15 +121,15 @@ class ShimDevice:
 
 @cache
 def compiled(source, expression):
-    """The module of one kernel instance."""
+    """Return the module of one kernel instance."""
     return CpuModule(kernel_source(source), [expression])
 
 
-def shim_of(gpu, tell=lambda line: None):
-    """The extraction on one stream of a device."""
-    return DeviceExtraction([gpu.stream()], tell)
+def shim_of(gpu, warn=lambda line: None):
+    """Return the extraction on one stream of a device."""
+    return DeviceExtraction([gpu.stream()], warn)
 
 
 def shim(**gpu):
-    """The extraction on one stream of a new `ShimGpu`."""
+    """Return the extraction on one stream of a new `ShimGpu`."""
     return shim_of(ShimGpu(**gpu))

@@ -1,4 +1,4 @@
-// Switching between stacks, and telling the sanitizers about it. x86-64 only.
+// Switch between stacks and notify the sanitizers. x86-64 only.
 #pragma once
 #include <stddef.h>
 #if !defined(__x86_64__)
@@ -12,7 +12,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-// Saves the registers that a function must keep, changes stacks, takes up the other's registers.
+// Save the callee-saved registers, switch stacks, and restore the registers of the other stack.
 extern "C" void shim_switch(void** save_stack_pointer, void* stack_pointer);
 asm(R"(
 .text
@@ -40,28 +40,28 @@ shim_switch:
 namespace shim {
 
 struct Stack {
-    void* pointer = nullptr;     // where it was left
+    void* pointer = nullptr;     // the stack pointer when it was suspended
     const void* base = nullptr;  // its memory
     size_t size = 0;
-    void* fake = nullptr;  // AddressSanitizer's part
-    void* tsan = nullptr;  // ThreadSanitizer's name for it
+    void* fake = nullptr;  // AddressSanitizer's fake stack
+    void* tsan = nullptr;  // ThreadSanitizer's handle
 
-    // Makes the first switch to this stack call entry().
+    // Prepare the stack so that the first switch to it calls entry().
     void prepare(char* memory, size_t bytes, void (*entry)()) {
         base = memory;
         size = bytes;
 #ifdef SHIM_ASAN
-        __asan_unpoison_memory_region(memory, bytes);  // what an earlier fiber left there
+        __asan_unpoison_memory_region(memory, bytes);  // poisoned by an earlier fiber
 #endif
         void** top = (void**)(memory + bytes - 64);
-        *--top = nullptr;  // as if called: the stack is 8 short of a multiple of 16 when entry() begins
+        *--top = nullptr;  // as after a call: the stack pointer is 8 below a multiple of 16 at entry()
         *--top = (void*)entry;
         for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
         pointer = top;
     }
 };
 
-// The first thing on a new stack. `from` learns where its memory is.
+// Must be called first on a new stack. Sets the memory of `from`.
 inline void arrived(Stack& from) {
 #ifdef SHIM_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &from.base, &from.size);
@@ -69,13 +69,13 @@ inline void arrived(Stack& from) {
     (void)from;
 }
 
-// `last`: the stack `from` will not be taken up again.
+// `last`: the stack `from` is never resumed.
 inline void switch_stack(Stack& from, Stack& to, bool last = false) {
 #ifdef SHIM_ASAN
     __sanitizer_start_switch_fiber(last ? nullptr : &from.fake, to.base, to.size);
 #endif
 #ifdef SHIM_TSAN
-    // no_sync: only barriers order the threads of a block, not the order in which they happen to run here.
+    // no_sync: threads of a block are synchronized by barriers only, not by the order in which fibers run.
     __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
     shim_switch(&from.pointer, to.pointer);

@@ -1,4 +1,4 @@
-"""`CpuModule`: what `cupy.RawModule` is, for NumPy arrays on the CPU, and stricter about what it is given."""
+"""`CpuModule`: `cupy.RawModule` for NumPy arrays on the CPU, with stricter checks of arguments."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ORDERS = ("forward", "reverse", "shuffled")
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 BLOCK_LIMITS = (1024, 1024, 64)
 THREADS_LIMIT = 1024
-SHARED_DEFAULT = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
-# What the largest devices give a block; backends/cuda/test_compile.py knows each architecture's.
+SHARED_DEFAULT = 48 << 10  # bytes of dynamic shared memory that a kernel can have by default
+# The maximum of all devices; tests/nvrtc.py has the maximum of each architecture.
 SHARED_LIMIT = 227 << 10
 
 
 class KernelError(Exception):
-    """A kernel did what it must not; the message names the line, the block and the thread."""
+    """An error in a kernel; the message names the line, the block and the thread."""
 
 
 class ShimLaunch(ctypes.Structure):
@@ -41,7 +41,7 @@ class ShimLaunch(ctypes.Structure):
 
 @cache
 def _load_runtime(sanitize: str | None) -> ctypes.CDLL:
-    # Global: the kernels' libraries find shim_run and the rest of the scheduler here.
+    # Global, so that the kernels' libraries find the scheduler's functions.
     return ctypes.CDLL(str(build_runtime(sanitize)), mode=ctypes.RTLD_GLOBAL)
 
 
@@ -51,15 +51,15 @@ class CpuModule:
     Parameters
     ----------
     source : str
-        CUDA C++, without our own ``#include``s (`kernel_source` gives that).
+        CUDA C++ without ``#include`` of our own files, as `kernel_source` returns it.
     name_expressions : sequence of str
         The kernels, as for CuPy: ``"count"``, ``"extract<float, unsigned short>"``.
     sanitize : {None, "thread", "address"}
-        For the child process of `run_checked`, which preloads what this needs.
+        For the child process of `run_checked`, which preloads the sanitizer.
     order, seed, threads
-        As in `config`, which changes them.
+        See `config`.
     fuse : bool
-        Let the compiler fuse multiplications and additions, as NVRTC does (not always the same ones).
+        Whether the compiler fuses multiplications and additions, as NVRTC does (not always the same ones).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CpuModule:
         self._library = ctypes.CDLL(str(build_kernels(source, self.names, sanitize, fuse=fuse)))
 
     def config(self, *, order: str = "forward", seed: int = 1, threads: int = 1) -> None:
-        """Set the order of threads and blocks, its seed, and the number of blocks that run at a time."""
+        """Set the order of threads and blocks, its seed, and the number of blocks that run concurrently."""
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; it must be one of {ORDERS}")
         if threads < 1 or (self.sanitize and threads > 1):
@@ -89,14 +89,14 @@ class CpuModule:
         self.order, self.seed, self.threads = order, seed, threads
 
     def get_function(self, name: str) -> CpuKernel:
-        """The kernel of a name expression."""
+        """Return the kernel of a name expression."""
         return CpuKernel(self, name, self.names.index(name))
 
 
 class CpuKernel:
-    """One kernel: call it with a grid, a block and the arguments.
+    """A kernel; call it with a grid, a block and the arguments.
 
-    As in CuPy, more than 48 KiB of dynamic shared memory must be asked for: `max_dynamic_shared_size_bytes`.
+    As in CuPy, more than 48 KiB of dynamic shared memory must be requested by `max_dynamic_shared_size_bytes`.
     """
 
     def __init__(self, module: CpuModule, name: str, number: int) -> None:
@@ -110,25 +110,25 @@ class CpuKernel:
         self._parameters = _parameter_names(module.source, name, len(self.signature))
 
     def __call__(self, grid, block, args, shared_mem=0, *, order=None, seed=None):
-        """Run the kernel to its end.
+        """Run the kernel.
 
         Parameters
         ----------
         grid, block : tuple of int
             One to three numbers each.
         args : sequence of ndarray and NumPy scalars
-            Of exactly the kernel's types; arrays C-contiguous.
+            Of exactly the kernel's types; arrays are C-contiguous.
         shared_mem : int
             Bytes of dynamic shared memory.
         order, seed
-            Instead of the module's, for this launch.
+            By default those of the module.
 
         Raises
         ------
         TypeError, ValueError
-            If the device would misread an argument, or refuse the launch.
+            If a GPU would misread an argument or reject the launch.
         KernelError
-            If the kernel does what it must not.
+            If the kernel has an error.
         """
         module = self._module
         grid = _extent("grid", grid, GRID_LIMITS)
@@ -156,7 +156,7 @@ class CpuKernel:
             raise KernelError(message.value.decode())
 
     def _checked(self, args):
-        """The arguments as C values: for an array its address, for a scalar its bytes."""
+        """Return the arguments as C values: the address of an array, the bytes of a scalar."""
         if len(args) != len(self.signature):
             raise TypeError(f"{self.name} takes {len(self.signature)} arguments {self.signature}; {len(args)} given")
         held = []
@@ -189,10 +189,10 @@ def _check_array(where: str, array: np.ndarray, code: str) -> None:
     wanted = code.lstrip("*c")
     if not code.startswith("*"):
         raise TypeError(f"{where} is an array; the kernel takes a number ({code})")
-    if wanted[0] == "V":  # a struct, or void: any bytes that make whole ones
+    if wanted[0] == "V":  # a struct, or void: any whole number of elements
         if array.nbytes % max(1, int(wanted[1:])):
             raise TypeError(f"{where} has {array.nbytes} bytes; the kernel takes structs of {wanted[1:]}")
-    elif given != wanted and (given, wanted) != ("b1", "u1"):  # a bool is a byte; a byte need not be a bool
+    elif given != wanted and (given, wanted) != ("b1", "u1"):  # every bool is a valid byte, but not vice versa
         raise TypeError(f"{where} is an array of {given}; the kernel takes {wanted}")
     if not array.dtype.isnative or not array.flags.c_contiguous:
         raise TypeError(f"{where} is not C-contiguous in native byte order")
@@ -207,7 +207,7 @@ def _check_scalar(where: str, value: np.generic, code: str) -> None:
 
 
 def _parameter_names(source: str, name: str, count: int) -> list[str]:
-    """The names of a kernel's parameters for messages, or their numbers where the source is too clever."""
+    """Return the names of a kernel's parameters for messages, or their numbers if parsing the source fails."""
     source = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
     function = re.escape(name.partition("<")[0].rpartition("::")[2].strip())
     for found in re.finditer(rf"\b{function}\s*\(([^()]*)\)\s*\{{", source):

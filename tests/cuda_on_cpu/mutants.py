@@ -1,4 +1,4 @@
-"""Kernel sources with one barrier taken out: a test that does not warning is not a test of the barriers."""
+"""Kernel sources with one barrier removed, to test that the checks detect a missing barrier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 __all__ = ["mutants"]
 
 TOKENS = re.compile(
-    r"""//[^\n]* | /\*.*?\*/                                     # comments, which are passed over
+    r"""//[^\n]* | /\*.*?\*/                                     # comments, which are skipped
     | ^[ \t]*\#[ \t]*line[ \t]+(?P<line>\d+)[ \t]+"(?P<file>[^"]+)"[^\n]*\n
     | (?P<newline>\n)
     | (?P<barrier>__syncthreads\s*\(\s*\) | __syncwarp\s*\([^()]*\))\s*;
@@ -18,9 +18,9 @@ TOKENS = re.compile(
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a name, such as ``extract.cu:12 without __syncthreads()``, and the source without that barrier.
+    """Yield a name, such as ``extract.cu:12 without __syncthreads()``, and the source without that barrier.
 
-    Barriers that give a value (``__syncthreads_or``) are left: taken out, the source would not compile.
+    Barriers that return a value (``__syncthreads_or``) are not removed: the source would not compile.
     """
     file, line = "kernel.cu", 1
     for token in TOKENS.finditer(source):

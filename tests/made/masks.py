@@ -1,4 +1,4 @@
-"""Masks and images of tiles that are awkward for kernels."""
+"""Masks and images of tiles that are difficult for kernels."""
 
 import numpy as np
 import scipy.ndimage
@@ -8,7 +8,7 @@ IMAGE_TYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "floa
 
 
 def awkward_masks(size, seed=0):
-    """Masks (n, S, S) of bool: blank, full, blobs, rings, open rings, holes at the edge, a hole in a hole."""
+    """Return masks (n, S, S) bool: blank, full, blobs, rings, open rings, holes at the edge, nested holes."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / max(size - 1, 1) * 2 - 1
     r = np.hypot(y, x)
@@ -21,9 +21,9 @@ def awkward_masks(size, seed=0):
             (r > 0.5) & (r < 0.7),
             (r > 0.5) & (r < 0.7) & ~((np.abs(y) < 0.1) & (x > 0)),
             (corner > 0.4) & (corner < 0.8),  # the background in the corner is not a hole
-            np.abs(np.maximum(np.abs(y), np.abs(x)) - 0.95) > 0.05,  # a moat just inside the edge
+            np.abs(np.maximum(np.abs(y), np.abs(x)) - 0.95) > 0.05,  # a ring of background just inside the edge
             np.sin(12 * r) > 0,
-            (np.arange(size)[:, None] + np.arange(size)) % 2 == 0,  # holes of one pixel that meet at corners
+            (np.arange(size)[:, None] + np.arange(size)) % 2 == 0,  # one-pixel holes that touch at corners
             *(blobs > np.median(blobs)),
         ]
     )

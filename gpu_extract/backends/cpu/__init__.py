@@ -1,1 +1,1 @@
-"""The cpu backend: kernels compiled by numba. `cells` is the way of a cell; `fused` also deflates its tile."""
+"""The cpu backend: kernels compiled by numba. `cells` extracts cells; `fused` also deflates their tiles."""

@@ -1,28 +1,19 @@
-"""The cpu backend: the kernels of `cells` over a batch, without the GIL."""
+"""The cpu backend: the kernels of `cells` applied to batches, without the GIL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cpu import planes
 from gpu_extract.backends.cpu.blur import edge_tables
-from gpu_extract.backends.cpu.cells import (
-    Numbers,
-    Options,
-    Pixels,
-    Steps,
-    Tiles,
-    Work,
-    extract_cells,
-    scratch_memory,
-)
+from gpu_extract.backends.cpu.cells import Options, Steps, Tiles, Work, extract_cells, scratch_memory
 from gpu_extract.backends.cpu.fused import deflate_cells
 from gpu_extract.backends.cpu.labels import label_statistics
-from gpu_extract.backends.cpu.memory import kept
+from gpu_extract.backends.cpu.memory import per_thread
+from gpu_extract.backends.cpu.windows import pixels_of
 from gpu_extract.backends.interface import Backend, Deflated
 from gpu_extract.backends.program_tables import mask_tables
 from gpu_extract.model import Batch, CellImages, Window
@@ -30,13 +21,13 @@ from gpu_extract.recipe import Program
 
 __all__ = ["extract", "extract_deflated", "extract_in_parts", "open_backend"]
 
-# The tiles of a part stay in a core's second-level cache until they are encoded; more cells gain nothing.
+# Size of a part: its tiles stay in a core's second-level cache until they are encoded. Larger parts are not faster.
 PART_CELLS = 8
 PART_NBYTES = 2 << 20
 
 
 def open_backend() -> Backend:
-    """Return the backend; its functions compute in the caller's thread."""
+    """Return the backend. Its functions compute in the caller's thread."""
     return Backend(
         "cpu",
         extract,
@@ -47,22 +38,22 @@ def open_backend() -> Backend:
 
 
 def extract(window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None) -> CellImages:
-    """Return the finished tiles of a batch; parameters are those of `reference.extract`."""
-    (cells,) = _extract(window, batch, program, limits, _blank(len(batch), program))
+    """Return the finished tiles of a batch; parameters are as for `reference.extract`."""
+    (cells,) = _extract(window, batch, program, limits, _zero_tiles(len(batch), program))
     return cells
 
 
 def extract_in_parts(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
 ) -> Iterator[CellImages]:
-    """Yield the finished tiles of a batch, a few cells at a time, in memory that the next part overwrites."""
+    """Yield the finished tiles of a batch, a few cells at a time; each part overwrites the previous one's memory."""
     return _extract(window, batch, program, limits, _part_tiles(program))
 
 
 def extract_deflated(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, stream_nbytes: int
 ) -> Deflated:
-    """Extract a batch and deflate its tiles by one compiled call.
+    """Extract a batch and deflate its tiles in one compiled call.
 
     Parameters
     ----------
@@ -72,13 +63,10 @@ def extract_deflated(
         What each stream encodes: a tile, or some of its planes; a multiple of 8.
     """
     work, tiles = _work(window, batch, program, limits), _part_tiles(program)
-    streams, used, compute, encode = deflate_cells(
-        work, _as_written(tiles), stream_nbytes, len(program.cut), program.output_dtype.itemsize
-    )
-    return Deflated(streams, used, {"compute": compute, "encode": encode})
+    return deflate_cells(work, _as_kernel_type(tiles), stream_nbytes)
 
 
-def _blank(n_cells: int, program: Program) -> Tiles:
+def _zero_tiles(n_cells: int, program: Program) -> Tiles:
     """Return memory for ``n_cells`` tiles, all 0."""
     boxes = np.zeros((n_cells, program.n_planes, 4), np.int64)
     return Tiles(np.zeros((n_cells, *program.tile_shape), program.output_dtype), boxes)
@@ -86,14 +74,14 @@ def _blank(n_cells: int, program: Program) -> Tiles:
 
 def _part_tiles(program: Program) -> Tiles:
     """Return this thread's memory for the tiles of a part."""
-    return kept(_blank, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
+    return per_thread(_zero_tiles, min(max(PART_NBYTES // program.tile_nbytes, 1), PART_CELLS), program)
 
 
 def _extract(
     window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, tiles: Tiles
 ) -> Iterator[CellImages]:
     """Yield the cells of a batch, as many at a time as there are tiles."""
-    work, written = _work(window, batch, program, limits), _as_written(tiles)
+    work, written = _work(window, batch, program, limits), _as_kernel_type(tiles)
     used = np.empty((len(batch), len(program.cut), 2))
     for first in range(0, max(len(batch), 1), max(len(tiles.images), 1)):
         last = min(first + len(tiles.images), len(batch))
@@ -102,64 +90,29 @@ def _extract(
         yield CellImages(batch.rows[part], batch.ids[part], tiles.images[:n], used[part], tiles.boxes[:n])
 
 
-def _as_written(tiles: Tiles) -> Tiles:
-    """Return the same memory in the type that the kernels write: float16 as its bits."""
+def _as_kernel_type(tiles: Tiles) -> Tiles:
+    """Return the same memory in the type that the kernels write: float16 as uint16."""
     return tiles._replace(images=tiles.images.view(np.uint16)) if tiles.images.dtype == np.float16 else tiles
 
 
 def _work(window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None) -> Work:
-    """Return a batch as the kernels take it, in this thread; ``limits`` is None if each cell has its own."""
+    """Return a batch as the kernels take it, with this thread's scratch memory."""
     limits = program.fixed_limits if limits is None else limits
     pixels = pixels_of(window)
     return Work(
         window=pixels,
-        ids=batch.ids.astype(pixels.labels[0].dtype),
+        ids=batch.ids.astype(pixels.labels[0].data.dtype),
         corners=batch.corners - (window.y0, window.x0),
         label_boxes=_label_boxes(batch, program.recipe.tile_size),
-        steps=kept(_steps, program),
+        steps=per_thread(_steps, program),
         options=_options(program, limits_given=limits is not None),
-        numbers=Numbers(program.unit, *program.recipe.quantiles),
         limits=np.empty((len(program.cut), 2)) if limits is None else limits,
-        scratch=kept(scratch_memory, program.recipe.tile_size),
+        scratch=per_thread(scratch_memory, program.recipe.tile_size),
     )
 
 
-def pixels_of(window: Window) -> Pixels:
-    """The window as the kernels read it: where it lies if it can be read there, else a copy."""
-    image = window.image.astype(np.float32) if window.image.dtype == np.float16 else window.image
-    # Ids are not negative, so their bits are those of the unsigned type; with two planes, of the wider one's.
-    itemsize = max(plane.dtype.itemsize for plane in window.labels)
-    planes = [flat(as_unsigned(plane, itemsize)[np.newaxis]) for plane in window.labels]
-    (first, _, first_stride), (last, _, last_stride) = planes[0], planes[-1]
-    return Pixels(*flat(image), (first, last), (first_stride, last_stride), *window.image.shape[1:])
-
-
-def as_unsigned(labels: NDArray[Any], itemsize: int) -> NDArray[Any]:
-    """Labels, none of them negative, as unsigned integers of so many bytes; a view where they have as many."""
-    if labels.dtype.itemsize == itemsize and labels.dtype.isnative:
-        return labels.view(f"u{itemsize}")
-    return labels.astype(f"u{itemsize}")
-
-
-def flat(planes: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
-    """Planes (P, h, w) as the memory (n,) from their first pixel to their last, and the plane and row strides in it.
-
-    A copy where a row is not contiguous, or pixels do not lie at whole numbers of pixels. The memory is read-only:
-    numba compiles for what is writable and what is not apart.
-    """
-    strides = planes.strides
-    whole = min(strides) >= 0 and not any(stride % planes.itemsize for stride in strides)
-    if strides[2] != planes.itemsize or not whole or not planes.flags.aligned:
-        planes = np.ascontiguousarray(planes)
-    plane, row, _ = (stride // planes.itemsize for stride in planes.strides)
-    P, h, w = planes.shape
-    n = (P - 1) * plane + (h - 1) * row + w if planes.size else 0
-    memory = np.lib.stride_tricks.as_strided(planes, (n,), (planes.itemsize,), writeable=False)
-    return memory, plane, row
-
-
 def _label_boxes(batch: Batch, size: int) -> NDArray[np.int64]:
-    """Return the part of each tile, (n, 4), that holds the cell's labels; the whole tile if that is not known."""
+    """Return the part of each tile, (n, 4), that contains the cell's labels; the whole tile if it is not known."""
     if batch.boxes is None:
         return np.tile(np.array([0, 0, size, size]), (len(batch), 1))
     return np.clip(batch.boxes - np.tile(batch.corners, 2), 0, size)
@@ -175,14 +128,19 @@ def _steps(program: Program) -> Steps:
 def _options(program: Program, *, limits_given: bool) -> Options:
     """Return the recipe's choices as the kernels take them."""
     recipe = program.recipe
-    output = planes.OUTPUT_FLOAT if program.output_dtype.kind == "f" else planes.OUTPUT_INTEGER
+    lower, upper = recipe.quantiles
+    kind = planes.OUTPUT_FLOAT if program.output_dtype.kind == "f" else planes.OUTPUT_INTEGER
+    if program.output_dtype == np.float16:
+        kind = planes.OUTPUT_HALF
     return Options(
-        output=planes.OUTPUT_HALF if program.output_dtype == np.float16 else output,
+        output=planes.Output(kind, program.unit),
         exclude=recipe.neighbours == "exclude",
         apply_masks=recipe.apply_masks,
         cut_before=recipe.cut == "before",
         limits_given=limits_given,
         quantiles_of_mask=recipe.quantile_pixels == "mask",
+        lower=lower,
+        upper=upper,
         scale=recipe.normalization != "none",
         flat_zero=recipe.flat_channel == "zero",
         stretch=np.array(program.stretched),

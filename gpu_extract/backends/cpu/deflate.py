@@ -1,11 +1,11 @@
-"""Deflate for tiles: what is known to be a run costs nearly nothing, the rest is only Huffman coded.
+"""Deflate for tiles: runs are encoded as matches at almost no cost, everything else as literals.
 
-Nine tenths of a tile are zeros, and what is left are numbers of a camera, in which a search for matches finds
-little. So the only matches are runs of one repeated value, found eight bytes at a time, and everything else is
-literals. Two to three times as fast as isal's level 1 and a tenth to a fifth larger, which is still smaller than lzf.
+Nine tenths of a tile are zeros, and the rest are camera values, in which a search for matches finds little. So the only
+matches are runs of one repeated value, found eight bytes at a time, and everything else is Huffman-coded literals. This
+is two to three times as fast as isal's level 1. Streams are 10 to 20 % larger, but still smaller than lzf.
 
-A stream is a zlib stream (RFC 1950) of one dynamic block (RFC 1951), so every zlib reads it. Blocks that are
-encoded together share one code, made from a sample of them, and the code words of each two bytes are looked up at once.
+A stream is a zlib stream (RFC 1950) of one dynamic block (RFC 1951), so any zlib can read it. Blocks that are encoded
+together share one Huffman code, made from a sample of them. The code words of two bytes are looked up at once.
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from gpu_extract.backends.cpu.compiling import compiled, inner
-from gpu_extract.backends.cpu.memory import kept_bytes
+from gpu_extract.backends.cpu.compiling import compiled, inner, inner_allocating
+from gpu_extract.backends.cpu.memory import per_thread_bytes
 from gpu_extract.backends.cpu.simd import adler_sums, any_bits, ctz, ne_shifted_word, store_word
 
 __all__ = ["StreamMemory", "deflate", "deflate_each", "stream_memory", "streams_in"]
 
-U = np.uint64  # numba makes float64 of int64 and uint64, so every number of the bit buffer is one of these
+U = np.uint64  # int64 with uint64 becomes float64 in numba, so all numbers of the bit buffer are uint64
 ONE, LOW_32, LOW_6, LOW_3 = U(1), U(0xFFFFFFFF), U(63), U(7)
 ADLER_BASE = U(65521)
 
-# Symbols of the literal and length code: 256 bytes, the end, 29 lengths of matches.
+# Symbols of the literal/length code: 256 bytes, the end of the block, 29 lengths of matches.
 N_SYMBOLS, END, LONGEST = 286, 256, 258
-# What limits the code words to 14 bits, so that four of them are written at once: the counts they are made of sum to
-# 2^14.
-FULL = 1 << 14
-# Words of 8 bytes that are looked at together.
+# The code space, in units of a code word of the maximum length, 14 bits: four code words can be written at once.
+CODE_SPACE = 1 << 14
+# Words of 8 bytes that are processed at once.
 STRIP = 64
-# Strips that are counted for the code.
+# Strips whose symbols are counted for the code.
 N_SAMPLED = 128
-# What stays in a core's cache.
+# Bytes that stay in a core's cache.
 CACHED_NBYTES = 1 << 20
 
 
 def _match_lengths() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Symbol, number of extra bits and extra bits of each length of a match, from 3 to 258."""
+    """Return the symbol, the number of extra bits and the extra bits of each length of a match, from 3 to 258."""
     symbol = np.zeros(LONGEST + 1, np.int64)
     n_extra, extra = np.zeros(LONGEST + 1, np.uint64), np.zeros(LONGEST + 1, np.uint64)
     first, code = 3, 257
@@ -57,26 +55,29 @@ MATCH_SYMBOL, MATCH_N_EXTRA, MATCH_EXTRA = _match_lengths()
 
 
 class StreamMemory(NamedTuple):
-    """Memory that streams are made in: `Code.pairs`, and the streams one after the other."""
+    """Memory for `Code.pairs`, and for streams one after the other."""
 
     pairs: NDArray[np.uint64]
     out: NDArray[np.uint8]
 
 
 class Code(NamedTuple):
-    """The Huffman code of some blocks, and the code words that are looked up together."""
+    """The Huffman code of some blocks, with lookup tables.
 
-    table: NDArray[np.uint64]  # (N_SYMBOLS,): each code word, first bit lowest; its length in the upper half
-    pairs: NDArray[np.uint64]  # (65536,): the same for each two bytes
-    runs: NDArray[np.uint64]  # (LONGEST // 8 + 1,): the match of a run of so many words; its length in the upper half
-    distance: np.uint64  # the bits of the one distance there is, 1, 2, 4 or 8 bytes
-    n_distance: np.uint64
+    An entry of a table is a code word, first bit lowest, in the lower 32 bits, and its number of bits in the upper 32.
+    """
+
+    table: NDArray[np.uint64]  # (N_SYMBOLS,): of each symbol
+    pairs: NDArray[np.uint64]  # (65536,): of each two bytes
+    runs: NDArray[np.uint64]  # (LONGEST // 8 + 1,): the match for a run, by its number of words
+    distance: np.uint64  # the code word of the only distance, 1, 2, 4 or 8 bytes
+    n_distance: np.uint64  # bits of `distance`
 
 
 class BitPosition(NamedTuple):
-    """Where a stream of bits ends: fewer than 8 bits wait in ``buffer`` for byte ``byte``.
+    """The end of a bit stream: the ``n_bits`` < 8 bits in ``buffer`` belong to byte ``byte``.
 
-    The stream itself is not part of it: an `inner` function counts no references and must not return an array.
+    The stream itself is not a field, because `inner` functions must not return arrays.
     """
 
     byte: np.uint64
@@ -89,7 +90,7 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
     n, itemsize = len(blocks), blocks.itemsize
     nbytes = blocks.nbytes // max(n, 1)
     data = blocks.view(np.uint8).reshape(n, nbytes) if nbytes else np.empty((n, 0), np.uint8)
-    if nbytes % 8 or not blocks.flags.aligned:  # so that the words of each block are aligned
+    if nbytes % 8 or not blocks.flags.aligned:  # align the words of each block
         data = np.pad(data, ((0, 0), (0, -nbytes % 8)))
     memory = stream_memory(n, nbytes)
     return streams_in(memory.out, deflate_blocks(data, nbytes, itemsize, memory))
@@ -97,12 +98,13 @@ def deflate(blocks: NDArray[Any]) -> list[memoryview]:
 
 def stream_memory(n: int, nbytes: int) -> StreamMemory:
     """Return this thread's memory for the streams of ``n`` blocks of ``nbytes`` bytes."""
-    # A byte takes 14 bits at most, a run of 8 bytes fewer than that; the header takes less than 256 bytes.
-    return StreamMemory(kept_bytes("pairs", 8 << 16).view(np.uint64), kept_bytes("out", n * (2 * nbytes + 512)))
+    # A byte takes at most 14 bits, a run of 8 bytes fewer; the header takes less than 256 bytes.
+    out = per_thread_bytes("out", n * (2 * nbytes + 512))
+    return StreamMemory(per_thread_bytes("pairs", 8 << 16).view(np.uint64), out)
 
 
 def streams_in(out: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[memoryview]:
-    """Return copies of the streams in ``out``, which follow each other and end at ``ends``."""
+    """Return copies of the consecutive streams in ``out``, which end at ``ends``."""
     stops = ends.tolist()
     data = out[: stops[-1] if stops else 0].copy().data  # NumPy copies without the GIL
     return [data[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
@@ -110,15 +112,16 @@ def streams_in(out: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[memoryvi
 
 @inner
 def _adler32(a, b, n, total, weighted):
-    """The sums of adler32 after up to 512 more bytes, of which the first counts ``n`` times, the last once."""
+    """Return the two sums of Adler-32 after ``n`` <= 512 more bytes, given their sum and weighted sum."""
     return (a + total) % ADLER_BASE, (b + n * a + weighted) % ADLER_BASE
 
 
 @inner
-def _survey(words, data, shift, literals):
-    """Write which words are no repetition, as bits; give all bits that occur in any word, and adler32's two sums.
+def _find_literals(words, data, shift, literals):
+    """Write a bit for each word: whether it is literal. Return the OR of all words, and the two sums of Adler-32.
 
-    A repetition is a word whose items all equal the last item before it, that is what is left of it by ``>> shift``.
+    All other words are repetitions: each of their items equals the last item of the previous word. ``shift`` is 64
+    minus the bits of an item.
     """
     a, b, seen, before = ONE, U(0), U(0), U(0)
     n_strips = len(words) // STRIP
@@ -126,7 +129,7 @@ def _survey(words, data, shift, literals):
         start = k * STRIP
         bits = any_bits(words, start)
         if bits == 0:
-            b += U(8 * STRIP) * a  # 2^25 at most, so that b may wait for the next strip that is not zero
+            b += U(8 * STRIP) * a  # at most 2^25: b is reduced at the next strip that is not zero
             literals[k] = U(before >> shift != 0)
             before = U(0)
             continue
@@ -152,7 +155,7 @@ def _survey(words, data, shift, literals):
 
 @inner
 def _first_run(bits):
-    """Of bits, not all 0, where the first run of ones begins, how long it is, and what is behind it."""
+    """Return the start and length of the first run of ones in ``bits``, which is not 0, and the bits behind the run."""
     first = ctz(bits)
     n = ctz(~(bits >> U(first)))
     return first, n, bits & ~ONE << U(first + n - 1)
@@ -160,8 +163,8 @@ def _first_run(bits):
 
 @inner
 def _count_sample(words, n_strips, literals, counts):
-    """Count the symbols in a sample of the first strips of all blocks (n, n_words), each strip seen by itself."""
-    # An odd step meets all rows of a tile.
+    """Count the symbols of a sample of the first ``n_strips`` strips of all blocks (n, n_words), strip by strip."""
+    # With an odd step, the sample covers all rows of a tile.
     for strip in range(0, len(words) * n_strips, max(len(words) * n_strips // N_SAMPLED, 1) | 1):
         n, start = strip // n_strips, strip % n_strips * STRIP
         left, end = literals[n, strip % n_strips], 0
@@ -179,65 +182,65 @@ def _count_sample(words, n_strips, literals, counts):
 
 @inner
 def _code_lengths(counts, lengths):
-    """Bits of each symbol's code word, 1 to 14, that fill the code exactly; a percent off Huffman's.
+    """Write the length of each symbol's code word, 1 to 14 bits; the code is complete and within 1 % of Huffman's.
 
-    Each word is first the shortest of at least ``log2(total / count)`` bits. What that leaves of the code is given
-    to the symbols that gain most by a bit less.
+    The initial length is the smallest integer that is at least ``log2(total / count)``. The code space that is left is
+    given to the symbols that gain most from a code word that is one bit shorter.
     """
-    scale = min(1.0, (FULL - N_SYMBOLS) / max(counts.sum(), 1))
+    scale = min(1.0, (CODE_SPACE - N_SYMBOLS) / max(counts.sum(), 1))
     total = 0
     for s in range(N_SYMBOLS):
         counts[s] = np.int64(counts[s] * scale) + 1
         total += counts[s]
-    left = FULL
+    left = CODE_SPACE
     for s in range(N_SYMBOLS):
         n = 1
         while counts[s] << n < total:
             n += 1
         lengths[s] = n
-        left -= FULL >> n
-    # A word that is a bit shorter takes twice its share of the code: gain per cost, in sixteenths.
+        left -= CODE_SPACE >> n
+    # A code word that is one bit shorter takes twice the code space. Ratio of gain to cost, in sixteenths.
     for gain in (28, 24, 21, 18, 16):
         for s in range(N_SYMBOLS):
-            cost = FULL >> lengths[s]
+            cost = CODE_SPACE >> lengths[s]
             if cost <= left and lengths[s] > 1 and 16 * (counts[s] << lengths[s]) >= gain * total:
                 lengths[s] -= 1
                 left -= cost
-    # What is left is a multiple of the share of the longest word, so that one always fits.
+    # The space that is left is a multiple of that of the longest code word, so one always fits.
     while left > 0:
         for s in range(N_SYMBOLS):
-            cost = FULL >> lengths[s]
+            cost = CODE_SPACE >> lengths[s]
             if cost <= left and lengths[s] > 1:
                 lengths[s] -= 1
                 left -= cost
 
 
 @inner
-def _reversed(word, n):
-    """The ``n`` bits of a word, 16 at most, in the order of the stream."""
+def _reverse_bits(word, n):
+    """Return the ``n`` <= 16 bits of a code word in the order of the stream, that is reversed."""
     word = (word & 0x5555) << 1 | word >> 1 & 0x5555
     word = (word & 0x3333) << 2 | word >> 2 & 0x3333
     word = (word & 0x0F0F) << 4 | word >> 4 & 0x0F0F
     return ((word << 8 | word >> 8) & 0xFFFF) >> (16 - n)
 
 
-@njit(nogil=True)
+@inner_allocating
 def _code_words(lengths, table):
-    """The code word of each symbol, first bit lowest, and in the upper half its length."""
-    n_of_length, following = np.zeros(16, np.int64), np.zeros(16, np.int64)
+    """Write the canonical code words of all symbols to ``table``; see `Code`."""
+    n_by_length, next_word = np.zeros(16, np.int64), np.zeros(16, np.int64)
     for length in lengths:
-        n_of_length[length] += 1
+        n_by_length[length] += 1
     for n in range(1, 15):
-        following[n + 1] = (following[n] + n_of_length[n]) << 1
+        next_word[n + 1] = (next_word[n] + n_by_length[n]) << 1
     for s in range(N_SYMBOLS):
         n = lengths[s]
-        table[s] = U(_reversed(following[n], n)) | U(n) << U(32)
-        following[n] += 1
+        table[s] = U(_reverse_bits(next_word[n], n)) | U(n) << U(32)
+        next_word[n] += 1
 
 
 @inner
 def _put(out, end, code, n):
-    """Append ``n`` bits, 56 at most, and return where the stream then ends; no branch."""
+    """Append ``n`` <= 56 bits and return the new end of the stream; without branches."""
     buffer = end.buffer | code << end.n_bits
     store_word(out, end.byte, buffer)
     n_bits = end.n_bits + n
@@ -246,43 +249,43 @@ def _put(out, end, code, n):
 
 @inner
 def _put_entry(out, end, entry):
-    """Append a code word whose length is in the upper half of ``entry``."""
+    """Append the code word of an entry of a table; see `Code`."""
     return _put(out, end, entry & LOW_32, entry >> U(32))
 
 
 @inner
 def _distance(itemsize):
-    """The bits that stand for the one distance there is, 1, 2, 4 or 8, and how many; see `_write_header`."""
-    # At 8 it is the second of the distances 7 and 8.
+    """Return the code word of the distance ``itemsize`` with its extra bits, and its length; see `_write_header`."""
+    # 8 shares its symbol with 7; the extra bit distinguishes them.
     return U((0, 0, 1, 0, 1, 0, 0, 0, 3)[itemsize]), U(2 if itemsize == 8 else 1)
 
 
 @inner
 def _write_header(out, end, lengths, itemsize):
-    """The header of zlib and the code."""
+    """Append the header of zlib, and that of the block with the code."""
     end = _put(out, end, U(0x0178), U(16))
-    # The symbol of the distance, and another: two code words of one bit, since a code of a single word is not read by
-    # all. The smaller symbol is the bit 0.
+    # Two distances with code words of one bit, as some decoders reject a code of a single word. The smaller symbol has
+    # the code word 0.
     symbol = (0, 0, 1, 0, 3, 0, 0, 0, 5)[itemsize]
     other = 1 if symbol == 0 else 0
     n_distances = max(symbol, other) + 1
-    # The last block, a dynamic one; how many lengths follow; 19 lengths of the code of lengths.
+    # Last block, dynamic; the numbers of literal/length and of distance code lengths; 19 code length codes.
     fields = 0b101 | (N_SYMBOLS - 257) << 3 | (n_distances - 1) << 8 | 15 << 13
     end = _put(out, end, U(fields), U(17))
-    # That code: none for the three repeats, 4 bits for each of the lengths 0 to 15.
+    # The code of code lengths: no code words for the three repeats, 4 bits for each of the lengths 0 to 15.
     for k in range(19):
         end = _put(out, end, U(0 if k < 3 else 4), U(3))
     for s in range(N_SYMBOLS):
-        end = _put(out, end, U(_reversed(lengths[s], 4)), U(4))
+        end = _put(out, end, U(_reverse_bits(lengths[s], 4)), U(4))
     for s in range(n_distances):
         n = 1 if s in (symbol, other) else 0
-        end = _put(out, end, U(_reversed(n, 4)), U(4))
+        end = _put(out, end, U(_reverse_bits(n, 4)), U(4))
     return end
 
 
 @inner
-def _largest_second(bits):
-    """No second byte of two in the words whose bits are in ``bits`` is larger."""
+def _second_byte_bound(bits):
+    """Return an upper bound of every second byte of the words whose OR is ``bits``."""
     most = U(0)
     for k in range(4):
         most |= bits >> U(16 * k + 8) & U(255)
@@ -291,7 +294,7 @@ def _largest_second(bits):
 
 @inner
 def _code_pairs(table, most, pairs):
-    """The code word of each two bytes, the second one ``most`` or less, and in the upper half its length."""
+    """Write the code words of all pairs of bytes whose second byte is at most ``most``; see `Code`."""
     for second in range(most + 1):
         word, n = table[second] & LOW_32, table[second] & ~LOW_32
         for first in range(256):
@@ -300,26 +303,29 @@ def _code_pairs(table, most, pairs):
 
 
 @inner
-def _literals(halves, first, second):
-    """The code words of two bytes and two more, 56 bits at most, and how many."""
-    n = U(halves[2 * first + 1])
-    return U(halves[2 * first]) | U(halves[2 * second]) << n, n + U(halves[2 * second + 1])
+def _literals(entries, first, second):
+    """Return the code words of two pairs of bytes, at most 56 bits, and their number of bits."""
+    n = U(entries[2 * first + 1])
+    return U(entries[2 * first]) | U(entries[2 * second]) << n, n + U(entries[2 * second + 1])
 
 
 @inner
-def _write_literals(out, end, halves, twos, first, last):
-    """Whole words as literals, given two bytes each; ``halves`` are those of `_code_pairs`."""
+def _write_literals(out, end, entries, byte_pairs, first, last):
+    """Append the words ``first`` to ``last - 1`` as literals; ``byte_pairs`` are the blocks' pairs of bytes.
+
+    ``entries`` are `Code.pairs` as uint32: the code word of each pair and its length.
+    """
     for i in range(first, last):
-        code, n = _literals(halves, twos[4 * i], twos[4 * i + 1])
+        code, n = _literals(entries, byte_pairs[4 * i], byte_pairs[4 * i + 1])
         end = _put(out, end, code, n)
-        code, n = _literals(halves, twos[4 * i + 2], twos[4 * i + 3])
+        code, n = _literals(entries, byte_pairs[4 * i + 2], byte_pairs[4 * i + 3])
         end = _put(out, end, code, n)
     return end
 
 
 @inner
 def _match(table, length, distance, n_distance):
-    """The bits of a match, and how many."""
+    """Return the code word of a match, with its extra bits and its distance, and the number of bits."""
     entry = table[MATCH_SYMBOL[length]]
     n = entry >> U(32)
     bits = (entry & LOW_32) | MATCH_EXTRA[length] << n
@@ -329,7 +335,7 @@ def _match(table, length, distance, n_distance):
 
 @inner
 def _code_runs(table, distance, n_distance, runs):
-    """Write the match of a run of each number of words that one match covers, its length in the upper half."""
+    """Write the match for each run of words that a single match covers; see `Code`."""
     runs[0] = U(0)
     for n in range(1, len(runs)):
         bits, n_bits = _match(table, 8 * n, distance, n_distance)
@@ -338,9 +344,9 @@ def _code_runs(table, distance, n_distance, runs):
 
 @inner
 def _write_run(out, end, code, nbytes):
-    """Append matches for a run of an even number of bytes, 8 at least."""
+    """Append matches for a run of an even number of bytes, at least 8."""
     bits, n = _match(code.table, LONGEST, code.distance, code.n_distance)
-    # Three have 48 bits at most.
+    # Three matches have at most 48 bits.
     three = bits | bits << n | bits << (n + n)
     while nbytes > 3 * LONGEST + 2:
         end = _put(out, end, three, U(3) * n)
@@ -348,7 +354,7 @@ def _write_run(out, end, code, nbytes):
     while nbytes > LONGEST + 2:
         end = _put(out, end, bits, n)
         nbytes -= LONGEST
-    if nbytes > LONGEST:  # two bytes alone would be no match
+    if nbytes > LONGEST:  # a match has at least three bytes
         bits, n = _match(code.table, nbytes - 130, code.distance, code.n_distance)
         end = _put(out, end, bits, n)
         nbytes = 130
@@ -358,8 +364,8 @@ def _write_run(out, end, code, nbytes):
 
 @inner
 def _write_words(out, end, code, words, literals):
-    """Append all whole words of a block: a run, literals, a run, and so on."""
-    twos, halves, done = words.view(np.uint16), code.pairs.view(np.uint32), 0
+    """Append all whole words of a block: runs and literals in turn."""
+    byte_pairs, entries, done = words.view(np.uint16), code.pairs.view(np.uint32), 0
     for k in range(len(literals)):
         left = literals[k]
         while left != 0:
@@ -369,7 +375,7 @@ def _write_words(out, end, code, words, literals):
             is_long = run >= len(code.runs)
             end = _write_run(out, end, code, 8 * run) if is_long else _put_entry(out, end, code.runs[run])
             done = start + n
-            end = _write_literals(out, end, halves, twos, start, done)
+            end = _write_literals(out, end, entries, byte_pairs, start, done)
     if done < len(words):
         end = _write_run(out, end, code, 8 * (len(words) - done))
     return end
@@ -377,34 +383,34 @@ def _write_words(out, end, code, words, literals):
 
 @inner
 def _write_rest(out, end, table, rest, a, b):
-    """Append the bytes after the last whole word, the end of the block and the two sums; return the length in bytes."""
+    """Append the bytes behind the last whole word, the end of the block and the checksum; return the stream's bytes."""
     for byte in rest:
         end = _put_entry(out, end, table[byte])
     end = _put_entry(out, end, table[END])
-    # The checksum is big-endian and begins at a whole byte.
+    # The checksum is big-endian and starts at a byte boundary.
     end = _put(out, end, U(0), -end.n_bits & LOW_3)
     for byte in (b >> U(8), b, a >> U(8), a):
         end = _put(out, end, byte & U(255), U(8))
     return np.int64(end.byte)
 
 
-@njit(nogil=True)
+@inner_allocating
 def deflate_each(data, nbytes, itemsize, pairs, out):
-    """Write the streams of the first ``nbytes`` of each block behind one another; returns their ends."""
+    """Write the streams of the first ``nbytes`` bytes of each block one after the other; return their ends."""
     n, n_words, shift = len(data), nbytes // 8, U(64 - 8 * itemsize)
     words = data.view(np.uint64)
     literals = np.empty((n, (n_words + STRIP - 1) // STRIP), np.uint64)
     sums = np.empty((n, 2), np.uint64)
     seen = U(0)
     for k in range(n):
-        bits, sums[k, 0], sums[k, 1] = _survey(words[k][:n_words], data[k][:nbytes], shift, literals[k])
+        bits, sums[k, 0], sums[k, 1] = _find_literals(words[k][:n_words], data[k][:nbytes], shift, literals[k])
         seen |= bits
     counts, lengths = np.zeros(N_SYMBOLS, np.int64), np.empty(N_SYMBOLS, np.int64)
     table, runs, ends = np.empty(N_SYMBOLS, np.uint64), np.empty(LONGEST // 8 + 1, np.uint64), np.empty(n, np.int64)
     _count_sample(words, n_words // STRIP, literals, counts)
     _code_lengths(counts, lengths)
     _code_words(lengths, table)
-    _code_pairs(table, _largest_second(seen), pairs)
+    _code_pairs(table, _second_byte_bound(seen), pairs)
     distance, n_distance = _distance(itemsize)
     _code_runs(table, distance, n_distance, runs)
     code, n_written = Code(table, pairs, runs, distance, n_distance), 0
@@ -419,7 +425,7 @@ def deflate_each(data, nbytes, itemsize, pairs, out):
 
 @compiled
 def deflate_blocks(data, nbytes, itemsize, memory):
-    """`deflate_each`, for Python: a few blocks at a time, as it goes over them twice."""
+    """Call `deflate_each` from Python, a few blocks at a time, because it reads each block twice."""
     n = max(CACHED_NBYTES // max(nbytes, 1), 1)
     ends, end = np.empty(len(data), np.int64), 0
     for first in range(0, len(data), n):

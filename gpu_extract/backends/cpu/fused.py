@@ -1,27 +1,25 @@
-"""Extract and deflate a batch by one compiled call, without the GIL.
+"""Extract and deflate a batch in one compiled call, without the GIL.
 
-The compiled functions take microseconds a cell, and Python between two calls takes as long; worse, it waits for the
-GIL among the threads. Here Python runs once a batch. The kernels are those of `cells` and `deflate`, applied to a few
+The compiled functions take microseconds per cell. Python code between two calls would take as long, and threads would
+wait for the GIL. Here Python code runs once per batch. The kernels are those of `cells` and `deflate`, applied to a few
 cells at a time while their tiles are in the core's cache.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpu_extract.backends.cpu.cells import Tiles, Work, extract_each
 from gpu_extract.backends.cpu.compiling import compiled
 from gpu_extract.backends.cpu.deflate import deflate_each, stream_memory, streams_in
 from gpu_extract.backends.cpu.simd import nanoseconds
+from gpu_extract.backends.interface import Deflated
 
 __all__ = ["deflate_cells"]
 
 
-def deflate_cells(
-    work: Work, tiles: Tiles, stream_nbytes: int, n_channels: int, itemsize: int
-) -> tuple[list[memoryview], NDArray[np.float64], float, float]:
-    """Return the zlib streams of a batch's tiles, the limits used, and the seconds of extraction and of encoding.
+def deflate_cells(work: Work, tiles: Tiles, stream_nbytes: int) -> Deflated:
+    """Return the tiles of a batch as zlib streams.
 
     Parameters
     ----------
@@ -30,23 +28,20 @@ def deflate_cells(
         Memory for the tiles of a part.
     stream_nbytes : int, bytes
         What each stream encodes; a multiple of 8.
-    n_channels : int
-    itemsize : int, bytes
-        Of a value.
     """
     blocks = tiles.images.view(np.uint8).reshape(-1, stream_nbytes)
     n = len(work.ids)
-    limits = np.empty((n, n_channels, 2))
+    limits = np.empty((n, len(work.steps.cut), 2))
     ends, spent = np.empty(n * (len(blocks) // len(tiles.images)), np.int64), np.zeros(2, np.int64)
     memory = stream_memory(len(ends), stream_nbytes)
-    extract_and_deflate(work, tiles, limits, blocks, itemsize, memory, ends, spent)
+    extract_and_deflate(work, tiles, limits, blocks, memory, ends, spent)
     compute, encode = (spent / 1e9).tolist()
-    return streams_in(memory.out, ends), limits, compute, encode
+    return Deflated(streams_in(memory.out, ends), limits, {"compute": compute, "encode": encode})
 
 
 @compiled
-def extract_and_deflate(work, tiles, limits, blocks, itemsize, memory, ends, spent):
-    """Write the streams of all cells into ``memory.out``, and the limits they were normalized with.
+def extract_and_deflate(work, tiles, limits, blocks, memory, ends, spent):
+    """Write the streams of all cells to ``memory.out``, and the limits they were normalized with.
 
     Parameters
     ----------
@@ -57,12 +52,11 @@ def extract_and_deflate(work, tiles, limits, blocks, itemsize, memory, ends, spe
         Written.
     blocks : (m, stream_nbytes) uint8
         The memory of ``tiles``, divided into what each stream encodes.
-    itemsize : int, bytes
     memory : StreamMemory
     ends : (n * streams of a cell,) int64, bytes
-        Written: where each stream ends; it begins where the one before ends.
+        Written: the end of each stream, which is the start of the next one.
     spent : (2,) int64, nanoseconds
-        The time of extraction and of encoding is added.
+        Incremented by the time of extraction and of encoding.
     """
     n, n_tiles = work.ids.shape[0], tiles.images.shape[0]
     per_cell, end = blocks.shape[0] // n_tiles, 0
@@ -72,7 +66,7 @@ def extract_and_deflate(work, tiles, limits, blocks, itemsize, memory, ends, spe
         extract_each(work, first, last, tiles, limits)
         extracted = nanoseconds()
         part = blocks[: (last - first) * per_cell]
-        part_ends = end + deflate_each(part, blocks.shape[1], itemsize, memory.pairs, memory.out[end:])
+        part_ends = end + deflate_each(part, blocks.shape[1], tiles.images.itemsize, memory.pairs, memory.out[end:])
         ends[first * per_cell : last * per_cell] = part_ends
         end = part_ends[-1]
         spent[0] += extracted - started

@@ -1,7 +1,7 @@
-"""Masks of one tile as bits, 64 pixels a word: select a label, fill holes, dilate, and walk along their runs.
+"""Bit masks of one tile, 64 pixels per word: select a label, fill holes, dilate, find runs.
 
-A mask is (S, W) uint64, W = ceil(S / 64); pixel x of row y is bit ``x % 64`` of ``mask[y, x // 64]``, and bits beyond
-the tile are 0. Boxes are (y0, x0, y1, x1) in the tile, half open; an empty one is (0, 0, 0, 0).
+A mask is (S, W) uint64, W = ceil(S / 64). Pixel x of row y is bit ``x % 64`` of ``mask[y, x // 64]``; bits outside the
+tile are 0. Boxes are (y0, x0, y1, x1) in the tile, half-open; an empty box is (0, 0, 0, 0).
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ ZERO, ONE, TOP = np.uint64(0), np.uint64(1), np.uint64(63)
 
 @inner
 def equal_bits(labels, start, n, value):
-    """Which of the n <= 64 labels from ``start`` equal ``value``, as bits."""
+    """Return a bit for each of the n <= 64 labels from ``start`` on: whether it equals ``value``."""
     if n == 64:
         return eq_word(labels, start, value)
     word = ZERO
@@ -27,28 +27,32 @@ def equal_bits(labels, start, n, value):
 
 
 @inner
-def select(labels, stride, height, width, y0, x0, value, box, mask):
-    """Write into ``mask``, for ``box`` of the tile at (y0, x0), which pixels have that label; none off the slide.
-
-    For 0, which have any label. Whole rows are written, those of ``box``; beside it what is there or nothing.
+def select(plane, y0, x0, label, box, mask):
+    """Write the mask of the pixels of a tile that have a label; pixels outside the slide are not in it.
 
     Parameters
     ----------
-    labels : (n,) unsigned
-        A label plane in memory, its row y at ``y * stride``.
-    height, width : int
-        Of the label plane.
+    plane : windows.Plane, unsigned
+    y0, x0 : int, pixels
+        The tile's first pixel in the plane; may lie outside it.
+    label : the plane's type
+        0 selects the pixels of all labels.
+    box : (4,) int64
+        The part of the tile that is read.
+    mask : (S, W) uint64
+        Written: the rows of ``box``. Beside the box, pixels of the label may be missing.
     """
     S, W = mask.shape
     for y in range(box[0], box[2]):
-        on_slide = 0 <= y + y0 < height
+        on_slide = 0 <= y + y0 < plane.height
+        row = plane.start + (y + y0) * plane.stride + x0
         for k in range(W):
             start = max(64 * k, -x0)
-            n = min(64, width - x0 - start)
+            n = min(64, plane.width - x0 - start)
             mask[y, k] = 0
             if on_slide and n > 0 and start < min(box[3], 64 * k + 64) and 64 * k + 64 > box[1]:
-                bits = equal_bits(labels, (y + y0) * stride + x0 + start, n, value)
-                if value == 0:
+                bits = equal_bits(plane.data, row + start, n, label)
+                if label == 0:
                     bits = ~bits & (EVERY >> np.uint64(64 - n))
                 bits <<= np.uint64(start - 64 * k)
                 mask[y, k] = bits & (EVERY >> np.uint64(max(64 * k + 64 - S, 0)))
@@ -56,7 +60,7 @@ def select(labels, stride, height, width, y0, x0, value, box, mask):
 
 @inner
 def bounding_box(mask, part, box):
-    """Write into ``box`` the bounding box of a mask that lies in the rows of ``part``."""
+    """Write the bounding box of a mask to ``box``; only the rows of ``part`` are read."""
     S, W = mask.shape
     box[:] = 0
     top, bottom = S, 0
@@ -83,18 +87,19 @@ def bounding_box(mask, part, box):
 
 @inner
 def next_set(mask, y, x, end):
-    """The first pixel of row ``y`` at or right of ``x`` that is in the mask; ``end`` if there is none before it."""
+    """Return the first pixel of row ``y`` in ``x`` to ``end - 1`` that is in the mask; ``end`` if there is none."""
     return next_bit(mask, y, x, end, ZERO)
 
 
 @inner
 def next_clear(mask, y, x, end):
-    """The first pixel of row ``y`` at or right of ``x`` that is not in the mask; ``end`` if there is none before it."""
+    """Return the first pixel of row ``y`` in ``x`` to ``end - 1`` that is not in the mask; ``end`` if there is none."""
     return next_bit(mask, y, x, end, EVERY)
 
 
 @inner
 def next_bit(mask, y, x, end, flip):
+    """Return the first pixel in ``x`` to ``end - 1`` whose bit, after XOR with ``flip``, is set; ``end`` if none is."""
     if x >= end:
         return end
     k = x // 64
@@ -109,7 +114,7 @@ def next_bit(mask, y, x, end, flip):
 
 @inner
 def is_simple(mask, box):
-    """Whether each row of the mask is one run: then every background pixel reaches the edge, and no hole exists."""
+    """Return whether each row of a mask has at most one run: then the mask cannot have holes."""
     for y in range(box[0], box[2]):
         end = next_clear(mask, y, next_set(mask, y, box[1], box[3]), box[3])
         if next_set(mask, y, end, box[3]) < box[3]:
@@ -119,11 +124,11 @@ def is_simple(mask, box):
 
 @inner
 def fill_holes(mask, box, reached):
-    """Fill, in place, background that is not 4-connected to the edge of the tile.
+    """Fill holes in place: background that is not 4-connected to the edge of the tile.
 
-    Outside ``box`` all is background, so what reaches the edge of the box reaches the edge of the tile. ``reached``,
-    (S, W), is written: background that does. It spreads within rows and from row to row, down and up in turn, until
-    nothing changes.
+    Everything outside ``box`` is background, so background that is connected to the edge of the box is connected to
+    the edge of the tile. A flood fill from the edge of the box sweeps over the rows, down and up in turn, until nothing
+    changes. ``reached``, (S, W), is scratch memory: background that the flood has reached.
     """
     if is_simple(mask, box):
         return
@@ -141,9 +146,9 @@ def fill_holes(mask, box, reached):
     while changed:
         changed = False
         for y in range(box[0], box[2]):
-            changed |= spread_row(mask, y, max(y - 1, box[0]), box, reached)
+            changed |= flood_row(mask, y, max(y - 1, box[0]), box, reached)
         for y in range(box[2] - 1, box[0] - 1, -1):
-            changed |= spread_row(mask, y, min(y + 1, box[2] - 1), box, reached)
+            changed |= flood_row(mask, y, min(y + 1, box[2] - 1), box, reached)
     for y in range(box[0], box[2]):
         for k in range(first, last + 1):
             mask[y, k] |= background(mask, y, k, box) & ~reached[y, k]
@@ -151,7 +156,7 @@ def fill_holes(mask, box, reached):
 
 @inner
 def background(mask, y, k, box):
-    """The pixels of a word that are in ``box`` and not in the mask."""
+    """Return the pixels of word ``k`` of row ``y`` that are in ``box`` and not in the mask."""
     inside = EVERY
     if 64 * k < box[1]:
         inside &= EVERY << np.uint64(box[1] - 64 * k)
@@ -161,15 +166,15 @@ def background(mask, y, k, box):
 
 
 @inner
-def spread_row(mask, y, beside, box, reached):
-    """Reach what is next to ``reached`` in row ``y`` or in the row ``beside``; whether that was anything new."""
+def flood_row(mask, y, beside, box, reached):
+    """Flood row ``y`` from its own reached pixels and those of row ``beside``; return whether anything changed."""
     first, last = box[1] // 64, (box[3] - 1) // 64
     changed = False
     carry = ZERO
     for k in range(first, last + 1):
         within = background(mask, y, k, box)
         seed = (reached[y, k] | reached[beside, k] | carry) & within
-        word = spread_word(seed, within)
+        word = flood_word(seed, within)
         changed |= word != reached[y, k]
         reached[y, k] = word
         carry = word >> TOP
@@ -178,7 +183,7 @@ def spread_row(mask, y, beside, box, reached):
         within = background(mask, y, k, box)
         word = reached[y, k]
         if carry & within & ~word:
-            word = spread_word(word | (carry & within), within)
+            word = flood_word(word | (carry & within), within)
             reached[y, k] = word
             changed = True
         carry = word << TOP
@@ -186,8 +191,8 @@ def spread_row(mask, y, beside, box, reached):
 
 
 @inner
-def spread_word(seed, within):
-    """The runs of ``within`` that hold a bit of ``seed``: both ways, twice as far at each step."""
+def flood_word(seed, within):
+    """Return the runs of ``within`` that contain a bit of ``seed``; each step doubles the distance covered."""
     up, down, free_up, free_down = seed, seed, within, within
     for step in range(6):
         shift = ONE << np.uint64(step)
@@ -200,7 +205,7 @@ def spread_word(seed, within):
 
 @inner
 def grow(box, margin, size, grown):
-    """Write into ``grown`` the box enlarged by ``margin`` within a tile of ``size``; an empty box stays empty."""
+    """Write a box, enlarged by ``margin`` within a tile of ``size``, to ``grown``; an empty box stays empty."""
     if box[2] == box[0]:
         grown[:] = 0
         return
@@ -210,10 +215,20 @@ def grow(box, margin, size, grown):
 
 @inner
 def dilate(mask, box, radius, row, dilated, dilated_box):
-    """Expand the mask by the disk ``dy^2 + dx^2 <= radius^2``.
+    """Dilate a mask by the disk ``dy^2 + dx^2 <= radius^2``.
 
-    Each row is widened a pixel at a time, from the disk's narrowest row to its widest, and laid over the rows at that
-    distance. ``row``, (W,), is written; of ``dilated`` the rows of ``dilated_box``.
+    Each row is widened pixel by pixel, from the width of the disk's narrowest row to that of its widest row, and
+    combined by OR with the rows at the corresponding distance.
+
+    Parameters
+    ----------
+    mask, box : (S, W) uint64, (4,) int64
+        The mask and its bounding box.
+    radius : int, pixels
+    row : (W,) uint64
+        Scratch memory.
+    dilated, dilated_box : (S, W) uint64, (4,) int64
+        Written: the rows of the dilated mask within its box, and the box.
     """
     S, W = mask.shape
     grow(box, radius, S, dilated_box)
@@ -240,7 +255,7 @@ def dilate(mask, box, radius, row, dilated, dilated_box):
 
 @inner
 def widen(row):
-    """Add the pixels left and right of each run of a row."""
+    """Dilate a row of a mask by one pixel to both sides, in place."""
     W = row.shape[0]
     before = ZERO
     for k in range(W):

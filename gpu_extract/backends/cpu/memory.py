@@ -1,4 +1,4 @@
-"""Memory that a thread keeps from one batch to the next: the system is slow to provide new pages."""
+"""Memory that a thread reuses from one batch to the next, because allocating new pages is slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["kept", "kept_bytes"]
+__all__ = ["per_thread", "per_thread_bytes"]
 
 Value = TypeVar("Value")
 
@@ -23,8 +23,8 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
-def kept(make: Callable[..., Value], *arguments: Any) -> Value:
-    """Return ``make(*arguments)``, or this thread's last result of it if the arguments are the same as then."""
+def per_thread(make: Callable[..., Value], *arguments: Any) -> Value:
+    """Return ``make(*arguments)``, or this thread's last result of ``make`` if the arguments have not changed."""
     last = _pool.values.get(make)
     if last is None or last[0] != arguments:
         last = _pool.values[make] = arguments, make(*arguments)
@@ -32,8 +32,8 @@ def kept(make: Callable[..., Value], *arguments: Any) -> Value:
     return value
 
 
-def kept_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
-    """Return this thread's memory of that name, (n,) with n at least ``nbytes``; its content is undefined."""
+def per_thread_bytes(name: str, nbytes: int) -> NDArray[np.uint8]:
+    """Return this thread's memory of that name, (n,) with n at least ``nbytes``, not initialized."""
     memory = _pool.memory.get(name)
     if memory is None or len(memory) < nbytes:
         memory = _pool.memory[name] = np.empty(nbytes, np.uint8)

@@ -1,7 +1,9 @@
-"""The pixels of one channel within a box: read, multiplied, scaled, and written into the tile in the output's type.
+"""The pixels of one channel within a box: load, multiply, scale, and store in the output's type.
 
-The values of a box are float64, row by row without gaps, so that most steps are one loop over all of them.
+The values of a box are contiguous float64, row by row, so most steps are a single loop.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +15,8 @@ __all__ = [
     "OUTPUT_FLOAT",
     "OUTPUT_HALF",
     "OUTPUT_INTEGER",
-    "copied",
+    "Output",
+    "copy_pixels",
     "gather",
     "load",
     "multiply",
@@ -23,59 +26,76 @@ __all__ = [
     "stretch",
 ]
 
-# How values are written: float16 as its bits, as they are, or times a unit and rounded.
+# How values are stored: as float16, unchanged, or times a unit and rounded.
 OUTPUT_HALF, OUTPUT_FLOAT, OUTPUT_INTEGER = 0, 1, 2
 
-# The bits of a float64: its exponent; that of 2^-14, the least that float16 has; and what makes an exponent larger by
-# 42, as float16 has 42 places less.
-EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
-# Where float16 is infinite.
-HALF_BEYOND = 65536.0
 
-
-@inner
-def load(channel, start, stride, height, width, y0, x0, box, values):
-    """Write into ``values`` the pixels within ``box`` of the tile at (y0, x0), 0 off the slide.
+class Output(NamedTuple):
+    """The output's type.
 
     Parameters
     ----------
-    channel : (n,), any pixel type
-        The image in memory, row y of the channel at ``start + y * stride``.
-    height, width : int
-        Of the channel.
+    kind : int
+        OUTPUT_HALF, OUTPUT_FLOAT or OUTPUT_INTEGER.
+    unit : float
+        The integer that stands for 1.
+    """
+
+    kind: int
+    unit: float
+
+
+# Bits of a float64: the exponent; the exponent of 2^-14, the smallest normal float16; and an increment of the exponent
+# by 42, because the mantissa of float16 is 42 bits shorter.
+EXPONENT, HALF_NORMAL, HALF_PLACES = np.uint64(0x7FF << 52), np.uint64(0x3F1 << 52), np.uint64(42 << 52)
+# float16 values from here on are infinite.
+HALF_INFINITE = 65536.0
+
+
+@inner
+def load(plane, y0, x0, box, values):
+    """Write the pixels within a box of a tile to ``values``; pixels outside the slide are 0.
+
+    Parameters
+    ----------
+    plane : windows.Plane
+    y0, x0 : int, pixels
+        The tile's first pixel in the plane; may lie outside it.
+    box : (4,) int64
     values : (m,) float64
-        What follows the pixels of the box, `LANES` values at most, is overwritten too.
+        Written. Up to `LANES` values behind those of the box are overwritten.
     """
     n = box[3] - box[1]
-    left, right = max(box[1], -x0), min(box[3], width - x0)
+    left, right = max(box[1], -x0), min(box[3], plane.width - x0)
     for y in range(box[0], box[2]):
-        source, target = start + (y + y0) * stride + x0 + box[1], (y - box[0]) * n
-        on_slide = 0 <= y + y0 < height
-        if on_slide and right - left == n and source + n + LANES <= channel.shape[0]:
+        source, target = plane.start + (y + y0) * plane.stride + x0 + box[1], (y - box[0]) * n
+        on_slide = 0 <= y + y0 < plane.height
+        if on_slide and right - left == n and source + n + LANES <= plane.data.shape[0]:
             for x in range(0, n, LANES):
-                store_lanes(channel, source + x, n - x, 0.0, values, target + x)
+                store_lanes(plane.data, source + x, n - x, 0.0, values, target + x)
             continue
         values[target : target + n] = 0.0
         if on_slide:
             for x in range(left - box[1], right - box[1]):
-                values[target + x] = channel[source + x]
+                values[target + x] = plane.data[source + x]
 
 
 @inner
-def copied(channel, start, stride, part, pool):
-    """Copy the pixels of a part of the tile at ``start`` into ``pool``, row by row without gaps; gives how many."""
-    top, left, bottom, right = part
+def copy_pixels(plane, y0, x0, box, pixels):
+    """Copy the pixels within a box of the tile at (y0, x0), all on the slide, row by row; return their number."""
+    top, left, bottom, right = box
     n = max(right - left, 0)
     for y in range(top, bottom):
-        source, target = np.uintp(start + y * stride + left), np.uintp((y - top) * n)
+        source = np.uintp(plane.start + (y + y0) * plane.stride + x0 + left)
+        target = np.uintp((y - top) * n)
         for x in range(np.uintp(n)):
-            pool[target + x] = channel[source + x]
+            pixels[target + x] = plane.data[source + x]
     return max(bottom - top, 0) * n
 
 
 @inner
-def gather(values, box, region, part, pool):
-    """Collect into ``pool`` the values of a box where ``region`` is set within ``part`` of it; return how many."""
+def gather(values, box, region, part, selected):
+    """Copy the values of a box at the pixels of the mask ``region`` within ``part`` of it; return their number."""
     n = box[3] - box[1]
     size = 0
     top, left, bottom, right = part
@@ -85,7 +105,7 @@ def gather(values, box, region, part, pool):
         while start < right:
             end = next_clear(region, y, start, right)
             for x in range(start, end):
-                pool[size] = values[row + x]
+                selected[size] = values[row + x]
                 size += 1
             start = next_set(region, y, end, right)
     return size
@@ -100,7 +120,7 @@ def multiply(values, factors):
 
 @inner
 def scaled(value, lo, hi, flat_zero):
-    """``clip((value - lo) / (hi - lo), 0, 1)``; where ``hi == lo`` 0, or clip(value - lo, 0, 1)."""
+    """Return ``clip((value - lo) / (hi - lo), 0, 1)``; if ``hi == lo``, 0 or ``clip(value - lo, 0, 1)``."""
     if hi == lo and flat_zero:
         return 0.0
     span = hi - lo if hi != lo else 1.0
@@ -109,7 +129,7 @@ def scaled(value, lo, hi, flat_zero):
 
 @inner
 def scale(values, lo, hi, flat_zero):
-    """Make each of the values what `scaled` makes of it, in place."""
+    """Apply `scaled` to all values, in place."""
     if hi == lo and flat_zero:
         values[:] = 0.0
         return
@@ -120,7 +140,10 @@ def scale(values, lo, hi, flat_zero):
 
 @inner
 def bounds(values, low, high):
-    """The lowest and the highest of the values and what is given; 64 values are looked at singly if one is beyond."""
+    """Return the minimum of the values and ``low``, and the maximum of the values and ``high``.
+
+    Blocks of 64 values are compared at once; only blocks with a value outside of the bounds are examined one by one.
+    """
     size = values.shape[0]
     for start in range(0, size, 64):
         n = min(64, size - start)
@@ -132,7 +155,7 @@ def bounds(values, low, high):
 
 @inner
 def stretch(values, outside, n_pixels):
-    """``(y - min) / (max - min)`` in place, min and max over the whole tile; gives the new ``outside``."""
+    """Replace values by ``(value - min) / (max - min)`` over the whole tile; return the new ``outside``."""
     low, high = (np.inf, -np.inf) if values.shape[0] == n_pixels else (outside, outside)
     low, high = bounds(values, low, high)
     if not high > low:
@@ -143,19 +166,22 @@ def stretch(values, outside, n_pixels):
 
 
 @inner
-def store(values, box, outside, unit, output, pool, plane, filled):
-    """Write ``values`` within ``box``, and ``outside`` elsewhere, into ``plane`` in its own type, half to even.
+def store(values, box, outside, output, converted, plane, filled):
+    """Write ``values`` within ``box``, and ``outside`` elsewhere, to ``plane`` in its own type, rounded half to even.
 
     Parameters
     ----------
     values : (m,) float64
-        The one that follows those of the box is overwritten.
-    pool : (m + LANES,), the plane's type
-        Scratch.
+        The value behind those of the box is overwritten.
+    box : (4,) int64
+    outside : float
+    output : Output
+    converted : (m + LANES,), the plane's type
+        Scratch memory.
     plane : (S, S)
-        Contiguous; float16 as its bits in uint16.
+        Written. C-contiguous; float16 as its bits in uint16.
     filled : (4,) int64
-        Outside of it ``plane`` is 0, before and after.
+        Updated: the box outside of which ``plane`` is 0.
     """
     S = plane.shape[0]
     for y in range(filled[0], filled[2]):
@@ -164,8 +190,8 @@ def store(values, box, outside, unit, output, pool, plane, filled):
     n = box[3] - box[1]
     size = (box[2] - box[0]) * n
     values[size] = outside
-    convert(values[: size + 1], unit, output, pool)
-    beyond = pool[size]
+    convert(values[: size + 1], output, converted)
+    beyond = converted[size]
     if outside != 0.0:
         filled[0], filled[1], filled[2], filled[3] = 0, 0, S, S
         plane[:] = beyond
@@ -173,21 +199,21 @@ def store(values, box, outside, unit, output, pool, plane, filled):
         source, target = (y - box[0]) * n, y * S + box[1]
         if target + n + LANES <= S * S:
             for x in range(0, n, LANES):
-                store_lanes(pool, source + x, n - x, beyond, plane, target + x)
+                store_lanes(converted, source + x, n - x, beyond, plane, target + x)
         else:
             for x in range(n):
-                plane[y, box[1] + x] = pool[source + x]
+                plane[y, box[1] + x] = converted[source + x]
 
 
 @inner
-def convert(values, unit, output, converted):
-    """Write values in the output's type."""
-    if output == OUTPUT_HALF:
+def convert(values, output, converted):
+    """Convert values to the output's type."""
+    if output.kind == OUTPUT_HALF:
         for i in range(values.shape[0]):
             converted[i] = half_bits(values[i])
-    elif output == OUTPUT_INTEGER:
+    elif output.kind == OUTPUT_INTEGER:
         for i in range(values.shape[0]):
-            converted[i] = np.rint(values[i] * unit)
+            converted[i] = np.rint(values[i] * output.unit)
     else:
         for i in range(values.shape[0]):
             converted[i] = values[i]
@@ -195,10 +221,10 @@ def convert(values, unit, output, converted):
 
 @inner
 def half_bits(value):
-    """The bits of the float16 nearest to a finite float64, ties to even."""
-    size = min(abs(value), HALF_BEYOND)
+    """Return the bits of the float16 nearest to a finite float64, ties to even."""
+    size = min(abs(value), HALF_INFINITE)
     exponent = max(bits_of(size) & EXPONENT, HALF_NORMAL)
-    # Added to a number of which the last place is float16's, the value is rounded to that.
+    # Adding a number whose last bit is float16's last bit rounds the value to that bit.
     large = exponent + HALF_PLACES
     places = bits_of(size + float_of(large)) - large
     body = ((exponent - HALF_NORMAL) >> np.uint64(42)) + places

@@ -1,7 +1,7 @@
-"""Numpy's linear quantiles of a cell's pixels, without sorting them.
+"""Linear quantiles of a cell's pixels, as numpy.quantile computes them, without sorting.
 
-The few smallest or largest values are found in two passes, 64 pixels at a time: one for a value that hardly more
-pixels are beyond than are wanted, one that collects them. Ranks in the middle are found by selection.
+A small number of smallest or largest values is found in two passes, 64 pixels at a time: the first finds a threshold
+that few more pixels than wanted exceed, the second collects these pixels. Ranks in the middle are found by selection.
 """
 
 import numpy as np
@@ -11,21 +11,21 @@ from gpu_extract.backends.cpu.simd import LANES, ctz, gt_word, largest_of_column
 
 __all__ = ["SCRATCH", "quantile_pair"]
 
-# What `extremes` holds besides two times the values it keeps.
+# Elements that `extremes` needs in addition to twice the number of values it keeps.
 SCRATCH = 192
 EVERY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @inner
 def quantile_pair(pixels, zeros, lower, upper, scratch):
-    """Two of numpy's linear quantiles of some pixels and ``zeros`` zeros besides; (0, 0) of nothing.
+    """Return two linear quantiles of some pixels and ``zeros`` additional zeros; (0, 0) if there are none.
 
     Parameters
     ----------
     pixels : (n,), any pixel type
         Contiguous.
     scratch : (m,) float64
-        With room for all of them and the zeros and `SCRATCH` more.
+        m is the number of pixels and zeros, plus `SCRATCH`.
     """
     lo, hi = 0.0, 0.0
     total = pixels.shape[0] + zeros
@@ -36,15 +36,15 @@ def quantile_pair(pixels, zeros, lower, upper, scratch):
         before = min(int(np.floor(position)), total - 1)
         after = min(before + 1, total - 1)
         fraction = position - np.floor(position)
-        a, b = ranked(pixels, zeros, before, after, scratch)
-        # numpy interpolates from the nearer end, which makes the last bit depend on the fraction.
+        a, b = values_of_ranks(pixels, zeros, before, after, scratch)
+        # NumPy interpolates from the nearer end; this affects the last bit.
         lo, hi = hi, b - (b - a) * (1 - fraction) if fraction >= 0.5 else a + (b - a) * fraction
     return lo, hi
 
 
 @inner
-def ranked(pixels, zeros, before, after, scratch):
-    """The values of rank ``before`` and ``after``, its successor or itself; the rest as for `quantile_pair`."""
+def values_of_ranks(pixels, zeros, before, after, scratch):
+    """Return the values of rank ``before`` and ``after`` (its successor or the same rank); see `quantile_pair`."""
     n = pixels.shape[0]
     total = n + zeros
     if 2 * (after + 1) < total:
@@ -65,7 +65,7 @@ def ranked(pixels, zeros, before, after, scratch):
 
 @inner
 def two_smallest(values):
-    """The smallest value and the next one; infinity where there is none."""
+    """Return the smallest and the second smallest value; infinity if there is none."""
     first, second = np.inf, np.inf
     for value in values:
         if value < first:
@@ -77,13 +77,13 @@ def two_smallest(values):
 
 @inner
 def extremes(pixels, zeros, keep, sign, kept):
-    """Write the ``keep`` largest of ``sign`` times the pixels and ``zeros`` zeros into ``kept``, in any order.
+    """Write the ``keep`` largest of ``sign`` times the pixels and of ``zeros`` zeros to ``kept``, in any order.
 
-    What is beyond the threshold is collected; should twice as many be there as wanted, they are thinned out, and the
-    threshold is the least of what is left. It is a pixel or 0, so that pixels are compared in their own type.
+    Values above a threshold are collected. When twice as many as wanted are collected, only the largest are kept, and
+    the smallest of these becomes the threshold. It is a pixel or 0, so pixels are compared in their own type.
     """
-    # Most pixels are positive: among enough zeros only the largest ones need a better threshold.
-    has_threshold = (sign > 0 or zeros < keep) and reached(pixels, keep, sign, kept)
+    # Most pixels are positive: with enough zeros, the smallest values need no better threshold than 0.
+    has_threshold = (sign > 0 or zeros < keep) and find_threshold(pixels, keep, sign, kept)
     threshold = kept[0] if has_threshold else 0.0
     if zeros >= keep and not threshold > 0.0:
         threshold, has_threshold = 0.0, True
@@ -113,10 +113,11 @@ def extremes(pixels, zeros, keep, sign, kept):
 
 
 @inner
-def reached(pixels, keep, sign, lanes):
-    """Write into ``lanes[0]`` a value that ``keep`` of ``sign`` times the pixels reach, few more; whether it was found.
+def find_threshold(pixels, keep, sign, lanes):
+    """Write a threshold to ``lanes[0]`` that ``keep`` or a few more of ``sign`` times the pixels reach.
 
-    Pixels are dealt out to more than ``keep`` lanes, and of the largest of each lane the one of rank ``keep`` is it.
+    Pixels are distributed over more than ``keep`` lanes; the threshold is the maximum of rank ``keep`` among the maxima
+    of the lanes. Return whether there are enough pixels for this.
     """
     rows, deep = pixels.shape[0] // LANES, (3 * keep // 2 + LANES - 1) // LANES
     if rows < 2 * deep:
@@ -135,11 +136,11 @@ def reached(pixels, keep, sign, lanes):
 
 @inner
 def keep_largest(values, keep):
-    """Move the ``keep`` largest values to the front; give the least of them."""
+    """Move the ``keep`` largest values to the front; return the smallest of them."""
     rest = values.shape[0] - keep
     partition(values, rest)
     least = values[rest]
-    # Those that are in place stay there.
+    # Values that are in place already stay there.
     source = max(rest, keep)
     for i in range(min(rest, keep)):
         values[i] = values[source + i]
@@ -148,7 +149,7 @@ def keep_largest(values, keep):
 
 @inner
 def partition(values, rank):
-    """Reorder ``values`` so that ``values[rank]`` has that rank and none after it is smaller (Hoare)."""
+    """Reorder ``values`` so that ``values[rank]`` has that rank and no value behind it is smaller (Hoare)."""
     low, high = 0, values.shape[0] - 1
     while low < high:
         pivot = values[(low + high) // 2]

@@ -1,4 +1,4 @@
-"""Many pixels at a time: what numba cannot say in Python and LLVM does in a few instructions."""
+"""SIMD operations on many pixels at once, as LLVM intrinsics, because numba cannot express them in Python."""
 
 import time
 from typing import Any
@@ -27,19 +27,19 @@ __all__ = [
     "store_word",
 ]
 
-# Pixels that are compared at a time.
+# Pixels that are compared or copied at once.
 LANES = 64
-# Pixels of the rows that are summed at a time, in registers.
+# Pixels of a row whose sums are kept in registers.
 BLOCK = 32
 
-# What numba says of their types is nothing, or too little.
+# Numba has no or incomplete types for these.
 intrinsic: Any = numba.extending.intrinsic
 cgutils: Any = numba.core.cgutils
 tuple_of: Any = types.UniTuple
 
 
 def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, operator: str) -> Any:
-    """The comparison of 64 values of an array with a scalar as an integer, bit i for value i."""
+    """Return the comparison of 64 values of an array with a scalar as an integer; bit i is for value i."""
     array, start, scalar = arguments
     data = context.make_array(signature.args[0])(context, builder, array).data
     values = load_lanes(context, builder, data, start)
@@ -48,14 +48,14 @@ def lanes_compared(context: Any, builder: Any, signature: Any, arguments: Any, o
 
 
 def load_lanes(context: Any, builder: Any, data: Any, start: Any) -> Any:
-    """The 64 values of an array's memory from ``start`` on."""
+    """Return 64 values of an array's memory, from ``start`` on, as a vector."""
     element = data.type.pointee
     pointer = builder.bitcast(builder.gep(data, [start]), ir.VectorType(element, LANES).as_pointer())
     return builder.load(pointer, align=context.get_abi_sizeof(element))
 
 
 def compare(builder: Any, kind: Any, operator: str, one: Any, other: Any) -> Any:
-    """The comparison of values of numba's type ``kind``."""
+    """Return the comparison of values of numba's type ``kind``."""
     if kind in types.real_domain:
         return builder.fcmp_ordered(operator, one, other)
     return (builder.icmp_signed if kind.signed else builder.icmp_unsigned)(operator, one, other)
@@ -63,9 +63,9 @@ def compare(builder: Any, kind: Any, operator: str, one: Any, other: Any) -> Any
 
 @intrinsic
 def eq_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Which of ``array[start : start + 64]`` equal ``value``; bit i of a uint64 for value i.
+    """Return which of ``array[start : start + 64]`` equal ``value``; bit i of the uint64 is for value i.
 
-    The array is one-dimensional and contiguous; the 64 values are within it.
+    The array is one-dimensional and contiguous and contains all 64 values.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -76,7 +76,7 @@ def eq_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
 
 @intrinsic
 def gt_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Which of ``array[start : start + 64]``, are above ``value``; as `eq_word`."""
+    """Return which of ``array[start : start + 64]`` are above ``value``; see `eq_word`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, ">")
@@ -86,7 +86,7 @@ def gt_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
 
 @intrinsic
 def lt_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Which of ``array[start : start + 64]``, are below ``value``; as `eq_word`."""
+    """Return which of ``array[start : start + 64]`` are below ``value``; see `eq_word`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return lanes_compared(context, builder, signature, arguments, "<")
@@ -96,16 +96,16 @@ def lt_word(typing: Any, array: Any, start: Any, value: Any) -> Any:
 
 @intrinsic
 def ne_shifted_word(typing: Any, words: Any, start: Any, before: Any, shift: Any) -> Any:
-    """Which of ``words[start : start + 64]`` are not copies of the last item of the word before; as `eq_word`.
+    """Return which of ``words[start : start + 64]`` do not repeat the last item of the previous word; see `eq_word`.
 
     Parameters
     ----------
     words : (...,) uint64
-        Each some items of 1, 2, 4 or 8 bytes, the first one lowest.
+        Each contains items of 1, 2, 4 or 8 bytes, the first item in the lowest bits.
     before : uint64
         The word before the first one.
     shift : uint64
-        64 less the bits of an item.
+        64 minus the bits of an item.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -115,7 +115,7 @@ def ne_shifted_word(typing: Any, words: Any, start: Any, before: Any, shift: Any
         order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES - 1, 2 * LANES - 1)))
         shifts = broadcast(builder, shift, values.type)
         one, most = (ir.Constant(values.type, [n] * LANES) for n in (1, LANES - 1))
-        # In two steps, as an item may be the whole word.
+        # Shift in two steps: if the item is the whole word, a shift by 64 bits is undefined.
         shifted = builder.shl(builder.shl(values, builder.sub(most, shifts)), one)
         copies = builder.or_(shifted, builder.lshr(builder.shuffle_vector(last, values, order), shifts))
         return builder.bitcast(builder.icmp_unsigned("!=", values, copies), ir.IntType(LANES))
@@ -144,7 +144,7 @@ def store_word(typing: Any, memory: Any, at: Any, word: Any) -> Any:
 
 @intrinsic
 def any_bits(typing: Any, words: Any, start: Any) -> Any:
-    """The bits that are set in any of ``words[start : start + 64]``; as `eq_word`."""
+    """Return the OR of ``words[start : start + 64]``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, start = arguments
@@ -156,9 +156,9 @@ def any_bits(typing: Any, words: Any, start: Any) -> Any:
 
 @intrinsic
 def adler_sums(typing: Any, words: Any, start: Any) -> Any:
-    """Of the 512 bytes of ``words[start : start + 64]``, their sum, and the sum of each times 512 to 1.
+    """Return the sum of the 512 bytes of ``words[start : start + 64]``, and their sum weighted by 512 to 1.
 
-    Bytes are summed by columns of 64, once and each time again, in 16 bits.
+    The bytes are 8 rows of 64 columns. Columns are summed in 16 bits: all rows, and all partial sums.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -182,7 +182,7 @@ def adler_sums(typing: Any, words: Any, start: Any) -> Any:
 
 
 def reduced(builder: Any, operator: str, values: Any) -> Any:
-    """All lanes of a vector of integers as one: their "add" or their "or"."""
+    """Return the reduction of a vector of integers by "add" or "or"."""
     kind = values.type
     name = f"llvm.vector.reduce.{operator}.v{kind.count}i{kind.element.width}"
     reduce = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind.element, [kind]), name)
@@ -191,18 +191,18 @@ def reduced(builder: Any, operator: str, values: Any) -> Any:
 
 @intrinsic
 def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: Any, sign: Any, largest: Any) -> Any:
-    """Write into ``largest[:64]`` the largest of ``sign`` times the pixels of each of 64 columns.
+    """Write the maximum of ``sign`` times the pixels of each of 64 columns to ``largest[:64]``.
 
     Parameters
     ----------
     pixels : (...,), any pixel type
-        Of which row y of the columns begins at ``start + y * stride``; contiguous, all within it.
+        Contiguous. Row y of the columns begins at ``start + y * stride``.
     rows : int
-        1 or more.
+        At least 1.
     sign : float
         1 or -1.
     largest : (...,) float64
-        Contiguous.
+        Written. Contiguous.
     """
     kind: Any = pixels.dtype
 
@@ -236,19 +236,19 @@ def largest_of_columns(typing: Any, pixels: Any, start: Any, stride: Any, rows: 
 
 @intrinsic
 def store_lanes(typing: Any, source: Any, at: Any, n: Any, beyond: Any, target: Any, to: Any) -> Any:
-    """Write ``source[at : at + n]`` into 64 values of ``target`` from ``to`` on, and ``beyond`` into the rest of them.
+    """Write 64 values to ``target[to : to + 64]``: ``source[at : at + n]``, followed by ``beyond``.
 
-    Rows of any length are copied so without a loop for what is left over: what stands behind a row, the next one
-    overwrites. Both arrays are contiguous, and the 64 values within them.
+    This copies rows of any length without a loop for the remainder: the next row overwrites what is written behind a
+    row. Both arrays are contiguous and contain all 64 values.
 
     Parameters
     ----------
     source : (...,), any pixel type
     n : int
-        64 or more is 64.
+        Values above 64 are treated as 64.
     beyond : the target's type
     target : (...,)
-        Of the source's type, or float64.
+        Written. The source's type, or float64.
     """
     kind: Any = source.dtype
 
@@ -270,7 +270,7 @@ def store_lanes(typing: Any, source: Any, at: Any, n: Any, beyond: Any, target: 
 
 
 def as_doubles(builder: Any, kind: Any, values: Any) -> Any:
-    """Lanes of numba's type ``kind`` as float64."""
+    """Convert a vector of numba's type ``kind`` to float64."""
     doubles = ir.VectorType(ir.DoubleType(), LANES)
     if kind not in types.real_domain:
         return (builder.sitofp if kind.signed else builder.uitofp)(values, doubles)
@@ -279,7 +279,7 @@ def as_doubles(builder: Any, kind: Any, values: Any) -> Any:
 
 @intrinsic
 def ctz(typing: Any, word: Any) -> Any:
-    """The position of the lowest set bit of a uint64; 64 for 0."""
+    """Count the trailing zeros of a uint64: the position of its lowest set bit; 64 for 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], cgutils.false_bit)
@@ -289,7 +289,7 @@ def ctz(typing: Any, word: Any) -> Any:
 
 @intrinsic
 def bits_of(typing: Any, value: Any) -> Any:
-    """The bits of a float64 as a uint64."""
+    """Return the bits of a float64 as a uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
@@ -299,7 +299,7 @@ def bits_of(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def nanoseconds(typing: Any) -> Any:
-    """The system's monotonic clock, as `time.monotonic_ns`."""
+    """Return the system's monotonic clock in nanoseconds, as `time.monotonic_ns`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(64)
@@ -315,7 +315,7 @@ def nanoseconds(typing: Any) -> Any:
 
 @intrinsic
 def float_of(typing: Any, bits: Any) -> Any:
-    """The float64 whose bits are those of a uint64."""
+    """Return the float64 with the bits of a uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -325,66 +325,58 @@ def float_of(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def accumulate_taps(
-    typing: Any,
-    rows: Any,
-    x: Any,
-    stride: Any,
-    y: Any,
-    last: Any,
-    weights: Any,
-    near: Any,
-    far: Any,
-    total: Any,
-    at: Any,
+    typing: Any, rows: Any, y: Any, x: Any, weights: Any, near: Any, far: Any, total: Any, at: Any
 ) -> Any:
-    """Write into ``total[at : at + BLOCK]`` row ``y`` times its weight, and pairs of rows around it times theirs.
+    """Write a weighted sum of rows, for the columns ``x`` to ``x + BLOCK - 1``, to ``total[at : at + BLOCK]``.
 
-    The pairs are those from ``far`` to ``near`` rows away, in this order; a row beyond the first or the last one is
-    that one.
+    The sum starts with row ``y``, followed by the pairs of rows at the distances ``far`` down to ``near``. The first
+    and the last row are replicated outside.
 
     Parameters
     ----------
-    rows, total : (...,) float64
-        Contiguous; of rows, row y begins at ``y * stride`` and the block at ``x`` of it.
-    last : int
-        The last row; the first is 0.
+    rows : (n, stride) float64
+        C-contiguous.
     weights : (R + 1,) float64
-        Contiguous, from the centre outwards.
+        C-contiguous; by the distance of a row.
+    total : (...,) float64
+        C-contiguous.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows, weights, total = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 5, 8)
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 3, 6)
         )
-        _, x, stride, y, last, _, near, far, _, at = arguments
-        vector, zero = ir.VectorType(ir.DoubleType(), BLOCK), ir.Constant(x.type, 0)
+        _, y, x, _, near, far, _, at = arguments
+        n_rows, stride = cgutils.unpack_tuple(builder, rows.shape, 2)
+        vector, zero, one = ir.VectorType(ir.DoubleType(), BLOCK), ir.Constant(x.type, 0), ir.Constant(x.type, 1)
+        last = builder.sub(n_rows, one)
 
         def place(array: Any, index: Any) -> Any:
-            return builder.bitcast(builder.gep(array, [index]), vector.as_pointer())
+            return builder.bitcast(builder.gep(array.data, [index]), vector.as_pointer())
 
         def row(index: Any) -> Any:
             index = builder.select(builder.icmp_signed("<", index, zero), zero, index)
             index = builder.select(builder.icmp_signed(">", index, last), last, index)
             return builder.load(place(rows, builder.add(builder.mul(index, stride), x)), align=8)
 
-        def weighed(values: Any, tap: Any) -> Any:
-            return builder.fmul(values, broadcast(builder, builder.load(builder.gep(weights, [tap])), vector))
+        def weighted(values: Any, tap: Any) -> Any:
+            weight = builder.load(builder.gep(weights.data, [tap]))
+            return builder.fmul(values, broadcast(builder, weight, vector))
 
-        sums = cgutils.alloca_once_value(builder, weighed(row(y), zero))
-        n = builder.add(builder.sub(far, near), ir.Constant(x.type, 1))
-        with cgutils.for_range(builder, n) as loop:
+        sums = cgutils.alloca_once_value(builder, weighted(row(y), zero))
+        with cgutils.for_range(builder, builder.add(builder.sub(far, near), one)) as loop:
             tap = builder.sub(far, loop.index)
             pair = builder.fadd(row(builder.sub(y, tap)), row(builder.add(y, tap)))
-            builder.store(builder.fadd(builder.load(sums), weighed(pair, tap)), sums)
+            builder.store(builder.fadd(builder.load(sums), weighted(pair, tap)), sums)
         builder.store(builder.load(sums), place(total, at), align=8)
         return context.get_dummy_value()
 
     index = types.intp
-    return types.none(rows, index, index, index, index, weights, index, index, total, index), generate
+    return types.none(rows, index, index, weights, index, index, total, index), generate
 
 
 def broadcast(builder: Any, scalar: Any, vector: Any) -> Any:
-    """A vector of one value."""
+    """Return a vector with all lanes equal to a scalar."""
     nothing = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(

@@ -1,6 +1,6 @@
-"""The cuda backend: `Device` by CuPy, and why it does not work where it does not.
+"""The cuda backend: `Device` implemented with CuPy, and the diagnosis if it does not work.
 
-The only module that imports CuPy. `problem` may be asked without it; everything else needs a GPU.
+This is the only module that imports CuPy. `problem` works without it; everything else needs a GPU.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
     "reference_libraries",
 ]
 
-# Batches that are worked on at a time: one is uploaded, one computed, one downloaded.
+# Batches that are processed concurrently: one is uploaded, one computed, one downloaded.
 STREAMS = 3
-# Of a block's shared memory, what the kernels' own variables take besides the workspace; the largest takes 2.2 KiB.
+# Shared memory reserved for the kernels' static variables; the largest kernel uses 2.2 KiB.
 STATIC_SHARED_NBYTES = 4 << 10
-# Of the memory that is free: the rest is for the compiler, other programs and what the pool cannot reuse.
+# Fraction of the free memory that is used; the rest is for the compiler, other programs and the pool's fragmentation.
 MEMORY_SHARE = 0.8
 
 
 def problem() -> str | None:
-    """Why no CUDA device can be used here and what to do, in one line; None if one can."""
+    """Return why no CUDA device can be used here and what to do, in one line; None if one can be used."""
     try:
         import cupy as cp
-    except (ImportError, OSError) as error:  # OSError: it makes its cache folder, which a home may refuse
+    except (ImportError, OSError) as error:  # OSError: CuPy creates its cache folder, which can fail
         return f"CuPy cannot be imported ({error}); pip install 'gpu-extract[cuda13]', or [cuda12] for older drivers"
     try:
         if cp.cuda.runtime.getDeviceCount() == 0:
@@ -54,20 +54,20 @@ def problem() -> str | None:
         )
     try:
         cp.cuda.nvrtc.getVersion()
-    except Exception as error:  # CuPy raises what its loader does: ImportError, OSError, RuntimeError
+    except Exception as error:  # CuPy's loader raises ImportError, OSError or RuntimeError
         return f"CUDA's compiler NVRTC is missing ({error}); pip install 'gpu-extract[cuda13]', or [cuda12]"
     return None
 
 
 def count() -> int:
-    """How many CUDA devices there are."""
+    """Return the number of CUDA devices."""
     import cupy as cp
 
     return int(cp.cuda.runtime.getDeviceCount())
 
 
 def memory_budget(index: int, limit: int | None = None) -> int:
-    """Bytes of device memory that a run may take: most of what is free, or ``limit`` if that is less."""
+    """Return the bytes of device memory that a run may use: most of what is free, or ``limit`` if that is less."""
     import cupy as cp
 
     with cp.cuda.Device(index):
@@ -76,18 +76,18 @@ def memory_budget(index: int, limit: int | None = None) -> int:
     return budget if limit is None else min(budget, limit)
 
 
-def open_device(index: int, budget: int, tell: Callable[[str], None]) -> DeviceExtraction:
-    """The extraction on one GPU, with `STREAMS` streams that share ``budget`` bytes of its memory."""
+def open_device(index: int, budget: int, warn: Callable[[str], None]) -> DeviceExtraction:
+    """Return the extraction on one GPU, with `STREAMS` streams that share ``budget`` bytes of its memory."""
     import cupy as cp
 
     with cp.cuda.Device(index):
         pool = cp.cuda.MemoryPool()
         pool.set_limit(size=budget)
-    return DeviceExtraction([CudaDevice(index, pool) for _ in range(STREAMS)], tell)
+    return DeviceExtraction([CudaDevice(index, pool) for _ in range(STREAMS)], warn)
 
 
 def device_of(array: Array) -> CudaDevice:
-    """The device that a CuPy array is on; its work goes to the caller's current stream."""
+    """Return the device of a CuPy array; it uses the caller's current stream."""
     import cupy as cp
 
     with cp.cuda.Device(array.device.id):
@@ -95,12 +95,12 @@ def device_of(array: Array) -> CudaDevice:
 
 
 def reference_libraries() -> Any:
-    """What `reference.extract` needs to run on a GPU: cupy, and cupyx.scipy.ndimage.
+    """Return the libraries with which `reference.extract` runs on a GPU: cupy and cupyx.scipy.ndimage.
 
     Raises
     ------
     DeviceError
-        If there is no GPU to run on.
+        If no GPU can be used.
     """
     reason = problem()
     if reason:
@@ -121,10 +121,10 @@ class CudaDevice:
     index : int
         CUDA's number of the GPU.
     pool : cupy.cuda.MemoryPool
-        Where its arrays come from.
+        Allocates the arrays.
     stream : cupy.cuda.Stream, optional
-        A new one by default. It waits for the default stream, on which a consumer may still read what was given
-        to it before.
+        By default a new one. It synchronizes with the default stream, on which a consumer may still read earlier
+        results.
     """
 
     def __init__(self, index: int, pool: Any, stream: Any = None) -> None:
@@ -136,7 +136,7 @@ class CudaDevice:
         self.multiprocessors, shared_nbytes = _attributes(index)
         self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
         self._held: list[NDArray[Any]] = []
-        self._last = "a copy"
+        self._last_operation = "a copy"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """See `Device.empty`."""
@@ -146,7 +146,7 @@ class CudaDevice:
             try:
                 return cp.empty(shape, dtype)
             except cp.cuda.memory.OutOfMemoryError:
-                # Blocks of other sizes, kept for later, count against the pool's limit.
+                # Free blocks of other sizes count against the pool's limit.
                 self._pool.free_all_blocks()
             try:
                 return cp.empty(shape, dtype)
@@ -154,10 +154,10 @@ class CudaDevice:
                 raise OutOfDeviceMemoryError(str(error)) from error
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is let go."""
+        """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is deleted."""
         import cupyx
 
-        with _named("pinned memory"):
+        with _convert_errors("pinned memory"):
             array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
         return array
 
@@ -165,45 +165,47 @@ class CudaDevice:
         """See `Device.to_device`."""
         copy = self.empty(array.shape, array.dtype)
         host = np.ascontiguousarray(array)
-        self._held.append(host)  # its memory may not be used again before the copy has happened
-        with self._device, _named(self._last):
+        self._held.append(host)  # its memory must not be reused before the copy is done
+        with self._device, _convert_errors(self._last_operation):
             copy.set(host, stream=self._stream)
         return copy
 
     def to_host(self, array: Array, out: NDArray[Any]) -> None:
         """See `Device.to_host`."""
-        with self._device, _named(self._last):
+        with self._device, _convert_errors(self._last_operation):
             array.get(stream=self._stream, out=out, blocking=False)
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""
-        self._last = f"{kernel.expression}, {n_blocks} blocks of {kernel.threads} threads, {shared_nbytes} bytes shared"
-        with self._device, self._stream, _named(self._last):
+        self._last_operation = (
+            f"{kernel.expression}, {n_blocks} blocks of {kernel.threads} threads, {shared_nbytes} bytes shared"
+        )
+        with self._device, self._stream, _convert_errors(self._last_operation):
             function = compiled(self._device.id, kernel, self.shared_nbytes_limit)
             function((n_blocks,), (kernel.threads,), arguments, shared_mem=shared_nbytes)
 
     def synchronize(self) -> None:
         """See `Device.synchronize`."""
         try:
-            with _named(self._last):
+            with _convert_errors(self._last_operation):
                 self._stream.synchronize()
         finally:
             self._held.clear()
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Turn CUDA's errors into a DeviceError that says at what."""
+def _convert_errors(what: str) -> Iterator[None]:
+    """Convert CUDA's errors to a DeviceError that names the operation."""
     try:
         yield
     except DeviceError:
         raise
-    # CuPy's own are RuntimeErrors, but for the compiler's; a missing header or library may be any of these.
+    # CuPy's errors are RuntimeErrors, except the compiler's; a missing header or library can raise any of these.
     except (RuntimeError, OSError, _compile_error()) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        told = next((line for line in lines if "error" in line.lower()), lines[0])
+        cause = next((line for line in lines if "error" in line.lower()), lines[0])
         raise DeviceError(
-            f"CUDA failed at {what}: {told.strip()}; 'gpu-extract doctor' tells what is missing"
+            f"CUDA failed at {what}: {cause.strip()}; run 'gpu-extract doctor' to see what is missing"
         ) from error
 
 
@@ -216,7 +218,7 @@ def _compile_error() -> type[Exception]:
 
 @functools.cache
 def _attributes(index: int) -> tuple[int, int]:
-    """A GPU's multiprocessors, and the bytes of shared memory that a block may ask for."""
+    """Return the number of multiprocessors of a GPU, and the bytes of shared memory that a block can request."""
     from cupy.cuda import runtime
 
     numbers = (runtime.cudaDevAttrMultiProcessorCount, runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin)
@@ -229,9 +231,9 @@ _functions: dict[tuple[int, Kernel], Any] = {}
 
 
 def compiled(device: int, kernel: Kernel, shared_nbytes: int) -> Any:
-    """The compiled kernel on a device, allowed that much shared memory.
+    """Return the compiled kernel on a device, with that many bytes of dynamic shared memory allowed.
 
-    Compiled by NVRTC once, whichever stream needs it first, and kept on disk by CuPy.
+    NVRTC compiles it once per process, for the first stream that needs it; CuPy caches it on disk.
     """
     import cupy as cp
 

@@ -1,4 +1,4 @@
-"""What the GPU path needs of a device; CuPy gives it in `cuda`, and the tests give it on the CPU."""
+"""The interface of a device: `backend.CudaDevice` implements it with CuPy, the tests implement it on the CPU."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from gpu_extract.backends.cuda.registry import Kernel
 
 __all__ = ["Array", "Device", "OutOfDeviceMemoryError"]
 
-Array = Any  # of the device: cupy.ndarray, or numpy.ndarray where the device is the CPU
+Array = Any  # an array on the device: cupy.ndarray, or numpy.ndarray if the device is the CPU
 
 
 class OutOfDeviceMemoryError(MemoryError):
-    """The device has no room for an array."""
+    """The device does not have enough memory for an array."""
 
 
 class Device(Protocol):
-    """One stream of work on a device: what is asked of it happens later, in the order asked.
+    """One stream of a device: operations are asynchronous and run in the order of the calls.
 
-    A `Device` is used by one thread at a time. Arrays in host memory that it copies from or to must stay as they
-    are until `synchronize`.
+    A `Device` is used by one thread at a time. Arrays in host memory that it copies from or to must not be changed or
+    read until `synchronize`.
     """
 
     @property
     def multiprocessors(self) -> int:
-        """How many multiprocessors run blocks side by side."""
+        """The number of multiprocessors."""
 
     @property
     def shared_nbytes_limit(self) -> int:
-        """Bytes of dynamic shared memory that a block may have."""
+        """The bytes of dynamic shared memory that a block can have."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array on the device, its content undefined.
+        """Return an uninitialized array on the device.
 
         Raises
         ------
@@ -41,10 +41,10 @@ class Device(Protocol):
         """
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An array in host memory that the device copies from and to at full speed, its content undefined."""
+        """Return an uninitialized array in host memory that the device copies from and to at full speed."""
 
     def to_device(self, array: NDArray[Any]) -> Array:
-        """A copy of a host array on the device.
+        """Return a copy of a host array on the device.
 
         Raises
         ------
@@ -55,13 +55,13 @@ class Device(Protocol):
         """Copy a device array into a host array of the same shape and type."""
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
-        """Start a kernel; arrays are the device's, scalars NumPy's, each of exactly the type the kernel takes."""
+        """Launch a kernel; arrays are on the device, scalars are NumPy's, each of exactly the kernel's type."""
 
     def synchronize(self) -> None:
-        """Wait until all that was asked has happened.
+        """Wait until all operations are done.
 
         Raises
         ------
         DeviceError
-            If something of it failed; the message names the last kernel.
+            If an operation failed; the message names the last kernel.
         """

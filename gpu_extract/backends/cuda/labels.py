@@ -1,4 +1,4 @@
-"""Label statistics on a device: `gpu_extract.labels.label_statistics` by ``kernels/labels.cu``."""
+"""Label statistics on a device, by ``kernels/labels.cu``: the same as `gpu_extract.labels.label_statistics`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from gpu_extract.model import Raster
 
 __all__ = ["LabelTable", "label_statistics"]
 
-# Pixels of one strip of a label plane, of which two are in host memory at a time: large enough to keep a device busy.
+# Pixels of a strip of a label plane: enough to keep a device busy. Two strips are in host memory at a time.
 STRIP_PIXELS = 16 << 20
-# The first table has an entry for so many pixels: it is half empty unless cells are smaller than 128 pixels, and takes
-# a byte a pixel. Where it does not suffice, all starts again with a table so many times larger.
+# Pixels per entry of the first table, which takes one byte per pixel and is at most half full unless cells are smaller
+# than 128 pixels. If a table overflows, the statistics start again with a table GROWTH times larger.
 PIXELS_PER_ENTRY = 64
 SMALLEST_TABLE = 1 << 12
 GROWTH = 8
-# Blocks for each that a multiprocessor holds: where they meet many labels they take longer, and others go on meanwhile.
-WAVES = 8
-# The kernel's coordinates are 32-bit integers; this leaves room to step past the end.
-MOST_ROWS = 1 << 30
+# Blocks of the grid per block that fits on the device: blocks with many labels take longer, which others balance.
+BLOCK_WAVES = 8
+# Side of a label plane, pixels. The kernel's coordinates are 32-bit integers that may go past the end.
+MAX_SIDE = 1 << 30
 
-# The enums Field and Counter of kernels/labels.cu.
+# Enums Field and Counter of kernels/labels.cu.
 KEY, COUNT, SUM_Y, SUM_X, FROM_BOTTOM, FROM_RIGHT, END_Y, END_X, N_FIELDS = range(9)
 N_LABELS, OVERFLOW, N_COUNTERS = range(3)
 
 
 def label_statistics(raster: Raster, device: Device, where: str = "labels") -> LabelStatistics:
-    """Count, coordinate sums, box and border contact of each label of a plane (1, H, W), 0 left out.
+    """Return count, coordinate sums, box and border contact of each label of a plane (1, H, W) except 0.
 
-    The same numbers as `gpu_extract.labels.label_statistics`. A strip of rows is read while the device works on
-    the one before; it keeps a strip and a table of 64 bytes for each label and some empty entries.
+    The numbers are those of `gpu_extract.labels.label_statistics`. A strip of rows is read while the device processes
+    the previous one. The device's memory holds one strip and a table of 64 bytes per entry.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def label_statistics(raster: Raster, device: Device, where: str = "labels") -> L
         for y0 in range(0, H, rows):
             strip = raster.read(y0, 0, min(y0 + rows, H), W)[0]
             if strip.dtype.kind == "i" and strip.min() < 0:
-                return labels.label_statistics(raster, where)  # which counts all negative pixels, and raises
-            device.synchronize()  # the strip before was being worked on while this one was read
+                return labels.label_statistics(raster, where)  # counts all negative pixels and raises
+            device.synchronize()  # processed the previous strip while this one was read
             host = device.empty_host(strip.shape, f"u{strip.dtype.itemsize}")
             host[:] = strip
             table.add(device.to_device(host), y0)
@@ -68,7 +68,7 @@ def label_statistics(raster: Raster, device: Device, where: str = "labels") -> L
 
 
 class LabelTable:
-    """The statistics of a label plane while they are collected, in a hash table on the device.
+    """Incremental statistics of a label plane, in a hash table on the device.
 
     Parameters
     ----------
@@ -76,12 +76,12 @@ class LabelTable:
     size : (H, W), pixels
         Of the whole slide.
     capacity : int
-        Entries of the table, a power of two. A table more than half full is slow, and may overflow.
+        Entries of the table, a power of two. A table that is more than half full is slow and can overflow.
     """
 
     def __init__(self, device: Device, size: tuple[int, int], capacity: int) -> None:
-        if not all(0 < length <= MOST_ROWS for length in size):
-            raise LabelError(f"a label plane is {size[0]} x {size[1]} pixels; a side must be 1 to {MOST_ROWS}")
+        if not all(0 < length <= MAX_SIDE for length in size):
+            raise LabelError(f"a label plane is {size[0]} x {size[1]} pixels; a side must be 1 to {MAX_SIDE}")
         if capacity < 1 or capacity & (capacity - 1):
             raise ValueError(f"capacity is {capacity}; it must be a power of two")
         self._device, self._size, self._capacity = device, size, capacity
@@ -90,7 +90,7 @@ class LabelTable:
         self._launch(CLEAR_LABELS, np.uint64(capacity), self._table, self._counters)
 
     def add(self, labels: Array, y0: int = 0) -> None:
-        """Add the rows of the slide from ``y0`` on: (h, W) of the device, uint8 to uint64, C-contiguous."""
+        """Add rows of the slide, starting at ``y0``: (h, W) on the device, uint8 to uint64, C-contiguous."""
         H, W = self._size
         if labels.dtype.name not in ADD_LABELS or not labels.dtype.isnative or not labels.flags.c_contiguous:
             raise ValueError(
@@ -105,7 +105,7 @@ class LabelTable:
             )
 
     def statistics(self) -> LabelStatistics | None:
-        """The statistics of all that was added, or None where the table overflowed: begin again with a larger one."""
+        """Return the statistics of all rows added so far, or None if the table overflowed: a larger one is needed."""
         counters = self._to_host(self._counters)
         if counters[OVERFLOW]:
             return None
@@ -116,7 +116,7 @@ class LabelTable:
         return _statistics(self._to_host(entries), self._size)
 
     def _launch(self, kernel: Kernel, *arguments: Any) -> None:
-        n_blocks = WAVES * self._device.multiprocessors * kernel.blocks_per_multiprocessor
+        n_blocks = BLOCK_WAVES * self._device.multiprocessors * kernel.blocks_per_multiprocessor
         self._device.launch(kernel, n_blocks, arguments)
 
     def _to_host(self, array: Array) -> NDArray[np.uint64]:
@@ -128,10 +128,10 @@ class LabelTable:
 
 
 def _statistics(entries: NDArray[np.uint64], size: tuple[int, int]) -> LabelStatistics:
-    """The table's entries (n, N_FIELDS), in any order, as statistics."""
+    """Convert the entries of a table (n, N_FIELDS), in any order, to statistics."""
     H, W = size
     entries = entries[np.argsort(entries[:, KEY])]
-    numbers = entries.astype(np.int64)  # all but the ids fit
+    numbers = entries.astype(np.int64)  # all fields but the ids fit
     y0, x0 = H - numbers[:, FROM_BOTTOM], W - numbers[:, FROM_RIGHT]
     y1, x1 = numbers[:, END_Y], numbers[:, END_X]
     return LabelStatistics(

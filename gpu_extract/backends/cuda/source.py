@@ -1,6 +1,6 @@
-"""The text of our CUDA kernels: where the files are, and one file made of a kernel and what it includes.
+"""The source of the CUDA kernels: where the files are, and one text of a kernel and the files it includes.
 
-NVRTC is given one text, because CuPy's cache of compiled kernels does not see the files that a text includes.
+NVRTC gets one text, because CuPy's cache of compiled kernels does not see included files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gpu_extract.errors import DeviceError
 __all__ = ["fingerprint", "kernel_files", "kernel_source"]
 
 PACKAGE = Path(__file__).parents[2]
-# Installed, then in the checkout. Beside an installed package, `kernels` may be another project's: see _folder.
+# Installed, or in a checkout. Next to an installed package, `kernels` can be another project's: see _folder.
 FOLDERS = (PACKAGE / "kernels", PACKAGE.parent / "kernels")
 
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
@@ -22,28 +22,28 @@ PRAGMA_ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 
 
 def kernel_source(name: str) -> str:
-    """The text of ``kernels/<name>.cu`` with each of our own included files in the place of its first ``#include``.
+    """Return the text of ``kernels/<name>.cu``, each of our own files inserted at its first ``#include``.
 
-    ``#include <...>`` stays. ``#line`` makes the compiler name the real file and line.
+    ``#include <...>`` is left as it is. ``#line`` makes the compiler report the original file and line.
 
     Raises
     ------
     DeviceError
         If the kernel files are not installed.
     FileNotFoundError
-        If there is no such file among them.
+        If there is no such file.
     """
     return "".join(_spliced(_folder(), f"{name}.cu", set()))
 
 
 def kernel_files() -> tuple[Path, ...]:
-    """All our CUDA files (``*.cu``, ``*.cuh``), sorted by name."""
+    """Return the paths of all our CUDA files (``*.cu``, ``*.cuh``), sorted by name."""
     folder = _folder()
     return tuple(sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")]))
 
 
 def fingerprint() -> dict[str, str]:
-    """The SHA-256 of each CUDA file, by file name: what a measurement on a GPU was made with."""
+    """Return the SHA-256 of each CUDA file by name, to identify the code of a measurement."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kernel_files()}
 
 
@@ -55,7 +55,7 @@ def _folder() -> Path:
 
 
 def _spliced(folder: Path, file: str, seen: set[str]) -> list[str]:
-    """The lines of a file; `seen` collects the files already spliced."""
+    """Return the lines of a file with its includes; `seen` collects the files that were inserted."""
     seen.add(file)
     lines = [f'#line 1 "{file}"\n']
     for number, line in enumerate((folder / file).read_text(encoding="utf-8").splitlines(), start=1):
@@ -63,7 +63,7 @@ def _spliced(folder: Path, file: str, seen: set[str]) -> list[str]:
         if include and include[1] not in seen:
             lines += [*_spliced(folder, include[1], seen), f'#line {number + 1} "{file}"\n']
         elif include or PRAGMA_ONCE.match(line):
-            lines.append("\n")  # keeps the count of lines
+            lines.append("\n")  # keeps line numbers
         else:
             lines.append(f"{line}\n")
     return lines

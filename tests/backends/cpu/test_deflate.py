@@ -1,4 +1,4 @@
-"""Our deflate against zlib, which reads it: every kind of tile, every length of run, anything at all."""
+"""Streams of our deflate, decompressed by zlib: all kinds of tiles, all lengths of runs, arbitrary data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def code_lengths(counts, lengths):
 DTYPES = ["u1", "i1", "f2", "u2", "f4", "u4", "f8", "u8"]
 
 
-def comes_back(block):
+def assert_round_trips(block):
     (stream,) = deflate(block[np.newaxis])
     assert zlib.decompress(stream) == block.tobytes()
     assert isal_zlib.decompress(stream) == block.tobytes()
@@ -38,35 +38,35 @@ def comes_back(block):
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 255, 256, 257, 1000, 5 * 33 * 33])
 def test_any_length(n, dtype):
     random = np.random.default_rng(n)
-    comes_back(np.zeros(n, dtype))
-    comes_back(np.full(n, 3, dtype))
-    comes_back((random.random(n) * 100).astype(dtype))
-    comes_back(random.integers(0, 256, n * np.dtype(dtype).itemsize, np.uint8).view(dtype))
+    assert_round_trips(np.zeros(n, dtype))
+    assert_round_trips(np.full(n, 3, dtype))
+    assert_round_trips((random.random(n) * 100).astype(dtype))
+    assert_round_trips(random.integers(0, 256, n * np.dtype(dtype).itemsize, np.uint8).view(dtype))
 
 
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "f8"])
 def test_every_length_of_run(dtype, value):
-    # Matches hold 258 bytes at most, and 2 may not be left over.
+    # A match has at most 258 bytes, and the remainder must not be 2 bytes.
     for n in range(0, 1200, 8):
         block = np.concatenate([np.arange(13), np.full(n, value), np.arange(9)]).astype(dtype)
-        comes_back(block)
-        comes_back(np.full(n, value, dtype))
+        assert_round_trips(block)
+        assert_round_trips(np.full(n, value, dtype))
 
 
 @pytest.mark.parametrize("start", range(0, 64, 5))
-def test_zeros_beside_blocks(start):
-    # Blocks of 32 words that are all zero are skipped.
+def test_zeros_next_to_strips(start):
+    # Strips of 64 words that are all zero are skipped.
     for stop in range(start + 1, 200, 7):
         words = np.zeros(200, "u8")
         words[start:stop:3] = 2**63 - 5
-        comes_back(words.view("u2"))
+        assert_round_trips(words.view("u2"))
 
 
 @pytest.mark.parametrize("offset", range(8))
 def test_a_block_that_begins_anywhere_in_memory(offset):
     data = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
-    comes_back(data[offset : offset + 900])
+    assert_round_trips(data[offset : offset + 900])
 
 
 @settings(max_examples=300, deadline=None)
@@ -74,21 +74,21 @@ def test_a_block_that_begins_anywhere_in_memory(offset):
     st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 700)), max_size=12),
     st.sampled_from([1, 2, 4, 8]),
 )
-def test_bytes_and_repetitions(pieces, itemsize):
-    data = b"".join(some + (some[-itemsize:] or b"\0") * n for some, n in pieces)
+def test_bytes_and_repetitions(runs, itemsize):
+    data = b"".join(some + (some[-itemsize:] or b"\0") * n for some, n in runs)
     data = data[: len(data) // itemsize * itemsize]
-    comes_back(np.frombuffer(data, np.uint8).view(f"u{itemsize}").copy())
+    assert_round_trips(np.frombuffer(data, np.uint8).view(f"u{itemsize}").copy())
 
 
 def assert_fills(lengths):
     assert lengths.min() >= 1
-    assert lengths.max() <= 14  # four are written at once, into the 56 bits that are left of 64
+    assert lengths.max() <= 14  # four are written at once into 56 bits
     assert (1 << (14 - lengths)).sum() == 1 << 14
 
 
 @pytest.mark.parametrize("kind", ["none", "one", "even", "steep", "heavy", "random"])
 def test_code_lengths_fill_the_code(kind):
-    # A code that is over- or undersubscribed is refused by zlib.
+    # zlib rejects codes that are oversubscribed or incomplete.
     counts = {
         "none": np.zeros(286),
         "one": np.eye(286)[7] * 1e9,
@@ -110,18 +110,18 @@ def test_code_lengths_of_any_counts(counts):
     assert_fills(lengths)
 
 
-def test_words_of_the_rarest_bytes():
-    # Each of their bytes takes 14 bits, and they begin at every bit of a byte.
+def test_words_of_rare_bytes():
+    # Each of these bytes takes 14 bits, and they start at any bit of a byte.
     random = np.random.default_rng(0)
     block = random.integers(0, 128, 1 << 16, np.uint8)
     for start in range(1000, len(block), 4000):
         block[start : start + 8] = random.integers(192, 256, 8)
-    comes_back(block)
+    assert_round_trips(block)
 
 
 @pytest.mark.parametrize("preset", ["standard", "scportrait", "sparcspy"])
 def test_real_tiles_are_smaller_than_lzf_makes_them(preset):
-    # The target is 1.05 x the size of scPortrait's file, which holds one lzf chunk a plane.
+    # The target is 1.05 times the size of scPortrait's file, which has one lzf chunk per plane.
     import imagecodecs
 
     from gpu_extract.backends import choose
@@ -130,15 +130,15 @@ def test_real_tiles_are_smaller_than_lzf_makes_them(preset):
     ours = theirs = 0
     for batch in batches(plan, BatchSize()):
         for tile in choose("cpu").extract(plan.slides[0].read(batch.box), batch, plan.program, None).images:
-            ours += len(comes_back(tile))
+            ours += len(assert_round_trips(tile))
             theirs += sum(len(imagecodecs.lzf_encode(plane)) for plane in tile)
     assert ours < 1.02 * theirs
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
-@pytest.mark.parametrize("size", [16, 9, 1])  # tiles of an odd number of bytes, too
+@pytest.mark.parametrize("size", [16, 9, 1])  # also tiles of an odd number of bytes
 def test_blocks_that_share_a_code(n, size):
-    # What most blocks are made of says nothing of the others.
+    # Most blocks differ from the sampled ones.
     random = np.random.default_rng(size)
     blocks = np.zeros((n, 2, 1, size, size), np.uint8)
     blocks[::3] = random.integers(0, 3, blocks[::3].shape)

@@ -1,4 +1,4 @@
-"""Batches that are extracted and deflated by one call, against those that are only extracted."""
+"""Batches extracted and deflated in one call, compared to batches that are only extracted."""
 
 import zlib
 
@@ -18,7 +18,7 @@ from gpu_extract.store import CellStore, ChunkFormat, Contents
 @pytest.mark.parametrize("output_dtype", ["float16", "float32", "uint16"])
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 def test_streams_are_those_of_the_tiles(monkeypatch, preset, output_dtype, chunk_planes):
-    monkeypatch.setattr(cpu, "PART_CELLS", 5)  # the last piece is a shorter one
+    monkeypatch.setattr(cpu, "PART_CELLS", 5)  # the last part is shorter
     recipe = Recipe.preset(preset).replace(tile_size=32, border="keep", output_dtype=output_dtype)
     window, batch, program = one_batch(as_slide(*small_slide(8)), recipe)
     assert len(batch) % 5
@@ -26,7 +26,7 @@ def test_streams_are_those_of_the_tiles(monkeypatch, preset, output_dtype, chunk
     format = ChunkFormat((1, K, 32, 32), program.output_dtype, "gzip")
     assert format.is_plain_deflate(program.output_dtype)
     expected = cpu.extract(window, batch, program)
-    for _ in range(2):  # the memory is used again
+    for _ in range(2):  # the second call reuses the memory
         found = extract_deflated(window, batch, program, None, format.nbytes)
         values = np.frombuffer(b"".join(map(zlib.decompress, found.streams)), program.output_dtype)
         np.testing.assert_array_equal(values.reshape(expected.images.shape), expected.images)
@@ -35,7 +35,7 @@ def test_streams_are_those_of_the_tiles(monkeypatch, preset, output_dtype, chunk
         assert all(0 < seconds < 60 for seconds in found.seconds.values())
 
 
-def test_levels_of_the_slide_are_used():
+def test_limits_of_the_slide_are_used():
     recipe = Recipe.preset("standard").replace(tile_size=32, border="keep")
     window, batch, program = one_batch(as_slide(*small_slide(8)), recipe)
     limits = np.stack([np.full(len(program.cut), 3.0), np.full(len(program.cut), 900.0)], axis=1)
@@ -53,17 +53,17 @@ def test_levels_of_the_slide_are_used():
         ({"compression": "lz4"}, False),
         ({"compression": "none"}, False),
         ({"shape": (2, 3, 16, 16)}, False),
-        ({"shape": (1, 3, 15, 15)}, False),  # a tile is no whole number of words
+        ({"shape": (1, 3, 15, 15)}, False),  # a tile is not a whole number of words
         ({"shape": (1, 1, 16, 16)}, True),
         ({"dtype": np.dtype("f4")}, False),
     ],
 )
-def test_which_chunks_are_deflated_as_they_lie(change, expected):
+def test_which_chunks_are_plain_deflate(change, expected):
     format = ChunkFormat(**{"shape": (1, 3, 16, 16), "dtype": np.dtype("f2"), "compression": "gzip"} | change)
     assert format.is_plain_deflate(np.dtype("f2")) == expected
 
 
-@pytest.mark.parametrize("tile_size", [32, 15])  # with and without that call
+@pytest.mark.parametrize("tile_size", [32, 15])  # with and without extract_deflated
 def test_a_run_gives_the_same_cells_as_the_reference(tmp_path, tile_size):
     recipe = Recipe.preset("scportrait").replace(tile_size=tile_size, border="keep")
     plan = make_plan([as_slide(*small_slide(4))], recipe)

@@ -1,4 +1,4 @@
-"""The parts of the cpu backend by themselves; as a whole it is in test_backends."""
+"""The single kernels of the cpu backend; test_backends tests the whole backend."""
 
 import numpy as np
 import pytest
@@ -16,11 +16,12 @@ from gpu_extract.backends.cpu import masks as cpu_masks
 from gpu_extract.backends.cpu import planes as cpu_planes
 from gpu_extract.backends.cpu import quantiles as cpu_quantiles
 from gpu_extract.backends.cpu.simd import LANES
+from gpu_extract.backends.cpu.windows import Plane
 from gpu_extract.model import BatchSize, Window
 from gpu_extract.planning import batches, make_plan
 from gpu_extract.recipe import gaussian_weights
 
-# Python cannot call the parts; these can.
+# Python cannot call `inner` functions, so these compiled functions call them.
 store, quantile_pair, bounds = cpu_planes.store, cpu_quantiles.quantile_pair, cpu_planes.bounds
 select, bounding_box, fill_holes, dilate = (
     cpu_masks.select,
@@ -32,8 +33,8 @@ blur, BLOCK = cpu_blur.blur, cpu_blur.BLOCK
 
 
 @njit
-def call_store(values, box, outside, unit, output, pool, plane, filled):
-    store(values, box, outside, unit, output, pool, plane, filled)
+def call_store(values, box, outside, output, converted, plane, filled):
+    store(values, box, outside, output, converted, plane, filled)
 
 
 @njit
@@ -42,9 +43,9 @@ def call_quantile_pair(pixels, zeros, lower, upper, scratch):
 
 
 @njit
-def call_copied(image, start, stride, part):
-    pool = np.empty(image.shape, image.dtype)
-    return pool[: cpu_planes.copied(image, start, stride, part, pool)]
+def call_copy_pixels(plane, y0, x0, box):
+    pixels = np.empty(plane.data.shape, plane.data.dtype)
+    return pixels[: cpu_planes.copy_pixels(plane, y0, x0, box, pixels)]
 
 
 @njit
@@ -53,8 +54,8 @@ def call_bounds(values, low, high):
 
 
 @njit
-def call_select(labels, stride, height, width, y, x, value, part, mask, box):
-    select(labels, stride, height, width, y, x, value, part, mask)
+def call_select(plane, y, x, label, part, mask, box):
+    select(plane, y, x, label, part, mask)
     bounding_box(mask, part, box)
 
 
@@ -69,12 +70,12 @@ def call_dilate(mask, box, radius, row, dilated, dilated_box):
 
 
 @njit
-def call_blur(mask, box, weights, radius, edges, rows, soft, soft_box):
-    blur(mask, box, weights, radius, edges, rows, soft, soft_box)
+def call_blur(mask, box, taps, buffer, soft, soft_box):
+    blur(mask, box, taps, buffer, soft, soft_box)
 
 
 def as_bits(mask):
-    """A mask (S, S) as the kernels have it, and its box."""
+    """Return a mask (S, S) as a bit mask, and its bounding box."""
     S = len(mask)
     padded = np.zeros((S, -(-S // 64) * 64), bool)
     padded[:, :S] = mask
@@ -84,7 +85,7 @@ def as_bits(mask):
 
 
 def as_mask(bits, box=None):
-    """The mask (S, S) of some bits, those of the rows of ``box``."""
+    """Return a bit mask as (S, S) bool; rows outside ``box`` are ignored."""
     S = len(bits)
     mask = np.unpackbits(bits.astype("<u8").view(np.uint8), axis=1, bitorder="little").astype(bool)
     assert not mask[slice(None) if box is None else slice(box[0], box[2]), S:].any()
@@ -95,7 +96,7 @@ def as_mask(bits, box=None):
 
 @st.composite
 def masks(draw):
-    """Blobs, rings and specks, anywhere in a tile, also beyond its border."""
+    """Draw masks with disks, rings and noise anywhere in a tile and across its border."""
     S = draw(st.sampled_from([1, 2, 9, 63, 64, 65, 130]))
     mask = np.zeros((S, S), bool)
     y, x = np.mgrid[:S, :S]
@@ -111,13 +112,13 @@ def masks(draw):
 
 @given(masks())
 @settings(deadline=None)
-def test_filled_holes_are_scipys(mask):
+def test_fill_holes_equals_scipys(mask):
     bits, box = as_bits(mask)
     call_fill(bits, box, np.full_like(bits, 0x5555))
     assert (as_mask(bits) == scipy.ndimage.binary_fill_holes(mask)).all()
 
 
-def test_a_spiral_is_no_hole():
+def test_a_spiral_has_no_hole():
     S = 70
     mask = np.zeros((S, S), bool)
     y, x, dy, dx, steps = 0, 0, 0, 1, S - 1
@@ -138,7 +139,7 @@ def test_a_spiral_is_no_hole():
 
 @given(masks(), st.integers(0, 12))
 @settings(deadline=None)
-def test_a_dilated_mask_is_scipys(mask, radius):
+def test_dilate_equals_scipys(mask, radius):
     bits, box = as_bits(mask)
     dilated, dilated_box = np.full_like(bits, 0x5555), np.empty(4, np.int64)
     call_dilate(bits, box, radius, np.empty(bits.shape[1], np.uint64), dilated, dilated_box)
@@ -149,27 +150,19 @@ def test_a_dilated_mask_is_scipys(mask, radius):
 
 @given(masks(), st.sampled_from([0.0, 0.4, 1.0, 3.0, 7.0, 40.0]))
 @settings(deadline=None)
-def test_a_blurred_mask_is_scipys(mask, sigma):
+def test_blur_equals_scipys(mask, sigma):
     S, weights = len(mask), gaussian_weights(sigma)
     bits, box = as_bits(mask)
     soft, soft_box = np.full(S * S + BLOCK, np.nan), np.empty(4, np.int64)
-    call_blur(
-        bits,
-        box,
-        weights,
-        len(weights) - 1,
-        cpu_blur.edge_tables(weights[None], S)[0],
-        np.full((S + 1) * (S + BLOCK), np.nan),
-        soft,
-        soft_box,
-    )
+    taps = cpu_blur.Taps(weights, len(weights) - 1, cpu_blur.edge_tables(weights[None], S)[0])
+    call_blur(bits, box, taps, np.full((S + 1) * (S + BLOCK), np.nan), soft, soft_box)
     top, left, bottom, right = soft_box
     found = np.zeros((S, S))
     found[top:bottom, left:right] = soft[: (bottom - top) * (right - left)].reshape(bottom - top, right - left)
     expected = scipy.ndimage.gaussian_filter(mask.astype(float), sigma, mode="nearest", truncate=4.0)
     if sigma == 0:
         assert (found == mask).all()
-    # Sums of up to 641 x 641 products of order 1, in another order.
+    # Sums of up to 641 x 641 products of order 1, in a different order.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
     if mask.all():
         assert (found == found[0, 0]).all()
@@ -183,7 +176,7 @@ def test_a_blurred_mask_is_scipys(mask, sigma):
     st.integers(0, 9),
 )
 @settings(deadline=None)
-def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, seed):
+def test_select_reads_only_its_box_and_the_slide(S, y, x, dtype, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, (90, 140)).astype(dtype)
     tile = np.zeros((S, S), dtype)
@@ -193,8 +186,9 @@ def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, 
     ends = np.sort(rng.integers(0, S + 1, (2, 2)), axis=0)
     part = ends.ravel()
     bits, box = np.full((S, -(-S // 64)), 0x5555, np.uint64), np.empty(4, np.int64)
+    plane = Plane(labels.ravel(), 0, 140, 90, 140)
     for value in (0, 1):
-        call_select(labels.ravel(), 140, 90, 140, y, x, dtype(value), part, bits, box)
+        call_select(plane, y, x, dtype(value), part, bits, box)
         found, expected = as_mask(bits, part), tile == value if value else tile != 0
         top, left, bottom, right = part
         assert (found[top:bottom, left:right] == expected[top:bottom, left:right]).all()
@@ -202,7 +196,7 @@ def test_a_label_is_found_within_its_part_and_on_the_slide_only(S, y, x, dtype, 
         assert (box == as_bits(found)[1]).all()
 
 
-def test_half_bits_is_numpys_float16():
+def test_half_bits_equals_numpys_float16():
     rng = np.random.default_rng(7)
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     every = np.sort(every[np.isfinite(every)].astype(np.float64))
@@ -211,9 +205,9 @@ def test_half_bits_is_numpys_float16():
     values = np.concatenate([every, ties, near, -near, rng.random(1 << 16), [65519.9, 65520.0, 1e300, 1e-300, -0.0]])
     S = int(np.sqrt(len(values))) + 1
     values = np.append(values, np.zeros(S * S + 1 - len(values)))
-    pool = np.empty(S * S + LANES, np.uint16)
+    converted, output = np.empty(S * S + LANES, np.uint16), cpu_planes.Output(cpu_planes.OUTPUT_HALF, 1.0)
     out, box = np.empty((S, S), np.uint16), np.array([0, 0, S, S])
-    call_store(values, box, 0.0, 1.0, cpu_planes.OUTPUT_HALF, pool, out, np.zeros(4, np.int64))
+    call_store(values, box, 0.0, output, converted, out, np.zeros(4, np.int64))
     with np.errstate(over="ignore"):
         expected = values[:-1].astype(np.float16)
     assert (out.ravel() == expected.view(np.uint16)).all()
@@ -228,7 +222,7 @@ def test_half_bits_is_numpys_float16():
     st.booleans(),
 )
 @settings(deadline=None)
-def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
+def test_quantiles_equal_numpys(values, zeros, lower, upper, repeats, ordered):
     values = np.array(values * repeats, np.float64) / 7
     if ordered:
         values.sort()
@@ -240,7 +234,7 @@ def test_quantiles_are_numpys(values, zeros, lower, upper, repeats, ordered):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
-def test_quantiles_of_pixels_are_numpys(dtype):
+def test_quantiles_of_pixels_equal_numpys(dtype):
     rng = np.random.default_rng(3)
     info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     for n in (1, 300, 4480, 5200, 11097):
@@ -255,24 +249,25 @@ def test_quantiles_of_pixels_are_numpys(dtype):
                 assert found == tuple(np.quantile(everything, pair))
 
 
-def test_a_part_of_an_image_is_copied():
+def test_copy_pixels():
     image = np.arange(90 * 140, dtype=np.uint16).reshape(90, 140)
-    for top, left, bottom, right in ((0, 0, 90, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
-        found = call_copied(image.ravel(), 0, 140, (top, left, bottom, right))
-        assert (found == image[top:bottom, left:right].ravel()).all()
+    plane = Plane(image.ravel(), 140, 140, 89, 140)  # from row 1 on
+    for top, left, bottom, right in ((0, 0, 89, 140), (2, 3, 2, 9), (5, 0, 81, 137), (4, 7, 5, 8), (3, 9, 6, 8)):
+        found = call_copy_pixels(plane, -2, 3, (top + 2, left - 3, bottom + 2, right - 3))
+        assert (found == image[1:][top:bottom, left:right].ravel()).all()
 
 
 @given(st.lists(st.integers(-50, 50), max_size=300))
 @settings(deadline=None)
-def test_bounds_are_the_lowest_and_the_highest(values):
+def test_bounds_are_minimum_and_maximum(values):
     values = np.array(values, np.float64)
     assert call_bounds(values, 3.0, 4.0) == (min(values.min(initial=3), 3), max(values.max(initial=4), 4))
 
 
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
-def test_pieces_are_the_batch_and_0_outside_of_their_boxes(monkeypatch, preset, dtype):
-    """The memory of a piece is used again: what the last one left there must be gone."""
+def test_parts_equal_the_batch_and_are_0_outside_their_boxes(monkeypatch, preset, dtype):
+    """The memory of a part is reused, so the previous part must be erased."""
     monkeypatch.setattr(cpu, "PART_CELLS", 5)
     recipe = Recipe.preset(preset).replace(tile_size=31, border="keep")
     window, batch, program = one_batch(as_slide(*small_slide(8, dtype=dtype)), recipe)
@@ -291,7 +286,7 @@ def test_pieces_are_the_batch_and_0_outside_of_their_boxes(monkeypatch, preset, 
             assert not plane.any()
 
 
-def test_boxes_of_labels_change_nothing():
+def test_label_boxes_do_not_change_the_result():
     slide = as_slide(*small_slide(9, size=(200, 230), ids=range(1, 60)))
     plan = make_plan([slide], Recipe(tile_size=16, border="keep"))
     assert plan.cells.truncated.any()
@@ -317,7 +312,7 @@ def unaligned(array):
 @pytest.mark.parametrize(
     "laid_out", [strided, unaligned, np.asfortranarray, lambda array: array[..., ::-1].copy()[..., ::-1]]
 )
-def test_windows_are_read_however_they_lie_in_memory(laid_out):
+def test_windows_of_any_memory_layout(laid_out):
     recipe = Recipe(tile_size=31)
     window, batch, program = first_cells(*one_batch(as_slide(*small_slide(8)), recipe), 5)
     expected = cpu.extract(window, batch, program)

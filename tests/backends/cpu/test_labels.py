@@ -1,4 +1,4 @@
-"""The compiled label statistics against those in NumPy."""
+"""Compiled label statistics, compared to the NumPy implementation."""
 
 from dataclasses import fields
 
@@ -43,19 +43,19 @@ def test_strips(monkeypatch, strip):
 
 def test_more_labels_than_the_table_holds_at_first():
     rng = np.random.default_rng(0)
-    plane = rng.integers(0, 2**64 - 1, (300, 200), np.uint64, endpoint=True)  # nearly each pixel a label of its own
+    plane = rng.integers(0, 2**64 - 1, (300, 200), np.uint64, endpoint=True)  # nearly every pixel has its own label
     plane[0, :5] = 2**64 - 1, 2**63, 1, 0, 2**63
     assert len(np.unique(plane)) > 10 * cpu_labels.SMALLEST_TABLE
     assert_same(plane)
     assert_same(plane[:, ::2])  # not contiguous
-    assert_same(np.arange(60_000, dtype=">u4").reshape(300, 200))  # and ids that follow each other
+    assert_same(np.arange(60_000, dtype=">u4").reshape(300, 200))  # consecutive ids
 
 
 def test_a_plane_without_labels():
     assert_same(np.zeros((4, 5), np.uint16))
 
 
-def test_negative_labels_are_refused_as_always():
+def test_negative_labels_raise():
     plane = np.zeros((6, 7), np.int32)
     plane[2, 3:5], plane[5, 6] = -4, -9
     with pytest.raises(LabelError, match=r"nuclei hold 3 negative pixels \(lowest -9\)"):

@@ -15,7 +15,7 @@ SOURCES = {
         }
         extern "C" __global__ void zero(float* out) { out[threadIdx.x] = 0.0f; }
     """,
-    # 80 values that all live at once, where 1,024 threads leave 64 registers to each.
+    # 80 live values, but with 1,024 threads each has only 64 registers.
     "spill": r"""
         __global__ void __launch_bounds__(1024) spill(const float* in, float* out) {
             float r[80];
@@ -47,11 +47,11 @@ def broken(case, arch=90):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_sound_kernel_passes_on_every_architecture(arch):
+def test_a_correct_kernel_passes_on_every_architecture(arch):
     assert broken(SCALE, arch) == []
 
 
-def test_resources_are_told_by_name_expression():
+def test_resources_by_name_expression():
     uses = nvrtc.compile(SOURCES["scale"], 90, SCALE.expressions)
     assert list(uses) == list(SCALE.expressions)
     assert uses["scale<float>"].static_shared == 256
@@ -59,17 +59,17 @@ def test_resources_are_told_by_name_expression():
     assert all(0 < use.registers < 64 for use in uses.values())
 
 
-def test_spills_are_seen():
+def test_spills_are_reported():
     (spills, stack) = broken(CompileCase("spill", ("spill",), threads=1024))
     assert spills.startswith("spill: spill on sm_90 spills ")
     assert "stack" in stack
 
 
-def test_an_array_that_is_not_in_registers_is_seen():
+def test_an_array_on_the_stack_is_reported():
     assert broken(CompileCase("stack", ("stack",), threads=32)) == ["stack: stack on sm_90 keeps 256 bytes on a stack"]
 
 
-def test_too_much_shared_memory_is_seen():
+def test_too_much_shared_memory_is_reported():
     with pytest.raises(NvrtcError, match=r"52000 bytes smem|shared data"):
         broken(CompileCase("overflow", ("overflow",), threads=32))
     case = CompileCase("scale", ("scale<float>",), threads=256, dynamic_shared=99 * 1024)
@@ -77,7 +77,7 @@ def test_too_much_shared_memory_is_seen():
     assert broken(case, 86) == ["scale: scale<float> on sm_86 needs 101632 bytes of shared memory"]
 
 
-def test_too_many_registers_are_seen():
+def test_too_many_registers_are_reported():
     (found,) = broken(CompileCase("scale", ("zero",), threads=1 << 16))
     assert "registers" in found
 

@@ -1,6 +1,6 @@
-"""The cuda backend on a real GPU where there is one; and what it says where there is none.
+"""The cuda backend on a GPU, and its messages if there is none.
 
-Without a GPU the first part is skipped; GPU_EXTRACT_REQUIRE_GPU=1 makes that a failure.
+Without a GPU, the first part is skipped; with GPU_EXTRACT_REQUIRE_GPU=1 it fails.
 """
 
 import os
@@ -46,7 +46,7 @@ def test_every_pixel_type_on_a_gpu(gpu, dtype):
     assert_agrees(gpu.extract(*task, None), *task, rtol=GPU_RTOL)
 
 
-def test_the_reference_on_a_gpu_is_the_reference(gpu):
+def test_the_reference_on_a_gpu_equals_the_reference(gpu):
     task = one_batch(as_slide(*small_slide(2)), Recipe(tile_size=31))
     assert_agrees(choose("reference:cuda").extract(*task, None), *task, rtol=1e-9)
 
@@ -74,11 +74,11 @@ def test_a_file_made_on_a_gpu(gpu, tmp_path):
     assert (ulps == 0).mean() >= 0.999
 
 
-# What is said without one
+# Messages without a GPU
 
 
 def fake_cupy(count=1, nvrtc_error=None):
-    """As much of CuPy as `cuda.problem` looks at."""
+    """Return the part of CuPy that `cuda.problem` uses."""
 
     class CUDARuntimeError(RuntimeError):
         pass
@@ -106,7 +106,7 @@ def fake_cupy(count=1, nvrtc_error=None):
         (fake_cupy(1, OSError("libnvrtc.so.13")), "NVRTC is missing .*libnvrtc.so.13.*pip install"),
     ],
 )
-def test_each_cause_has_its_remedy(monkeypatch, cupy, message):
+def test_each_cause_names_a_remedy(monkeypatch, cupy, message):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     with pytest.raises(gx.DeviceError, match=message) as caught:
         choose("cuda")
@@ -116,7 +116,7 @@ def test_each_cause_has_its_remedy(monkeypatch, cupy, message):
     assert choose("auto").device == "cpu"
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_a_missing_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(2))
     assert why_not("cuda:1") is None
     with pytest.raises(gx.DeviceError, match="there are 2 GPUs, numbered from 0"):

@@ -1,4 +1,4 @@
-"""What is the CUDA path's own: workspaces, thread orders, streams, memory, refusals. Values: see test_backends."""
+"""Properties of the cuda backend only: workspaces, thread orders, streams, memory, checks. test_backends has values."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +17,7 @@ from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, verify
 
 
-def test_a_tile_too_large_for_shared_memory_works_in_global_memory():
+def test_a_tile_too_large_for_shared_memory_uses_global_memory():
     slide = as_slide(*small_slide(7))
     window, batch, program = first_cells(*one_batch(slide, Recipe(tile_size=80, border="keep")), 6)
     gpu = ShimGpu(shared_nbytes_limit=workspace_nbytes(80) - 1)
@@ -89,7 +89,7 @@ def test_the_pipeline_with_streams_that_finish_in_any_order(seed):
         assert (ulps == 0).mean() >= 0.999
 
 
-def test_a_file_made_on_a_device_is_the_cpus(tmp_path):
+def test_a_file_made_on_a_device_equals_the_cpus(tmp_path):
     plan = plan_of()
     cells = {}
     for name, backend in (("cpu", choose("cpu")), ("shim", pipeline_backend(ShimGpu(seed=9)))):
@@ -112,28 +112,28 @@ def test_a_slide_larger_than_the_device_is_streamed():
     assert (found == in_rows(plan, pipeline_backend(ShimGpu()))).all()
 
 
-def test_out_of_memory_halves_the_batch_and_says_so():
+def test_out_of_memory_halves_the_batch_and_warns():
     plan = plan_of()
     warnings = []
     gpu = ShimGpu(nbytes=280_000)
     found = in_rows(plan, pipeline_backend(gpu, streams=1, batch_size=BatchSize(64), warnings=warnings))
     assert (found == in_rows(plan, pipeline_backend(ShimGpu()))).all()
     assert warnings
-    assert all("did not fit in the device's memory; went on with" in line for line in warnings)
+    assert all("do not fit in the device's memory; continuing with" in line for line in warnings)
     assert gpu.held == 0
 
 
-def test_a_device_without_room_for_one_cell_is_an_error():
+def test_a_device_without_memory_for_one_cell_is_an_error():
     with pytest.raises(DeviceError, match="one cell and its window do not fit"):
         in_rows(plan_of(), pipeline_backend(ShimGpu(nbytes=1000)))
 
 
-def test_the_plan_made_on_a_device_is_the_plan():
+def test_a_plan_made_on_a_device_equals_the_cpus():
     slide = as_slide(*small_slide(10, size=(200, 230), ids=list(range(1, 60))))
     recipe = Recipe(tile_size=24)
     expected = make_plan([slide], recipe).cells
     warnings = []
-    for gpu in (ShimGpu(), ShimGpu(nbytes=1000)):  # the second has no room, and the CPU steps in
+    for gpu in (ShimGpu(), ShimGpu(nbytes=1000)):  # the second has too little memory, so the CPU computes
         found = make_plan([slide], recipe, None, shim_of(gpu, warnings.append).statistics).cells
         assert (found.ids == expected.ids).all()
         assert (found.centers == expected.centers).all()
@@ -141,10 +141,10 @@ def test_the_plan_made_on_a_device_is_the_plan():
         assert (found.areas == expected.areas).all()
         assert found.dropped.counts() == expected.dropped.counts()
     assert len(warnings) == 2
-    assert all("the CPU took them" in line for line in warnings)
+    assert all("their statistics were computed on the CPU" in line for line in warnings)
 
 
-# What the host refuses before launch
+# Checks on the host before a launch
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_the_plan_made_on_a_device_is_the_plan():
         ("corners", lambda a: a[:1]),
         ("images", lambda a: a.view(np.uint16)),
         ("images", lambda a: a[:, :4]),
-        ("used", lambda a: a.astype(np.float32)),
+        ("used_limits", lambda a: a.astype(np.float32)),
     ],
 )
-def test_wrong_arrays_are_refused_before_launch(name, change):
+def test_wrong_arrays_raise_before_launch(name, change):
     window, batch, program = one_batch(as_slide(*small_slide(9)), Recipe(tile_size=24))
     n = len(batch)
     arrays = {
@@ -173,7 +173,7 @@ def test_wrong_arrays_are_refused_before_launch(name, change):
         "ids": batch.ids,
         "corners": batch.corners.astype(np.int32),
         "images": np.zeros((n, *program.tile_shape), program.output_dtype),
-        "used": np.zeros((n, 3, 2)),
+        "used_limits": np.zeros((n, 3, 2)),
     }
     gpu = ShimGpu()
     arrays[name] = change(arrays[name])

@@ -1,6 +1,6 @@
-"""What no single result shows: that our kernels compile everywhere, race with nobody and stay within their arrays.
+"""Checks beyond results: kernels compile for all architectures, have no races and access only their arrays.
 
-And that the guard itself would warning: a kernel with one barrier less, or one index off, is caught.
+The checks themselves are tested: they must fail for a kernel with a missing barrier or a wrong index.
 """
 
 from functools import cache
@@ -26,9 +26,9 @@ from gpu_extract.backends.cuda.source import kernel_source
 
 SOURCE = kernel_source("extract")
 KERNEL = extract_kernel(np.dtype(np.uint16), np.dtype(np.float16))
-# What a block of the oldest architecture may have is less than some tiles need; those work in global memory there.
+# Dynamic shared memory of a tile; on the oldest architecture, such a tile needs global memory instead.
 DYNAMIC_SHARED = {arch: min(workspace_nbytes(128), limit - 4096) for arch, limit in ARCHITECTURES.items()}
-# One of each kind of arithmetic: float from integers, float from floats, double.
+# One of each kind of arithmetic: float from integers, float from floats, double from either.
 USUAL = {("uint16", "float16"), ("float32", "float32"), ("uint32", "uint16"), ("float64", "float64")}
 
 
@@ -54,7 +54,7 @@ def test_every_instance_compiles_without_spills(kernel, arch):
 
 
 class Recorder:
-    """A device that notes launches instead of making them."""
+    """A device that records launches instead of running them."""
 
     multiprocessors, shared_nbytes_limit = 1, 1 << 20
 
@@ -69,32 +69,32 @@ class Recorder:
 
 
 def cases():
-    """Slides, cells and recipes that between them need every barrier of the kernel."""
+    """Yield cytosol planes and recipes that together need every barrier of the kernel."""
     _image, nucleus, cytosol = small_slide(11, size=(60, 70))
-    # A cell on three edges of its tile, not on the right one.
+    # A cell that touches three edges of its tile, but not the right one.
     middle = {i: np.argwhere(nucleus == i)[:, 1].mean() for i in np.unique(nucleus)[1:4]}
     cell_id = max(middle, key=middle.get)
     wide = cytosol.copy()
     wide[(cytosol == 0) & (np.arange(70) < middle[cell_id])] = cell_id
-    # Rows of 32 pixels fill their words, rows of 40 do not.
+    # Rows of 32 pixels are whole words, rows of 40 pixels are not.
     yield wide, Recipe.preset("standard").replace(tile_size=32)
     for preset in ("sparcspy", "scportrait"):
         yield cytosol, Recipe.preset(preset).replace(tile_size=40, neighbours="exclude")
-    # No barrier of the quantiles between one stretched channel and the next.
+    # Without quantiles, there is no barrier between one stretched channel and the next.
     yield cytosol, Recipe(tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
-    # Masks that are not there: nothing to take quantiles of, and so no barrier there either.
+    # With empty masks there are no pixels for quantiles, so no barrier either.
     yield np.where(cytosol == cell_id, 0, cytosol), Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None)
 
 
 @cache
 def launches():
-    """The launches of three cells for each case."""
+    """Return the launches of three cells for each case."""
     device = Recorder()
     image, nucleus, _ = small_slide(11, size=(60, 70))
     for cytosol, recipe in cases():
         window, batch, program = one_batch(as_slide(image, nucleus, cytosol), recipe.replace(border="keep"))
         n = 3
-        images, used = np.zeros((n, *program.tile_shape), np.float16), np.zeros((n, 3, 2))
+        images, used_limits = np.zeros((n, *program.tile_shape), np.float16), np.zeros((n, 3, 2))
         corners = batch.corners[:n].astype(np.int32)
         launch_extract(
             device,
@@ -105,7 +105,7 @@ def launches():
             batch.ids[:n],
             corners,
             images,
-            used,
+            used_limits,
         )
     return tuple(device.launches)
 
@@ -115,7 +115,7 @@ def outcome(source, check):
 
 
 @pytest.mark.parametrize("check", ["orders", "thread", "address"])
-def test_extract_is_clean(check):
+def test_extract_passes_the_checks(check):
     done = outcome(SOURCE, check)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -146,7 +146,7 @@ def test_every_mutant_without_a_barrier_is_caught(name):
     assert is_caught(name)
 
 
-# Within the workspace nobody watches the borders between masks: there the wrong values must show.
+# Sanitizers do not see the borders between masks within the workspace: such errors must change values.
 WRONG = {
     "a row above the mask": ("y > 0 ? reached[i - W] : 0u", "reached[i - W]"),
     "a word too far": ("u32 high = j + 1 >= 0 && j + 1 < W ? row[j + 1] : 0u", "u32 high = row[j + 1]"),
@@ -161,7 +161,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_an_index_that_is_off_is_caught(name):
+def test_a_wrong_index_is_caught(name):
     right, wrong = WRONG[name]
     assert SOURCE.count(right) == 1
     mutant = SOURCE.replace(right, wrong)
@@ -170,7 +170,7 @@ def test_an_index_that_is_off_is_caught(name):
 
 
 def values(source):
-    """What the launches write, byte for byte, run here: only for sources that AddressSanitizer has passed."""
+    """Return the bytes that the launches write. Run only sources that passed AddressSanitizer."""
     module = CpuModule(source, [KERNEL.expression])
     written = []
     for launch in launches():

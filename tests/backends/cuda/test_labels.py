@@ -1,4 +1,4 @@
-"""Label statistics by the CUDA kernel, run on the CPU and held to `gpu_extract.labels`."""
+"""Label statistics by the CUDA kernel, run on the CPU and compared to `gpu_extract.labels`."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 
 
 class Plane:
-    """A label plane as a `Raster` that counts what is read of it."""
+    """A label plane as a `Raster` that counts the rows read."""
 
     names, source = (), "array"
 
@@ -39,7 +39,7 @@ def assert_same(found, expected):
 
 
 def assert_agrees(array, **gpu):
-    """The statistics on the device, after checking them against the CPU's."""
+    """Compare the statistics on the device to the CPU's, and return them."""
     found = label_statistics(Plane(array), ShimGpu(**gpu).stream())
     assert_same(found, labels.label_statistics(Plane(array)))
     return found
@@ -67,7 +67,7 @@ def test_ht29():
         assert_same(label_statistics(raster, ShimGpu().stream()), labels.label_statistics(raster))
 
 
-def test_no_label_at_all():
+def test_a_plane_without_labels():
     assert len(assert_agrees(np.zeros((40, 40), np.uint16))) == 0
 
 
@@ -79,7 +79,7 @@ def test_one_pixel():
     assert not found.touches[0]
 
 
-def test_a_label_in_pieces():
+def test_a_label_with_several_components():
     array = np.zeros((100, 100), np.uint32)
     array[3:7, 90:95] = array[70:99, 5:8] = 12
     found = assert_agrees(array)
@@ -127,7 +127,7 @@ def test_a_table_that_overflows_is_replaced_by_a_larger_one(monkeypatch):
     assert plane.rows_read > len(array)
 
 
-def test_a_full_table_says_so_and_a_table_with_just_enough_room_does_not():
+def test_a_table_overflows_only_if_it_is_full():
     array = np.arange(1, 65, dtype=np.uint32).reshape(8, 8)
     for capacity, fits in ((1, False), (32, False), (64, True), (128, True)):
         table = LabelTable(ShimGpu().stream(), array.shape, capacity)
@@ -148,7 +148,7 @@ def test_a_table_can_be_read_and_added_to_again():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_order_of_threads_changes_nothing(order):
+def test_the_order_of_threads_does_not_change_the_result(order):
     _, _, cytosol = small_slide(8)
     for multiprocessors in (1, 3):
         assert_agrees(cytosol, order=order, multiprocessors=multiprocessors)
@@ -169,7 +169,7 @@ def test_any_slide(size, dtype, block, n_labels, seed):
     assert_agrees(np.kron(coarse, np.ones((block, block), dtype))[: size[0], : size[1]])
 
 
-def test_negative_labels_are_told_of_as_on_the_cpu(monkeypatch):
+def test_negative_labels_raise_the_same_error_as_on_the_cpu(monkeypatch):
     array = np.zeros((50, 10), np.int32)
     array[20, 3], array[45, 1] = -4, -9
     monkeypatch.setattr(cuda_labels, "STRIP_PIXELS", 100)
@@ -191,7 +191,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_refused_before_anything_is_launched(message):
+def test_wrong_labels_raise_before_launch(message):
     gpu = ShimGpu()
     table = LabelTable(gpu.stream(), (8, 8), 16)
     before = len(gpu.launched)
@@ -200,7 +200,7 @@ def test_refused_before_anything_is_launched(message):
     assert len(gpu.launched) == before
 
 
-def test_tables_and_slides_of_sizes_that_cannot_be():
+def test_impossible_sizes_of_tables_and_slides():
     with pytest.raises(ValueError, match="capacity is 12; it must be a power of two"):
         LabelTable(ShimGpu().stream(), (8, 8), 12)
     with pytest.raises(LabelError, match="a side must be 1 to"):
@@ -208,7 +208,7 @@ def test_tables_and_slides_of_sizes_that_cannot_be():
 
 
 @pytest.mark.parametrize("check", ["orders", "thread", "address"])
-def test_no_races_and_no_stray_memory(check):
+def test_no_races_and_no_invalid_memory_accesses(check):
     array = np.random.default_rng(0).integers(0, 60, (45, 70), np.uint16)
     capacity = np.uint64(64)
     table, counters = np.full((64, 8), 0xCD, np.uint64), np.full(2, 0xCD, np.uint64)
@@ -218,7 +218,7 @@ def test_no_races_and_no_stray_memory(check):
         Launch("add_labels<u16>", (1,), (256,), (array, *size, capacity, table, counters)),
     ]
     done = run_checked(kernel_source("labels"), ("clear_labels", "add_labels<u16>"), launches, check)
-    if check == "orders":  # where labels lie in the table does depend on the order, so that this must be noticed
+    if check == "orders":  # the position of a label in the table depends on the order, which must be detected
         assert "array 0 differs between thread orders" in done.stderr
     else:
         assert done.returncode == 0, done.stderr

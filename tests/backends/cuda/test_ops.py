@@ -1,4 +1,4 @@
-"""The CUDA primitives, byte for byte as on a GPU, run on the CPU and held to the NumPy ones."""
+"""The CUDA primitives: the unmodified source, run on the CPU and compared to the NumPy implementation."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 
 
 class DeviceArray(np.ndarray):
-    """What `gpu_extract.ops` takes for a CuPy array: known by its module."""
+    """An array that `gpu_extract.ops` takes for a CuPy array, because of its module."""
 
     __module__ = "cupy"
     device = SimpleNamespace(id=0)
@@ -37,7 +37,7 @@ def on_gpu(array):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Calls a function of `ops` with its arrays on a device, and gives the result once it is there."""
+    """Return a function that calls a function of `ops` with arrays on a device, and returns the result."""
 
     def call(function, *arguments, **gpu):
         stream = ShimGpu(**gpu).stream()
@@ -92,11 +92,11 @@ def test_apply_mask(run, dtype):
     images = pixels(dtype, masks.shape)
     assert_equal(run(ops.apply_mask, images, masks), ops.apply_mask(images, masks))
     soft = ops.gaussian_blur(masks, 1)
-    # One product, rounded once. Products below 1e-38, which a GPU makes 0, do not occur here.
+    # One product, rounded once. Products below 1e-38, which a GPU flushes to 0, do not occur here.
     assert_equal(run(ops.apply_mask, images, soft), ops.apply_mask(images, soft))
 
 
-def test_one_mask_serves_all_channels_of_a_tile(run):
+def test_one_mask_applies_to_all_channels_of_a_tile(run):
     masks = awkward_masks(16)
     images = pixels("uint16", (len(masks), 3, 16, 16))
     for mask in (masks, masks * np.uint8(255), ops.gaussian_blur(masks, 1)):
@@ -117,13 +117,13 @@ def test_normalize(run, dtype):
     assert not scaled[2].any()
 
 
-def test_normalize_keeps_the_digits_of_a_small_span_at_a_large_level(run):
+def test_normalize_is_precise_for_a_small_span_of_large_values(run):
     images = (1e6 + np.random.default_rng(0).random((1, 16, 16))).astype(np.float32)
     scaled, expected = run(ops.normalize, images, 1e6 + 0.01, 1e6 + 0.97), ops.normalize(images, 1e6 + 0.01, 1e6 + 0.97)
     np.testing.assert_allclose(scaled, expected, rtol=FLOAT32_RTOL, atol=0)
 
 
-def test_levels_may_be_on_the_device(run):
+def test_limits_may_be_on_the_device(run):
     images = pixels("uint16", (4, 3, 16, 16))
     lower, upper = np.zeros((4, 3)), np.tile([100.0, 2000, 60000], (4, 1))
     np.testing.assert_allclose(
@@ -131,15 +131,15 @@ def test_levels_may_be_on_the_device(run):
     )
 
 
-def test_tiles_too_large_for_shared_memory_are_worked_on_in_global_memory(run):
+def test_tiles_too_large_for_shared_memory_use_global_memory(run):
     masks = awkward_masks(65)
-    small = {"shared_nbytes_limit": 16, "multiprocessors": 1}  # two blocks take turns over eleven tiles
+    small = {"shared_nbytes_limit": 16, "multiprocessors": 1}  # two blocks loop over eleven tiles
     assert_equal(run(ops.fill_holes, masks, **small), ops.fill_holes(masks))
     assert_equal(run(ops.dilate, masks, 3, **small), ops.dilate(masks, 3))
     assert_equal(run(ops.gaussian_blur, masks, 1, **small), run(ops.gaussian_blur, masks, 1))
 
 
-def test_the_order_of_threads_changes_no_bit(run):
+def test_the_order_of_threads_does_not_change_a_bit(run):
     masks = awkward_masks(45)
     images = pixels("float32", masks.shape)
     soft = ops.gaussian_blur(masks, 1)
@@ -199,14 +199,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_refused_before_the_device_is_asked_for_anything(monkeypatch, message):
+def test_wrong_arguments_raise_before_the_device_is_used(monkeypatch, message):
     monkeypatch.setattr(cuda, "device_of", lambda array: pytest.fail("the device was asked for"))
     with pytest.raises(InputError, match=message):
         REFUSED[message]()
 
 
 def launches(size=33):
-    """Each kind of kernel once, both in shared and in global memory."""
+    """Return a launch of each kind of kernel, in shared and in global memory."""
     masks = awkward_masks(size).astype(np.uint8)
     n, S = np.int32(len(masks)), np.int32(size)
     words = 4 * size * ((size + 31) // 32)
@@ -229,8 +229,8 @@ def launches(size=33):
         launch("blur_tiles<u8>", masks, n, S, weights, np.int32(2), *scratch(32 * size), out(np.float32)),
         launch("dilate_tiles", masks, n, S, np.int32(3), *none, out(np.uint8), shared=2 * words),
         launch("blur_tiles<u8>", masks, n, S, weights, np.int32(2), *none, out(np.float32), shared=32 * size),
-        launch("cut_tiles<u16>", images, masks, n, S, np.int32(1), out(np.uint16)),
-        launch("weigh_tiles<u16>", images, masks.astype(np.float32), n, S, np.int32(1), out(np.float32)),
+        launch("apply_mask_tiles<u16>", images, masks, n, S, np.int32(1), out(np.uint16)),
+        launch("multiply_tiles<u16>", images, masks.astype(np.float32), n, S, np.int32(1), out(np.float32)),
         launch("normalize_tiles<u16>", images, np.zeros(n), np.ones(n), n, S, out(np.float32)),
     ]
 
@@ -240,15 +240,15 @@ def names(calls):
 
 
 @pytest.mark.parametrize("check", ["orders", "thread", "address"])
-def test_no_races_and_no_stray_memory(check):
+def test_no_races_and_no_invalid_memory_accesses(check):
     calls = launches()
     done = run_checked(kernel_source("ops"), names(calls), calls, check)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_each_block_has_a_part_of_the_scratch_memory_to_itself(number):
-    # Blocks run one after the other here; on a GPU they would spoil each other's work.
+def test_each_block_has_its_own_part_of_the_scratch_memory(number):
+    # Here blocks run one after the other; on a GPU they would overwrite each other's data.
     call = launches()[number]
     scratch = np.full_like(call.args[-3], 0xCD)
     module = CpuModule(kernel_source("ops"), [call.name])
@@ -260,7 +260,7 @@ def test_each_block_has_a_part_of_the_scratch_memory_to_itself(number):
 
 
 @pytest.mark.slow
-def test_a_missing_barrier_is_noticed():
+def test_a_missing_barrier_is_caught():
     calls = launches()
     found = [(name, source) for name, source in mutants(kernel_source("ops")) if name.startswith("ops.cu")]
     assert len(found) == 3

@@ -1,4 +1,4 @@
-"""The shim judged by small kernels whose results are known, and by kernels with faults that it must find."""
+"""The shim, tested by small kernels with known results, and by faulty kernels that it must detect."""
 
 import numpy as np
 import nvrtc
@@ -7,11 +7,11 @@ from cuda_on_cpu import CompileError, CpuModule, KernelError, Launch, mutants, r
 
 ORDERS = ("forward", "reverse", "shuffled")
 
-# One source for everything that works: one compilation.
-SOUND = r"""
+# One source for all correct kernels, to compile once.
+CORRECT = r"""
 #include <cuda_fp16.h>
 
-// Sums a block: shuffles, then dynamic shared memory, then one atomic addition.
+// Sum over a block: shuffles, then dynamic shared memory, then one atomic addition.
 template <class T>
 __global__ void __launch_bounds__(128) total(const T* __restrict__ in, int n, float* out) {
     extern __shared__ unsigned char workspace[];
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(128) total(const T* __restrict__ in, int n, fl
     }
 }
 
-// An inclusive scan of one warp: shuffles by different ways within segments of 16 lanes.
+// An inclusive scan in one warp: all kinds of shuffles within segments of 16 lanes.
 extern "C" __global__ void scan(const int* in, int* up, int* flipped, int* broadcast) {
     int value = in[threadIdx.x];
     flipped[threadIdx.x] = __shfl_xor_sync(~0u, value, 3);
@@ -40,7 +40,7 @@ extern "C" __global__ void scan(const int* in, int* up, int* flipped, int* broad
     up[threadIdx.x] = value;
 }
 
-// Votes: of lanes, of half a warp in a branch of its own, of the block.
+// Votes of a warp, of half a warp in a divergent branch, and of the block.
 __global__ void votes(const unsigned char* in, unsigned* out) {
     const bool set = in[threadIdx.x];
     unsigned ballot = __ballot_sync(~0u, set);
@@ -130,7 +130,7 @@ __global__ void where(unsigned* out) {
     out[block * blockDim.x * blockDim.y * blockDim.z + thread] += block * 1000 + thread + warpSize;
 }
 
-// Lanes that have ended are not waited for by the others of their warp.
+// The other lanes of a warp do not wait for lanes that have exited.
 __global__ void leave_early(int* out) {
     if (threadIdx.x >= 10) return;
     out[threadIdx.x] = __ballot_sync(~0u, 1);
@@ -143,16 +143,16 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def sound():
-    return CpuModule(SOUND, NAMES)
+def correct():
+    return CpuModule(CORRECT, NAMES)
 
 
 @pytest.fixture(params=[(order, threads) for order in ORDERS for threads in (1, 2)], ids=str)
-def kernel(sound, request):
+def kernel(correct, request):
     order, threads = request.param
-    sound.config(order=order, threads=threads, seed=3)
-    yield sound.get_function
-    sound.config()
+    correct.config(order=order, threads=threads, seed=3)
+    yield correct.get_function
+    correct.config()
 
 
 def test_sum_of_a_block(kernel):
@@ -215,17 +215,17 @@ def test_lanes_that_ended_are_not_waited_for(kernel):
     assert (out == 0x3FF).all()
 
 
-def test_half_widens_as_numpy_does(sound):
+def test_half_widens_as_numpy_does(correct):
     given = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
     out, bits = np.zeros(1 << 16, np.float32), np.zeros(1 << 16, np.uint16)
-    sound.get_function("widen")((256,), (256,), (given, out, bits))
+    correct.get_function("widen")((256,), (256,), (given, out, bits))
     finite = ~np.isnan(given)
     assert np.isnan(out[~finite]).all()
     assert (out.view(np.uint32)[finite] == given.astype(np.float32).view(np.uint32)[finite]).all()
     assert (bits == given.view(np.uint16)).all()
 
 
-def check_narrowing(sound, rng):
+def check_narrowing(correct, rng):
     n = 1 << 16
     halves = np.arange(n, dtype=np.uint32).astype(np.uint16).view(np.float16).astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -237,37 +237,37 @@ def check_narrowing(sound, rng):
             single = values.astype(np.float32)
             expected, expected64 = single.astype(np.float16), values.astype(np.float16)
         out, out64 = np.zeros((2, n), np.float16)
-        sound.get_function("narrow")((256,), (256,), (single, values, out, out64))
+        correct.get_function("narrow")((256,), (256,), (single, values, out, out64))
         for given, wanted in ((out, expected), (out64, expected64)):
             number = ~np.isnan(wanted)
             assert np.isnan(given[~number]).all()
             assert (given.view(np.uint16)[number] == wanted.view(np.uint16)[number]).all()
 
 
-# numpy says that signalling NaNs among the patterns were widened.
+# NumPy warns of signalling NaNs among the bit patterns.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_half_narrows_as_numpy_does(sound):
-    check_narrowing(sound, np.random.default_rng(5))
+def test_half_narrows_as_numpy_does(correct):
+    check_narrowing(correct, np.random.default_rng(5))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_half_narrows_as_numpy_does_at_length(sound):
+def test_half_narrows_as_numpy_does_for_many_values(correct):
     for seed in range(50):
-        check_narrowing(sound, np.random.default_rng(seed))
+        check_narrowing(correct, np.random.default_rng(seed))
 
 
-def test_scalars_arrive(sound):
+def test_scalar_arguments(correct):
     out = np.zeros(7)
     pair = np.array((8, 9), dtype="u4,u4")[()]
     given = (np.uint32(2**32 - 1), np.int64(-(2**40)), np.float32(0.5), np.bool_(True), np.float16(0.25), pair)
-    sound.get_function("scalars")((1,), (1,), (*given, out))
+    correct.get_function("scalars")((1,), (1,), (*given, out))
     assert out.tolist() == [2**32 - 1, -(2**40), 0.5, 1, 0.25, 8, 9]
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_intrinsics(sound, fuse):
-    module = sound if fuse else CpuModule(SOUND[SOUND.index("__global__ void bits") :], ["bits"], fuse=False)
+def test_intrinsics(correct, fuse):
+    module = correct if fuse else CpuModule(CORRECT[CORRECT.index("__global__ void bits") :], ["bits"], fuse=False)
     out = np.zeros(17, np.int64)
     module.get_function("bits")((1,), (1,), (out,))
     expected = [8 * 100 + 64, 4 * 100 + 41, 31 * 100 + 64, 1 << 31, 3, 3, 4000000000, -1, 0, 24, 2**31 - 1]
@@ -275,13 +275,13 @@ def test_intrinsics(sound, fuse):
 
 
 @pytest.mark.parametrize("arch", [75, 120])
-def test_the_kernels_of_these_tests_are_cuda(arch):
-    assert list(nvrtc.compile(SOUND, arch, NAMES)) == list(NAMES)
+def test_the_kernels_of_these_tests_compile_with_nvrtc(arch):
+    assert list(nvrtc.compile(CORRECT, arch, NAMES)) == list(NAMES)
     assert list(nvrtc.compile(FAULTS, arch, list(EXPECTED))) == list(EXPECTED)
     assert list(nvrtc.compile(RELAY, arch, ["relay"])) == ["relay"]
 
 
-# ---- what the launcher refuses ----
+# ---- errors of the launcher ----
 
 IN, N, OUT = np.zeros(4, np.float32), np.int32(4), np.zeros(1, np.float32)
 READ_ONLY = np.zeros(1, np.float32)
@@ -303,13 +303,13 @@ READ_ONLY.flags.writeable = False
         ((IN, N, READ_ONLY), r"argument 2 \(out\) is read-only"),
     ],
 )
-def test_arguments_that_the_device_would_misread_are_refused(sound, args, message):
+def test_arguments_of_a_wrong_type_raise(correct, args, message):
     with pytest.raises(TypeError, match=message):
-        sound.get_function("total<float>")((1,), (32,), args, 16)
+        correct.get_function("total<float>")((1,), (32,), args, 16)
 
 
-def test_constant_arrays_may_be_read_only(sound):
-    sound.get_function("total<float>")((1,), (32,), (READ_ONLY, np.int32(1), OUT), 16)
+def test_constant_arrays_may_be_read_only(correct):
+    correct.get_function("total<float>")((1,), (32,), (READ_ONLY, np.int32(1), OUT), 16)
 
 
 @pytest.mark.parametrize(
@@ -323,13 +323,13 @@ def test_constant_arrays_may_be_read_only(sound):
         ((1,), (32,), 48 * 1024 + 1, "max_dynamic_shared_size_bytes"),
     ],
 )
-def test_launches_that_the_device_would_refuse(sound, grid, block, shared, message):
+def test_impossible_launches_raise(correct, grid, block, shared, message):
     with pytest.raises(ValueError, match=message):
-        sound.get_function("total<float>")(grid, block, (IN, N, OUT), shared)
+        correct.get_function("total<float>")(grid, block, (IN, N, OUT), shared)
 
 
-def test_more_shared_memory_must_be_asked_for(sound):
-    kernel = sound.get_function("total<float>")
+def test_more_shared_memory_must_be_requested(correct):
+    kernel = correct.get_function("total<float>")
     kernel.max_dynamic_shared_size_bytes = 227 * 1024
     kernel((1,), (32,), (IN, N, OUT), 227 * 1024)
     kernel.max_dynamic_shared_size_bytes = 300 * 1024
@@ -337,19 +337,19 @@ def test_more_shared_memory_must_be_asked_for(sound):
         kernel((1,), (32,), (IN, N, OUT), 228 * 1024)
 
 
-def test_source_that_does_not_compile_names_the_line():
+def test_compile_errors_name_the_line():
     with pytest.raises(CompileError, match=r"wrong\.cu:12"):
         CpuModule('#line 12 "wrong.cu"\n__global__ void wrong() { missing(); }', ["wrong"])
 
 
-def test_unknown_forms_are_refused():
+def test_unsupported_source_and_options_raise():
     with pytest.raises(ValueError, match="extern __shared__"):
         CpuModule("__global__ void f() { extern __shared__ int a[], b[]; }", ["f"])
     with pytest.raises(ValueError, match="order is 'sorted'"):
         CpuModule("__global__ void f() {}", ["f"], order="sorted")
 
 
-# ---- what kernels must not do ----
+# ---- errors of kernels ----
 
 FAULTS = r"""#line 1 "faults.cu"
 __global__ void barrier_in_a_branch(int* out) {
@@ -412,7 +412,7 @@ def faults():
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", EXPECTED)
-def test_faults_end_the_launch_with_their_place(faults, name, order):
+def test_faults_raise_with_their_location(faults, name, order):
     out = np.zeros(64, np.int32)
     block = (20,) if name in ("source_not_in_block", "shared_overrun") else (64,)
     shared = 32 if name == "shared_overrun" else 0
@@ -421,21 +421,21 @@ def test_faults_end_the_launch_with_their_place(faults, name, order):
     faults.get_function("barrier_against_warp")  # the module still works
 
 
-def test_a_loop_over_a_barrier_that_has_no_end_is_ended():
+def test_an_endless_loop_over_a_barrier_is_stopped():
     module = CpuModule("__global__ void no_end() { while (true) __syncthreads(); }", ["no_end"])
-    with pytest.raises(KernelError, match=r"kernel\.cu:1: no end in sight"):
+    with pytest.raises(KernelError, match=r"kernel\.cu:1: endless loop over a barrier"):
         module.get_function("no_end")((1,), (2,), ())
 
 
 # ---- races ----
 
-# Each thread gives its neighbours its value: twice in shared memory, once within a warp.
+# Each thread passes its value to other threads: twice in shared memory, once within a warp.
 RELAY = r"""#line 1 "relay.cu"
 __global__ void relay(const int* in, int* out) {
     __shared__ int values[64];
     __shared__ int turned[64];
     values[threadIdx.x] = in[threadIdx.x];
-    __syncthreads();  // not this one: __syncthreads();
+    __syncthreads();  // this is a comment: __syncthreads();
     turned[threadIdx.x] = values[63 - threadIdx.x];
     __syncthreads();
     const int next = turned[(threadIdx.x + 1) % 64];
@@ -458,7 +458,7 @@ def checked(source, check, name="relay", n=64, **options):
     return run_checked(source, [name], [launch], check, **options)
 
 
-def test_mutants_are_one_for_each_barrier():
+def test_there_is_one_mutant_per_barrier():
     assert tuple(MUTANTS) == RELAY_NAMES
     for mutant in MUTANTS.values():
         assert mutant.count("\n") == RELAY.count("\n")
@@ -466,30 +466,30 @@ def test_mutants_are_one_for_each_barrier():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_sound_kernel_gives_the_same_in_all_orders(order):
+def test_a_correct_kernel_has_the_same_result_in_all_orders(order):
     turned, out = np.roll(VALUES[::-1], -1), np.zeros(64, np.int32)
     CpuModule(RELAY, ["relay"], order=order).get_function("relay")((1,), (64,), (VALUES, out))
     assert (out == turned + turned[np.arange(64) ^ 1]).all()
 
 
 @pytest.mark.parametrize("check", ["orders", "thread", "address"])
-def test_checks_pass_a_sound_kernel(check):
+def test_a_correct_kernel_passes_all_checks(check):
     done = checked(RELAY, check)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", RELAY_NAMES)
-def test_orders_show_each_missing_barrier(name):
+def test_thread_orders_reveal_each_missing_barrier(name):
     done = checked(MUTANTS[name], "orders")
     assert "array 1 differs between thread orders" in done.stderr
 
 
-def test_what_kills_or_never_ends_is_found():
+def test_crashes_and_endless_loops_are_reported():
     crash = checked("__global__ void relay(const int* in, int* out) { *(int*)8 = 1; }", "orders")
     assert crash.returncode < 0
     spin = checked("__global__ void relay(const int* in, volatile int* out) { while (!out[0]); }", "orders", timeout=1)
     assert spin.returncode == 124
-    assert "no end after 1 seconds" in spin.stderr
+    assert "still running after 1 seconds" in spin.stderr
 
 
 def test_launches_share_arrays():
@@ -512,8 +512,8 @@ def test_thread_sanitizer_names_both_lines_of_a_race(name):
         assert f"relay.cu:{line}" in done.stderr
 
 
-def test_thread_sanitizer_orders_the_lanes_of_a_mask_only():
-    # Two halves of a warp that synchronise apart from each other: sound within a half, a race between them.
+def test_thread_sanitizer_synchronizes_only_the_lanes_of_a_mask():
+    # Two halves of a warp synchronize separately: correct within a half, a race between the halves.
     source = r"""#line 1 "halves.cu"
     __global__ void relay(const int* in, int* out) {
         __shared__ int values[64];
@@ -523,8 +523,8 @@ def test_thread_sanitizer_orders_the_lanes_of_a_mask_only():
         else __syncwarp(mask);
         out[threadIdx.x] = values[threadIdx.x ^ FLIP];
     }"""
-    sound, racing = (checked(source.replace("FLIP", flip), "thread") for flip in ("3", "16"))
-    assert sound.returncode == 0, sound.stderr
+    correct, racing = (checked(source.replace("FLIP", flip), "thread") for flip in ("3", "16"))
+    assert correct.returncode == 0, correct.stderr
     assert racing.returncode == 66
     assert "halves.cu:4" in racing.stderr
     assert "halves.cu:7" in racing.stderr
@@ -557,7 +557,7 @@ __global__ void overruns(const int* in, int* out) {
         (5, None),
     ],
 )
-def test_address_sanitizer_sees_overruns(which, error):
+def test_address_sanitizer_reports_overruns(which, error):
     source = OVERRUNS.replace("WHICH", str(which))
     done = checked(source, "address", "overruns", n=63)
     if error is None:

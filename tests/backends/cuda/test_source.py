@@ -30,7 +30,7 @@ def files(folders):
 
 
 @pytest.mark.usefixtures("files")
-def test_includes_are_spliced_once_and_lines_keep_their_names():
+def test_includes_are_inserted_once_and_lines_keep_their_numbers():
     assert kernel_source("one").splitlines() == [
         '#line 1 "one.cu"',
         "#include <cuda_fp16.h>",
@@ -49,7 +49,7 @@ def test_includes_are_spliced_once_and_lines_keep_their_names():
 
 
 @pytest.mark.usefixtures("files")
-def test_fingerprint_is_of_the_cuda_files_only():
+def test_fingerprint_covers_the_cuda_files_only():
     assert [path.name for path in kernel_files()] == ["a.cuh", "b.cuh", "one.cu"]
     assert fingerprint() == {
         name: hashlib.sha256(FILES[name].encode()).hexdigest() for name in ("a.cuh", "b.cuh", "one.cu")
@@ -68,7 +68,7 @@ def test_the_installed_folder_comes_first(folders):
     assert kernel_source("one") == '#line 1 "one.cu"\nint installed;\n'
 
 
-def test_a_folder_of_another_project_is_not_ours(folders):
+def test_a_folder_of_another_project_is_ignored(folders):
     (folders[1] / "__init__.py").touch()
     with pytest.raises(DeviceError, match="install gpu-extract again"):
         kernel_source("one")

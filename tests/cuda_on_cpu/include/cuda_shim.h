@@ -1,4 +1,4 @@
-// The device side of CUDA C++ as ordinary C++17 for g++: what a kernel file may name without including anything.
+// The device side of CUDA C++ as ordinary C++17 for g++: everything a kernel can use without an include.
 // Every CUDA thread is a fiber (see ../cuda_shim.cpp); a block runs on one thread of the operating system.
 #pragma once
 #include <limits.h>
@@ -18,10 +18,10 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __constant__ static
 #ifdef SHIM_SANITIZE
-// The sanitizers do not watch thread-local memory; their runs use one thread of the operating system.
+// Sanitizers do not check thread-local memory; with them, only one thread of the operating system is used.
 #define __shared__ static
 #else
-// One copy for each thread of the operating system, and so for each running block.
+// One copy per thread of the operating system, and so per running block.
 #define __shared__ thread_local
 #endif
 

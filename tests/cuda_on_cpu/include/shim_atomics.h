@@ -1,4 +1,4 @@
-// Atomic operations: real ones, for blocks may run on several threads. Relaxed, as on the device: they order nothing.
+// Atomic operations. They are atomic on the CPU, too, because blocks can run on several threads; relaxed, as on a GPU.
 #pragma once
 #include <type_traits>
 
@@ -11,7 +11,7 @@ template <class T, class Update> inline T update(T* address, Update next) {
     while (!__atomic_compare_exchange(address, &old, &replacement, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
-template <class T> struct Same { typedef T type; };  // a parameter that does not take part in finding T
+template <class T> struct Same { typedef T type; };  // a parameter from which T is not deduced
 
 }  // namespace shim
 

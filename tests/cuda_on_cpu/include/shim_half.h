@@ -1,4 +1,4 @@
-// __half on GCC's _Float16: stored in 16 bits, and every operation rounds once, as on the device.
+// __half implemented with GCC's _Float16: 16 bits, and each operation rounds once, as on a GPU.
 #pragma once
 
 struct __half {
@@ -28,7 +28,7 @@ inline short __half_as_short(__half a) { short b; memcpy(&b, &a, 2); return b; }
 inline __half __ushort_as_half(unsigned short a) { __half b; memcpy(&b, &a, 2); return b; }
 inline __half __short_as_half(short a) { __half b; memcpy(&b, &a, 2); return b; }
 
-// float holds more than twice the bits of half, so rounding a float result to half is rounding once.
+// The mantissa of float has more than twice the bits of half, so rounding a float result to half is a single rounding.
 inline __half __hadd(__half a, __half b) { return __half((float)a + (float)b); }
 inline __half __hsub(__half a, __half b) { return __half((float)a - (float)b); }
 inline __half __hmul(__half a, __half b) { return __half((float)a * (float)b); }

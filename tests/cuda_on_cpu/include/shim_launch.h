@@ -1,4 +1,4 @@
-// From the launcher's arrays of pointers to a call of the kernel, and the kernel's parameter types for its checks.
+// Call a kernel with the launcher's array of pointers, and return the kernel's parameter types for checks.
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -9,8 +9,8 @@ struct ShimLaunch {  // mirrored by launcher.py
     uint64_t shared_bytes;
     unsigned order, seed, threads;
 };
-// Runs body(argument) in every thread of the grid; 0, or 1 with a message. `touch` gives an address in the
-// thread-local memory of the kernel's library, where the __shared__ variables are; it may be null.
+// Run body(argument) in every thread of the grid; return 0, or 1 with a message. `touch` returns an address in the
+// thread-local memory of the kernel's library, where the __shared__ variables are; it can be null.
 int shim_run(const ShimLaunch* launch, void (*body)(void*), void* argument, void* (*touch)(), char* message,
              size_t size);
 }
@@ -34,7 +34,7 @@ template <class T> void write_code(char* text) {
     }
 }
 
-// The parameters in words like "*cu2 i4 *f4": pointer, const, numpy's kind letter, bytes.
+// Write the parameter types as words such as "*cu2 i4 *f4": pointer, const, NumPy's kind, bytes.
 template <class... Parameters> void signature(void (*)(Parameters...), char* text) {
     *text = 0;
     (write_code<Parameters>(text), ...);
@@ -54,7 +54,7 @@ int launch(void (*kernel)(Parameters...), const ShimLaunch* shape, void** argume
 
 }  // namespace shim
 
-// Written once for each name expression, after the kernel source.
+// Appended to the kernel source once per name expression.
 #define SHIM_EXPORT extern "C" __attribute__((visibility("default")))
 #define SHIM_KERNEL(number, ...)                                                                                    \
     SHIM_EXPORT void shim_signature_##number(char* text) { shim::signature(__VA_ARGS__, text); }                    \

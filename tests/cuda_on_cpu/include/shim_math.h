@@ -1,7 +1,7 @@
 // Arithmetic, bits and conversions. The functions that C shares with CUDA (rintf, fmaf, fmax, ...) come from math.h.
 #pragma once
 
-// ---- min and max: CUDA's list of overloads, so that a mixed call means here what it means there ----
+// ---- min and max: CUDA's overloads, so that calls with mixed types behave as in CUDA ----
 #define SHIM_MINMAX(A, B, R)                                                                \
     inline R min(A a, B b) { return (R)b < (R)a ? (R)b : (R)a; }                            \
     inline R max(A a, B b) { return (R)a < (R)b ? (R)b : (R)a; }
@@ -20,7 +20,7 @@ inline double max(float a, double b) { return fmax(a, b); }
 inline double min(double a, float b) { return fmin(a, b); }
 inline double max(double a, float b) { return fmax(a, b); }
 
-// ---- one rounded operation, never fused with its neighbours: the empty asm hides them from the compiler ----
+// ---- single rounded operations that are never fused: the empty asm hides the operands from the compiler ----
 #define SHIM_ROUNDED(name, T, expression)          \
     __forceinline__ T name(T a, T b) {             \
         asm("" : "+x"(a), "+x"(b));                \
@@ -43,7 +43,7 @@ inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline double __dsqrt_rn(double a) { return sqrt(a); }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 
-// The device's fast versions differ in their last bits; these are as exact as C is.
+// A GPU's fast versions differ in the last bits; these have the precision of C.
 inline float rsqrtf(float a) { return 1.0f / sqrtf(a); }
 inline float __expf(float a) { return expf(a); }
 inline float __logf(float a) { return logf(a); }
@@ -70,7 +70,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
-// ---- the same bits as another type ----
+// ---- reinterpretation of bits ----
 #define SHIM_BITS(name, From, To) inline To name(From a) { To b; memcpy(&b, &a, sizeof b); return b; }
 SHIM_BITS(__float_as_uint, float, unsigned)
 SHIM_BITS(__uint_as_float, unsigned, float)
@@ -80,7 +80,7 @@ SHIM_BITS(__double_as_longlong, double, long long)
 SHIM_BITS(__longlong_as_double, long long, double)
 #undef SHIM_BITS
 
-// ---- conversions: to the nearest (ties to even), and held at the ends of the range, as the device does ----
+// ---- conversions: rounded to nearest, ties to even, and clamped to the range, as on a GPU ----
 template <class Integer> inline Integer shim_nearest(double a, double lowest, double highest) {
     a = rint(a);
     return a != a ? 0 : a <= lowest ? (Integer)lowest : a >= highest ? (Integer)highest : (Integer)a;
@@ -95,7 +95,7 @@ inline float __uint2float_rn(unsigned a) { return (float)a; }
 inline double __int2double_rn(int a) { return (double)a; }
 inline double __uint2double_rn(unsigned a) { return (double)a; }
 
-// ---- loads and stores with a hint for the cache, which has no meaning here ----
+// ---- loads and stores with a cache hint, which is ignored ----
 template <class T> inline T __ldg(const T* address) { return *address; }
 template <class T> inline T __ldcs(const T* address) { return *address; }
 template <class T> inline T __ldcg(const T* address) { return *address; }

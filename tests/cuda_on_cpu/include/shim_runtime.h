@@ -1,9 +1,9 @@
-// What kernels and cuda_shim.cpp know of each other.
+// The interface between kernels and cuda_shim.cpp.
 #pragma once
 
 namespace shim __attribute__((visibility("default"))) {  // shared by two libraries
 
-// A line of the kernel source. As a default argument, here() is the line of the caller.
+// A line of the kernel source. As a default argument, here() returns the line of the caller.
 struct Site {
     const char* file;
     int line;
@@ -22,21 +22,21 @@ struct Thread {
     Block* block;
 };
 
-// The running thread. "initial-exec": read without a call, so threadIdx costs what a variable costs.
+// The running thread. "initial-exec" avoids a function call, so threadIdx is as fast as a variable.
 extern __thread Thread* self __attribute__((tls_model("initial-exec")));
 
-// Waits for the whole block; the number of threads that came with a true predicate.
+// Wait for the whole block; return the number of threads whose predicate is true.
 int block_barrier(bool predicate, Site site);
 
-// Waits for the lanes of the mask. Each brings a value; it gets that of lane `source` (or its own, if source is
-// negative), and a bit for each lane whose value is not zero.
+// Wait for the lanes of the mask. Each lane passes a value; it receives the value of lane `source` (its own if `source`
+// is negative), and one bit per lane whose value is not zero.
 struct Exchange {
     uint64_t received;
     unsigned ballot;
 };
 Exchange warp_meeting(unsigned mask, uint64_t value, int source, Site site);
 
-// Ends the launch with an error that names the thread and the line.
+// Abort the launch with an error that names the thread and the line.
 [[noreturn]] void fail(const char* why, Site site);
 
 }  // namespace shim

@@ -1,4 +1,4 @@
-// float2, uint4, ... and make_*: with CUDA's alignment, which vector loads rely on.
+// float2, uint4, ... and make_*, with CUDA's alignment, which vector loads need.
 #pragma once
 
 #define SHIM_VECTORS(name, T)                                                                                  \

@@ -1,4 +1,4 @@
-// Barriers, shuffles and votes. Each is one meeting of fibers in the scheduler.
+// Barriers, shuffles and votes. Each waits for other fibers in the scheduler.
 #pragma once
 
 inline void __syncthreads(shim::Site site = shim::here()) { shim::block_barrier(false, site); }
@@ -12,7 +12,7 @@ inline int __syncthreads_and(int predicate, shim::Site site = shim::here()) {
     return shim::block_barrier(predicate == 0, site) == 0;
 }
 
-// Fibers of a block share one thread: every earlier write is visible. Order in memory is not modelled.
+// Fibers of a block share one thread, so every earlier write is visible. Memory order is not modelled.
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
@@ -30,8 +30,8 @@ inline int __all_sync(unsigned mask, int predicate, shim::Site site = shim::here
     return shim::warp_meeting(mask, predicate == 0, -1, site).ballot == 0;
 }
 
-// The device may answer with any lanes that happen to run together; the caller alone is the answer that shows
-// whether a kernel counts on more.
+// A GPU returns any lanes that happen to run together. Only the calling lane is returned here, which reveals kernels
+// that rely on more.
 inline unsigned __activemask() { return 1u << (shim::self->number & 31); }
 
 namespace shim {
