@@ -1,23 +1,23 @@
-"""Everything that a process keeps of files between reads.
+"""Caches of file content, shared by all rasters of a process.
 
-A raster is a value: it holds paths, types, offsets and selections, and neither open files nor pixels of a file.
-What would be slow to make again for each window is kept here instead, once for the whole process:
+A raster is a value: it holds paths, types, offsets and selections, but neither open files nor pixels. Whatever would be
+slow to create again for each window is cached here, once per process:
 
 ``SEGMENTS``
-    Decoded strips, tiles and chunks, up to 512 MiB, the least recently used dropped first.
+    Decoded strips, tiles and chunks, up to 512 MiB; the least recently used are evicted first.
 ``MAPS``
-    Memory maps of files whose pixels are stored as they are, the oldest dropped first.
+    Memory maps of files with uncompressed pixels; the oldest are evicted first.
 ``WHOLE``
-    Arrays that cannot be read by region (.npz, ``_seg.npy``), as long as a raster that read them exists.
+    Arrays that cannot be read by region (.npz, ``_seg.npy``), as long as a raster of them exists.
 ``OPENED``
-    What it takes a look into a file to make, such as the decoder of a TIFF page; the last 256.
+    Objects that are created from a file, such as the decoder of a TIFF page; the 256 most recently used.
 
-A raster's ``read`` asks for what it needs by a key made of values: the file's path, its `Stamp`, and the part that is
-meant. Copies of a raster, other rasters of the same planes, and rasters that were unpickled therefore share what is
-kept, while a file that was written again has another stamp and so other keys. A store behind a URL has no stamp;
-each opening of it gets keys of its own. Another process starts with empty caches and fills them as it reads.
+The keys are made of values: the file's path, its `Stamp`, and the part of the file. Copies of a raster, other rasters
+of the same planes, and unpickled rasters therefore share the cached content. A file that is written again has another
+stamp and so other keys. A store at a URL has no stamp; it gets new keys each time it is opened. A new process starts
+with empty caches.
 
-All methods are safe to call from several threads.
+All methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -38,41 +38,42 @@ Item = TypeVar("Item")
 
 
 class SegmentCache(Generic[Key]):
-    """Decoded segments, the least recently used dropped first.
+    """Decoded segments; the least recently used are evicted first.
 
-    The boxes of successive batches overlap, and share segments even where their pixels do not overlap. With this
-    cache, each segment is decoded about once while boxes sweep over a slide.
+    The boxes of successive batches share segments, even if the boxes do not overlap. With this cache, each segment is
+    decoded about once while the boxes move over a slide.
 
     Parameters
     ----------
     max_nbytes : int, bytes
-        What is kept between reads. The segments of a single read are all kept, even if they exceed this.
+        Maximum size between reads. The segments of a single read are all kept, even if they exceed it.
     """
 
     def __init__(self, max_nbytes: int) -> None:
         self._max_nbytes = max_nbytes
-        self._segments: OrderedDict[Key, NDArray[Any]] = OrderedDict()  # the least recently used first
+        self._segments: OrderedDict[Key, NDArray[Any]] = OrderedDict()  # ordered from least to most recently used
         self._nbytes = 0
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept now."""
+        """Size of the cached segments, in bytes."""
         return self._nbytes
 
     def read(
         self, wanted: Mapping[Key, Item], decode: Callable[[Sequence[Item]], Iterable[NDArray[Any]]]
     ) -> list[NDArray[Any]]:
-        """Return the wanted segments, in their order.
+        """Return the segments of the given keys, in order.
 
-        Decoding happens outside the lock: threads may decode a segment twice but never wait for each other.
+        Segments are decoded outside the lock: two threads may decode the same segment, but they never wait for each
+        other.
 
         Parameters
         ----------
         wanted : mapping
-            For each key what `decode` needs to make the segment.
+            The argument of `decode` for each key.
         decode : callable
-            Makes the segments that are not kept, in the order in which it is given them.
+            Decodes the segments that are not cached, in the order of its arguments.
         """
         keys = list(wanted)
         with self._lock:
@@ -99,24 +100,24 @@ class SegmentCache(Generic[Key]):
 
 
 class MapCache:
-    """Whole files as memory maps, a few at a time.
+    """Memory maps of whole files, a few at a time.
 
-    Mapping a page costs as much as copying it. Boxes that sweep over a slide share pages, so one map serves many of
-    them. What has been mapped counts as memory of the process, so maps are dropped in time. A view of a map stays
-    valid after the map was dropped.
+    Mapping a page of memory costs as much as copying it. Successive boxes share pages, so a map is used for many of
+    them. Mapped pages count as memory of the process, so old maps are evicted. A view of a map remains valid after the
+    map was evicted.
 
     Parameters
     ----------
     max_nbytes : int, bytes
-        What may be read through all maps before the oldest is dropped.
+        Maximum number of bytes read through all maps before the oldest is evicted.
     max_files : int
-        Each map holds a file open.
+        Maximum number of maps; each keeps a file open.
     """
 
     def __init__(self, max_nbytes: int, max_files: int) -> None:
         self._max_nbytes = max_nbytes
         self._max_files = max_files
-        self._maps: dict[Hashable, tuple[NDArray[np.uint8], int]] = {}  # the oldest first, with bytes read
+        self._maps: dict[Hashable, tuple[NDArray[np.uint8], int]] = {}  # oldest first, with the number of bytes read
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -124,19 +125,19 @@ class MapCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that were read through the maps that are kept."""
+        """Number of bytes that were read through the cached maps."""
         return sum(read for _, read in self._maps.values())
 
     def map(self, path: str, stamp: Hashable, nbytes: int) -> NDArray[np.uint8]:
-        """Return the whole of a file, (n,), read-only.
+        """Return the bytes of a whole file, (n,), read-only.
 
         Parameters
         ----------
         path : str
         stamp : hashable
-            Different for a file that has changed.
+            Must differ if the file has changed.
         nbytes : int, bytes
-            How much of it is about to be read.
+            Number of bytes that are about to be read.
         """
         key = (path, stamp)
         with self._lock:
@@ -148,9 +149,9 @@ class MapCache:
 
 
 class WholeCache:
-    """Arrays that were loaded whole, each kept as long as one of the objects that read it exists.
+    """Arrays that are loaded whole, each kept as long as one of its readers exists.
 
-    A bound in bytes would not do: a slide whose arrays exceed it would load all of them again for each window.
+    A limit in bytes would not work: a slide with larger arrays would load all of them again for each window.
     """
 
     def __init__(self) -> None:
@@ -162,12 +163,12 @@ class WholeCache:
         return len(self._by_key)
 
     def read(self, reader: Any, key: Hashable, load: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return the array of a key; `load` makes it where it is not kept, and other threads wait for that.
+        """Return the array of a key. If it is not cached, call `load` while other threads wait.
 
         Parameters
         ----------
         reader : object
-            The array is kept as long as this exists. It always reads the same key.
+            The array is kept as long as this object exists. It must always use the same key.
         key : hashable
         load : callable
         """
@@ -183,7 +184,7 @@ class WholeCache:
 
 
 class OpenedCache:
-    """Objects that were made with a look into a file, the least recently used dropped first.
+    """Objects that are created from files; the least recently used are evicted first.
 
     Parameters
     ----------
@@ -192,14 +193,14 @@ class OpenedCache:
 
     def __init__(self, max_items: int) -> None:
         self._max_items = max_items
-        self._items: OrderedDict[Hashable, Any] = OrderedDict()  # the least recently used first
+        self._items: OrderedDict[Hashable, Any] = OrderedDict()  # ordered from least to most recently used
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the object of a key; `make` makes it where it is not kept, outside the lock."""
+        """Return the object of a key. If it is not cached, call `make`, outside the lock."""
         with self._lock:
             found = self._items.get(key)
         item = make() if found is None else found
@@ -211,11 +212,11 @@ class OpenedCache:
         return item
 
 
-# One for all slides: a run over a thousand fields would fill the memory if each kept its own. The size holds
-# a row of 512-pixel tiles of an image with ten 16-bit channels, 50,000 pixels wide.
+# Shared by all slides: with a cache per slide, a run over a thousand fields would fill the memory. The size is enough
+# for a row of 512-pixel tiles of an image with ten 16-bit channels, 50,000 pixels wide.
 SEGMENTS: SegmentCache[Any] = SegmentCache(512 * 2**20)
-# A band of windows across a slide of 16,384 pixels, with five planes of 16 and 32 bits, reads about 90 MB.
+# A row of windows across a slide of 16,384 pixels, with five planes of 16 and 32 bits, reads about 90 MB.
 MAPS = MapCache(max_nbytes=128 << 20, max_files=32)
 WHOLE = WholeCache()
-# Usually one for each file. They are small, and made in milliseconds.
+# Usually one object per file. They are small and are created within milliseconds.
 OPENED = OpenedCache(256)

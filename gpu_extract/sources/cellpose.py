@@ -1,7 +1,7 @@
-"""The masks in cellpose's ``_seg.npy``: a pickle, read such that it can hold arrays but run nothing.
+"""The masks in cellpose's ``_seg.npy``, a pickle, read by an unpickler that never runs code from the file.
 
-NumPy's own reconstruction is not run either: what the pickle says of an array is noted, and an array made of it
-only where its type and size are those of plain numbers.
+NumPy's own reconstruction of arrays is not used either: the unpickler records the description of an array, and an
+array is created from it only if its type is a plain number and its size is correct.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REMEDY = "give the masks as TIFF (cellpose: _cp_masks.tif)"
 
 @dataclass(frozen=True, eq=False)
 class CellposeRaster:
-    """The label plane of a ``_seg.npy``, its ``masks``, (H, W); kept in `caches.WHOLE`.
+    """The label plane of a ``_seg.npy``, its ``masks``, (H, W); cached in `caches.WHOLE`.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ class CellposeRaster:
 
 
 def open_cellpose(file: SourceFile) -> CellposeRaster:
-    """Return the raster of the masks, which are loaded for it.
+    """Load the masks and return their raster.
 
     Raises
     ------
     SourceError, LabelError
-        If it asks for anything but arrays and plain containers, or holds no masks.
+        If the pickle holds anything but arrays and plain containers, or has no masks.
     """
     masks = _load(file)
     raster = CellposeRaster(file, raster_shape(masks.shape, str(file)), masks.dtype)
@@ -70,7 +70,7 @@ def open_cellpose(file: SourceFile) -> CellposeRaster:
 
 
 class _Dtype:
-    """What a pickle says of a dtype."""
+    """The description of a dtype in a pickle."""
 
     def __init__(self, text: str, *_: Any) -> None:
         self.text = text
@@ -81,7 +81,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle says of an array, and what of a scalar (to which nothing is asked)."""
+    """The description of an array in a pickle, or of a scalar, which is never used."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -90,7 +90,13 @@ class _Array:
         self.state = state
 
     def array(self) -> NDArray[Any]:
-        """The array itself, of plain numbers."""
+        """Return the array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not hold plain numbers, or not as many as its shape says.
+        """
         _, shape, dtype, is_fortran, data = self.state
         if dtype.text[:1] not in "biuf" or not isinstance(data, bytes):
             raise TypeError(f"the masks are of type {dtype.text}")
@@ -102,7 +108,7 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, in Python: that in C allocates memory at a word of the pickle."""
+    """Python's unpickler written in Python; the one in C allocates whatever size the pickle claims."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "dtype" and module == "numpy":
@@ -112,11 +118,11 @@ class _Unpickler(pickle._Unpickler):
         )
         if is_array:
             return _Array
-        raise ValueError(f"it asks for {module}.{name}, and nothing but arrays and plain containers is ever loaded")
+        raise ValueError(f"it asks for {module}.{name}, and only arrays and plain containers are ever loaded")
 
 
 def _load(file: SourceFile) -> NDArray[Any]:
-    with translated(f"{file} is no _seg.npy that can be read", REMEDY), file.open() as stream:
+    with translated(f"{file} cannot be read as a _seg.npy of cellpose", REMEDY), file.open() as stream:
         read_header(stream)
         content = _Unpickler(io.BytesIO(stream.read())).load()
         return _masks(file, content)
@@ -124,11 +130,13 @@ def _load(file: SourceFile) -> NDArray[Any]:
 
 def _masks(file: SourceFile, content: Any) -> NDArray[Any]:
     if isinstance(content, _Array) and content.state is not None:
-        # numpy.save made an array without dimensions of the dict.
+        # numpy.save stores a dict as an array without dimensions.
         _, shape, _, _, data = content.state
         if tuple(shape) == () and isinstance(data, list) and len(data) == 1:
             content = data[0]
     masks = content.get("masks") if isinstance(content, dict) else None
     if not isinstance(masks, _Array):
-        raise LabelError(f"{file} is a pickle without masks, so not cellpose's; save the labels with numpy.save")
+        raise LabelError(
+            f"{file} is a pickle without masks, so it is not from cellpose; save the labels with numpy.save"
+        )
     return masks.array()

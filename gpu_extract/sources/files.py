@@ -1,4 +1,4 @@
-"""A file that a user gave: its format by its first bytes, and access that fails if the file has changed."""
+"""Files given by the user: detection of the format, and access that fails if a file has changed."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ MAGIC = {
     b"MM\0+": "tiff",
     b"\x89HDF\r\n\x1a\n": "hdf5",
 }
-# Formats that users are likely to have, called by their names rather than unknown.
+# Other common formats, for messages.
 PICTURE_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "LIF"}
-# Bytes at the beginning that tell the format.
+# Number of bytes at the beginning of a file by which the format is detected.
 N_HEAD = 64
 
-Stamp = tuple[int, int, int]  # inode, bytes, time of modification in ns: other numbers once a file is written again
+Stamp = tuple[int, int, int]  # inode, bytes, modification time in ns; differs once a file is written again
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A regular file as it was when it was first looked at, and what it was given as.
+    """A regular file, with the state that it had when it was opened first.
 
-    It is opened anew for each read: a run may have more slides than a process may have open files.
+    It is opened again for each read: a run may have more slides than a process may have open files.
 
     Parameters
     ----------
     path : str
         As the user gave it.
     plane : str or None
-        The label plane it holds; None if it holds an image.
+        Name of the label plane it holds; None if it holds an image.
     absolute : str
-        Where it is opened, in any working directory.
+        Absolute path, so that it can be opened from any working directory.
     nbytes : int
     stamp : Stamp
     """
@@ -77,7 +77,7 @@ class SourceFile:
         Raises
         ------
         SourceError
-            If there is no such file, or it is not a regular one.
+            If there is no such file, or it is not a regular file.
         """
         subject = _subject(path, plane)
         with translated(f"{subject} cannot be opened"):
@@ -94,20 +94,21 @@ class SourceFile:
 
     @property
     def key(self) -> tuple[str, Stamp]:
-        """What `caches` know its content by."""
+        """The key of its content in `caches`."""
         return self.absolute, self.stamp
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Open the file for reading, if it is still the one whose headers were checked.
+        """Open the file for reading.
 
         Raises
         ------
         SourceError
+            If it cannot be opened, or has changed since its headers were checked.
         """
         with translated(f"{self} cannot be opened"):
             self._check_unchanged()
-            stream = open(self.absolute, "rb")  # noqa: SIM115 - closed by the with below; only opening is translated
+            stream = open(self.absolute, "rb")  # noqa: SIM115 - closed by the `with` below; only errors of opening are translated
         with stream:
             yield stream
 
@@ -120,7 +121,7 @@ class SourceFile:
         *,
         nbytes: int,
     ) -> NDArray[Any]:
-        """Return a part of the file as a read-only array, of which ``nbytes`` will be read when they are touched.
+        """Return a part of the file as a read-only memory map, of which ``nbytes`` are about to be read.
 
         Raises
         ------
@@ -143,17 +144,17 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def absolute_path(path: str) -> str:
-    """Return a path that is the same in any working directory; ``..`` is kept, since what it means depends on links."""
+    """Return an absolute path; ``..`` is kept, since its meaning depends on symbolic links."""
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def file_format(file: SourceFile) -> str:
-    """Return ``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes, never by its name.
+    """Return ``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes, not its name.
 
     Raises
     ------
     SourceError
-        If it is empty, text, or a picture whose colours or losses no one should take for measurements.
+        If it is empty, a text file, or a PNG or JPEG.
     """
     head = _head(file)
     for magic, name in MAGIC.items():
@@ -165,15 +166,15 @@ def file_format(file: SourceFile) -> str:
 
 
 def file_description(file: SourceFile) -> str:
-    """What a file that is none of our formats is, to go on after its name."""
+    """Return what a file of another format is, as the end of a sentence that begins with the file's name."""
     return _description(_head(file))
 
 
 @contextmanager
 def translated(problem: str, remedy: str = "check the file, or export it again") -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line of `SourceError`.
+    """Translate any exception raised inside into a `SourceError` of one line.
 
-    The libraries that parse files answer damage with exceptions of any kind, ZeroDivisionError among them.
+    On damaged files the libraries that parse them raise exceptions of any kind, including ZeroDivisionError.
     """
     try:
         yield
@@ -197,7 +198,7 @@ def _description(head: bytes) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    # The last character may be cut in two.
+    # The last character may be incomplete.
     text = head.decode("utf-8", "ignore")
     return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
 

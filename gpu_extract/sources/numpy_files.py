@@ -1,4 +1,4 @@
-"""Arrays in NumPy's own files; nothing is ever unpickled here, since that runs code from the file."""
+"""Arrays in NumPy's file formats. Nothing is unpickled here, since that can run code from the file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["NpyRaster", "NpzRaster", "holds_pickle", "open_npy", "open_npz", "re
 
 IMAGE_MEMBERS = ("image", "arr_0")
 LABEL_MEMBERS = ("labels", "masks", "arr_0")
-# Deflate, the compression that NumPy writes, makes at most 1032 bytes of one (zlib's technical notes).
+# Deflate, the compression that NumPy uses, decodes one byte to at most 1032 (zlib's technical notes).
 MAX_DEFLATE_RATIO = 1032
 
 
 class Header(NamedTuple):
-    """What an .npy header says of the array that follows it."""
+    """The header of an .npy file, which describes the array that follows it."""
 
     shape: tuple[int, ...]
     order: Literal["C", "F"]
@@ -43,7 +43,7 @@ class NpyRaster:
     file : SourceFile
     header : Header
     offset : int, bytes
-        Where the pixels begin in the file.
+        Position of the first pixel in the file.
     shape : (P, H, W)
     """
 
@@ -75,13 +75,13 @@ class NpyRaster:
 class NpzRaster:
     """One array of an .npz file, (P, H, W) or (H, W).
 
-    It is loaded whole on the first read and kept in `caches.WHOLE`: a compressed stream cannot be read by region.
+    It is loaded whole on the first read and cached in `caches.WHOLE`: a compressed stream cannot be read by region.
 
     Parameters
     ----------
     file : SourceFile
     member : str
-        The name of the array's file in the archive.
+        Name of the array's file in the archive.
     shape : (P, H, W)
     dtype : numpy.dtype, in the machine's byte order
     """
@@ -123,7 +123,7 @@ def open_npy(file: SourceFile) -> NpyRaster:
 
 
 def open_npz(file: SourceFile) -> NpzRaster:
-    """Return the raster of the array in an .npz file that is meant.
+    """Return the raster of an array in an .npz file: the only one, or the one with a usual name.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def open_npz(file: SourceFile) -> NpzRaster:
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Return the header of the array that begins where the stream stands."""
+    """Return the header of the array that begins at the position of the stream."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read(stream)
@@ -164,7 +164,7 @@ def _header(stream: IO[bytes], file: SourceFile) -> Header:
     header = read_header(stream)
     if header.dtype.hasobject:
         raise SourceError(
-            f"{file} holds pickled Python objects, which are never loaded, since that can run any program; "
+            f"{file} holds pickled Python objects, which are never loaded, since that can run any code; "
             "save the array alone with numpy.save, or give the masks as TIFF (cellpose: _cp_masks.tif)"
         )
     return header
@@ -192,7 +192,7 @@ def _member(archive: zipfile.ZipFile, file: SourceFile) -> str:
         raise SourceError(f"{file} is a zip archive without NumPy arrays; convert it to OME-TIFF or .npy")
     held = ", ".join(cleaned(name.removesuffix(".npy")) for name in arrays)
     raise SourceError(
-        f"{file} holds the arrays {held}; which one is meant is not clear: "
+        f"{file} holds the arrays {held}, and it is not clear which one to read: "
         f"save only one, or name it {' or '.join(wanted)}"
     )
 
@@ -201,6 +201,6 @@ def _check_nbytes(subject: str, header: Header, held: int) -> None:
     claimed = math.prod(header.shape) * header.dtype.itemsize
     if claimed > held:
         raise SourceError(
-            f"{subject} is truncated: its header claims {claimed} bytes of pixels and {held} are there; "
+            f"{subject} is truncated: its header claims {claimed} bytes of pixels, but the file has {held}; "
             "copy or export it again"
         )

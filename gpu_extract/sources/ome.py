@@ -1,4 +1,4 @@
-"""The OME-XML of a TIFF: the names of its channels, the size of its pixels, and the files it is spread over."""
+"""The OME-XML of a TIFF: channel names, pixel size, and the files of the dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check_ome_files", "ome_channel_names", "ome_pixel_size"]
 
 
 def ome_channel_names(xml: str) -> tuple[str, ...]:
-    """Names of the first image's channels, length C; empty where a channel has none."""
+    """Return the names of the first image's channels, length C; empty for a channel without a name."""
     root = ET.fromstring(xml)
     pixels = root.find("{*}Image/{*}Pixels")
     channels = [] if pixels is None else pixels.findall("{*}Channel")
@@ -22,7 +22,7 @@ def ome_channel_names(xml: str) -> tuple[str, ...]:
 
 
 def ome_pixel_size(xml: str) -> tuple[float, float] | None:
-    """(y, x) of the first image's pixels at full resolution in um; None where it is not stated."""
+    """Return the pixel size (y, x) in um of the first image at full resolution; None if it is not given."""
     pixels = ET.fromstring(xml).find("{*}Image/{*}Pixels")
     if pixels is None:
         return None
@@ -34,9 +34,9 @@ def ome_pixel_size(xml: str) -> tuple[float, float] | None:
 
 
 def check_ome_files(file: SourceFile, xml: str) -> None:
-    """Refuse an OME-TIFF whose other files are missing or lie outside its folder.
+    """Refuse an OME-TIFF whose other files are missing or outside its folder.
 
-    tifffile would fill missing files with zeros, and read any file that the XML names.
+    tifffile would fill missing files with zeros, and open any file that the XML names.
 
     Raises
     ------
@@ -52,11 +52,13 @@ def check_ome_files(file: SourceFile, xml: str) -> None:
         part = os.path.realpath(os.path.join(folder, name))
         if os.path.dirname(part) != folder:
             raise SourceError(
-                f"{file} is spread over several files, and {cleaned(name)} leads outside its folder; "
+                f"{file} consists of several files, and {cleaned(name)} is outside its folder; "
                 "put all files of an OME-TIFF into one folder and name them without folders"
             )
         if not os.path.isfile(part):
-            raise SourceError(f"{file} is spread over several files, and {cleaned(name)} is missing; copy it there")
+            raise SourceError(
+                f"{file} consists of several files, and {cleaned(name)} is missing; copy it to the folder"
+            )
 
 
 def _other_names(file: SourceFile, root: ET.Element) -> set[str]:
@@ -64,7 +66,7 @@ def _other_names(file: SourceFile, root: ET.Element) -> set[str]:
     names = set()
     for uuid in root.iterfind("{*}Image/{*}Pixels/{*}TiffData/{*}UUID"):
         name = uuid.get("FileName", "")
-        # A file that was renamed still knows itself by its UUID, where it has one.
+        # A renamed file is still recognized by its UUID, if it has one.
         is_self = uuid.text == own if own else name.lower() == os.path.basename(file.path).lower()
         if name and not is_self:
             names.add(name)

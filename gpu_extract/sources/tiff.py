@@ -28,19 +28,21 @@ from gpu_extract.sources.units import pixel_size
 
 __all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_tiff"]
 
-# Without a handler Python prints tifffile's warnings to stderr; what matters among them is refused below.
+# Without a handler Python prints tifffile's warnings to stderr. The checks below raise an error for those that matter.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-# Of plain TIFF, um per pixel. Cameras write 72 to 600 dots per inch, 353 to 42 um, into files that know no better.
+# Maximum of a plain TIFF, um per pixel. Software that does not know the pixel size writes 72 to 600 dots per inch,
+# 353 to 42 um.
 MAX_TAGGED_UM = 10.0
 
 Plane = RawPlanes | CodedPlane
-Part = tuple[int, CodedPlane, int]  # a strip or tile: index of the plane in the raster, the plane, index of the segment
+# A strip or tile: index of the plane in the raster, the plane, index of the segment
+Part = tuple[int, CodedPlane, int]
 
 
 @dataclass(frozen=True)
 class RawTiffRaster:
-    """The planes of a TIFF that are one array in the file.
+    """The planes of a TIFF that form one array in the file.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ class TiffPlanes:
     planes : tuple of RawPlanes or CodedPlane
         Single planes, in the order of the file.
     sizes : tuple of int
-        Lengths of the axes that they lie along.
+        Lengths of the axes of the planes.
     """
 
     planes: tuple[Plane, ...]
@@ -160,12 +162,12 @@ def _decode_one(stream: BinaryIO, part: Part) -> NDArray[Any]:
 
 
 def open_tiff(file: SourceFile, location: Location) -> Stack:
-    """Return the planes of a TIFF of any kind; level 0 where it is a pyramid and none is selected.
+    """Return the planes of a TIFF of any kind; those of level 0 if it is a pyramid and no level is selected.
 
     Raises
     ------
     SourceError, LabelError
-        If the headers show that its pixels cannot be read, or not without a guess.
+        If the headers show that the pixels cannot be read, or are ambiguous.
     """
     location.selection.refuse(str(location), "image", "label", "missing")
     with translated(f"{file} is a damaged TIFF"), TiffFile(file.absolute) as tif:
@@ -196,7 +198,7 @@ def _names(tif: TiffFile) -> tuple[str, ...]:
 
 
 def _pixel_size(tif: TiffFile, level: TiffPageSeries) -> tuple[float, float] | None:
-    """(y, x) in um, of a level whose field of view is that of the first."""
+    """Return (y, x) in um, of a level that shows the same field of view as the first."""
     full = tif.series[0]
     size = ome_pixel_size(tif.ome_metadata) if tif.ome_metadata else _resolution(tif, full.keyframe)
     if size is None:
@@ -206,7 +208,7 @@ def _pixel_size(tif: TiffFile, level: TiffPageSeries) -> tuple[float, float] | N
 
 
 def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
-    """What the tags of resolution say, where that was measured by a microscope and not set for a printer."""
+    """Return the pixel size by the resolution tags; None if they hold the resolution of a printer or screen."""
     ratios = [np.ravel(page.tags.valueof(name, ())) for name in ("YResolution", "XResolution")]
     if any(len(ratio) != 2 or ratio[0] == 0 for ratio in ratios):
         return None
@@ -222,12 +224,12 @@ def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
 def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[Plane]:
     pages = _full_pages(file, series)
     first = pages[0]
-    # One page may stand for all: by samples that are stored apart, or with the other planes right behind it.
+    # One page may hold all planes: as separate samples, or with the other planes right behind it in the file.
     is_whole = len(pages) == 1 and (first.is_final or first.samplesperpixel == n_planes)
     if len(pages) != n_planes and not is_whole:
         raise SourceError(f"{file} has {len(pages)} pages for {n_planes} planes; export it again")
     files = {tif.filehandle.path: file}
-    codings: dict[tuple[str, int], int] = {}  # the directory of the first page that is coded in a way
+    codings: dict[tuple[str, int], int] = {}  # for each coding, the directory of the first page that has it
     planes: list[Plane] = []
     for page in pages:
         path = page.parent.filehandle.path
@@ -239,12 +241,12 @@ def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n
 
 
 def _planes_of_page(file: SourceFile, page: TiffPage, first: TiffPage, coding: int, n_planes: int) -> list[Plane]:
-    """Return the planes of a page, once it has passed all checks."""
+    """Check a page and return its planes."""
     offsets, nbytes = (np.array(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
     tiff_checks.check_page(file, page, first)
     tiff_checks.check_segments(file, page, offsets, nbytes, n_planes)
     H, W, dtype = page.imagelength, page.imagewidth, np.dtype(page.dtype)
-    if page.is_final:  # stored as the array itself, one plane after the other
+    if page.is_final:  # uncompressed and contiguous, one plane after the other
         stored, start, plane_nbytes = dtype.newbyteorder(page.parent.byteorder), int(offsets[0]), H * W * dtype.itemsize
         return [RawPlanes(file, start + index * plane_nbytes, 0, (1, H, W), stored) for index in range(n_planes)]
     height, width = page.chunks
@@ -274,7 +276,7 @@ def _full_pages(file: SourceFile, series: Sequence[TiffPageSeries]) -> list[Tiff
     if len(pages) < len(listed):
         raise SourceError(f"{file} lacks {len(listed) - len(pages)} of its {len(listed)} planes; export it again")
     for page in pages:
-        if page.parent.filehandle.closed:  # the other files of an OME-TIFF; closed again with `tif`
+        if page.parent.filehandle.closed:  # another file of an OME-TIFF; closed together with `tif`
             page.parent.filehandle.open()
-    # tifffile takes all pages of a series to be stored as its first one is; read in full, each tells.
+    # tifffile assumes that all pages of a series are stored as the first one is. Reading each in full shows the truth.
     return [page.aspage() for page in pages]

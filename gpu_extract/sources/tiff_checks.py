@@ -1,4 +1,4 @@
-"""What a TIFF may not be, told from its headers before anything is allocated."""
+"""Checks of the headers of a TIFF, before any memory is allocated for its pixels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gpu_extract.sources.names import cleaned
 
 __all__ = ["check_page", "check_pages", "check_segments", "check_series", "plane_axes"]
 
-# Axes whose planes are channels: C is declared so; of I, Q and S (pages, samples) the file says nothing more.
+# Axes whose planes are channels: C is declared as such; I, Q and S (pages, samples) are of unknown meaning.
 CHANNEL_AXES = "CIQS"
-# Codecs that round, or may, by the TIFF tag's number: a rounded label is another cell.
+# Codecs that are or may be lossy, by the number in the TIFF tag: a rounded label is another cell.
 LOSSY = {
     6: "JPEG",
     7: "JPEG",
@@ -36,20 +36,20 @@ LOSSY = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-# The tags that say what the pixels are and where they lie, and the description, 270, in which OME and ImageJ
-# tell the axes; not those of resolution, dates and the like.
+# The tags that define the type, size and position of the pixels, and the description, 270, in which OME and ImageJ
+# store the axes. Resolution, dates and so on are not needed.
 DECISIVE_TAGS = frozenset(
     [256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 338, 339, 347]
 )
-# How many bytes one stored byte can become: none, PackBits, Deflate by its two numbers. The other codecs have
-# no useful limit: a blank tile takes a few bytes.
+# Maximum number of bytes that are decoded from one stored byte: no compression, PackBits, Deflate (two numbers). The
+# other codecs have no useful limit: a blank tile takes a few bytes.
 MAX_RATIO = {1: 1, 32773: 64, 8: 1032, 32946: 1032}
-# Writers make segments of some MB. What is larger was made to harm, or cannot be read by region.
+# Writers make segments of a few MB. Larger ones are malicious, or cannot be read by region.
 MAX_SEGMENT_NBYTES = 2**30
 
 
 def check_pages(file: SourceFile, tif: TiffFile) -> None:
-    """Refuse a file whose first page, or chain of pages, tifffile would read in part without saying so."""
+    """Refuse a file whose first page or chain of pages is damaged; tifffile would read a part of it silently."""
     n_pages = len(tif.pages)
     if n_pages == 0:
         raise SourceError(f"{file} is a TIFF without pages, perhaps truncated; copy or export it again")
@@ -63,7 +63,7 @@ def check_pages(file: SourceFile, tif: TiffFile) -> None:
 
 
 def check_series(file: SourceFile, series: Sequence[TiffPageSeries]) -> None:
-    """Refuse a file of several images, unless they are single pages written one by one as channels."""
+    """Refuse a file of several images, unless they are single pages that were written one by one as channels."""
     if not series:
         raise SourceError(f"{file} is a TIFF without an image; export it again")
     first = series[0]
@@ -79,17 +79,17 @@ def check_series(file: SourceFile, series: Sequence[TiffPageSeries]) -> None:
 
 
 def plane_axes(file: SourceFile, series: Sequence[TiffPageSeries]) -> tuple[str, tuple[int, ...]]:
-    """The axes of the planes, of ``t``, ``c`` and ``z``, in their order in the file, and their lengths.
+    """Return the axes of the planes, some of ``t``, ``c`` and ``z``, in their order in the file, and their lengths.
 
     Parameters
     ----------
     series : sequence of TiffPageSeries
-        Those of one image, or the single pages that are its channels.
+        The series of one image, or the single pages that are its channels.
 
     Raises
     ------
     SourceError, LabelError
-        If there are other axes, or several samples in each pixel.
+        If there are other axes, or each pixel has several samples.
     """
     axes, shape = series[0].axes, series[0].shape
     if axes[-1] == "S" and shape[-1] > 1:
@@ -100,13 +100,13 @@ def plane_axes(file: SourceFile, series: Sequence[TiffPageSeries]) -> tuple[str,
     kinds = ["c" if axis in CHANNEL_AXES else axis.lower() for axis, _ in others]
     if not set(kinds) <= set("tcz") or len(set(kinds)) < len(kinds):
         raise SourceError(
-            f"{file} has the axes {_sizes(series[0])}; only T, C, Z, Y and X are read, each once: save the rest apart"
+            f"{file} has the axes {_sizes(series[0])}; only T, C, Z, Y and X are read, each once: save one image a file"
         )
     return ("".join(kinds), tuple(n for _, n in others)) if others else ("c", (1,))
 
 
 def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:
-    """Refuse a page that differs from the first, is inverted, or is coded such that it cannot be read."""
+    """Refuse a page that differs from the first, is stored inverted, or cannot be decoded."""
     _check_tags(file, page)
     if min(page.imagelength, page.imagewidth) < 1:
         raise SourceError(f"{file} is damaged: page {page.index} has no pixels; export it again")
@@ -121,10 +121,10 @@ def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:
     if file.plane is not None and page.compression in LOSSY:
         raise LabelError(
             f"{file} is compressed with {LOSSY[page.compression]}, which may change ids; "
-            "export the labels again with deflate or LZW"
+            "export the labels again with Deflate or LZW"
         )
-    with translated(f"{file} is coded in a way that cannot be read", "export it with deflate or LZW"):
-        page.decode(None, 0)  # decodes nothing, and fails where it never could
+    with translated(f"{file} has a compression that cannot be read", "export it with Deflate or LZW"):
+        page.decode(None, 0)  # decodes nothing; fails if the codec or pixel type is unsupported
 
 
 def check_segments(
@@ -135,9 +135,9 @@ def check_segments(
     Parameters
     ----------
     offsets, nbytes : (n,) int64, bytes
-        Where they lie in the file, and how long they are there.
+        Position and length of the strips or tiles in the file.
     n_planes : int
-        How many planes the page stands for.
+        Number of planes that the page holds.
     """
     expected = math.prod(page.chunked)
     if not len(offsets) == len(nbytes) == expected:
@@ -150,13 +150,13 @@ def check_segments(
             f"{file} is sparse: {n_absent} of {expected} strips or tiles are absent on page {page.index} and "
             "would read as zeros; export it with all of them"
         )
-    if page.is_final:  # the planes follow one another, whatever the headers say of their strips
+    if page.is_final:  # the planes are contiguous, whatever the headers say of their strips
         needed = np.array([n_planes * page.imagelength * _nbytes(page, page.imagewidth)])
         offsets = offsets[:1]
     else:
         needed = nbytes
         _check_decoded_size(file, page, int(nbytes.sum()))
-    # Not the sum of both, which can exceed int64 in a damaged file.
+    # Do not add the two: in a damaged file the sum can exceed int64.
     if np.any(needed > file.nbytes - offsets):
         raise SourceError(
             f"{file} is truncated: page {page.index} reaches beyond the {file.nbytes} bytes that are there; "
@@ -166,7 +166,7 @@ def check_segments(
 
 def _check_tags(file: SourceFile, page: TiffPage) -> None:
     tags, _ = _directory(page)
-    # tifffile leaves out a tag that it cannot read, and takes the default for what the tag would have said.
+    # tifffile skips a tag that it cannot read and uses the default value instead.
     unread = [code for code in tags if code in DECISIVE_TAGS and code not in page.tags]
     if unread:
         raise SourceError(
@@ -176,7 +176,7 @@ def _check_tags(file: SourceFile, page: TiffPage) -> None:
 
 
 def _directory(page: TiffPage | TiffFrame) -> tuple[list[int], int]:
-    """The codes of a page's tags, and the offset of the next page, as they stand in the file."""
+    """Return the codes of a page's tags and the offset of the next page, as stored in the file."""
     tiff, handle = page.parent.tiff, page.parent.filehandle
     byteorder: Literal["little", "big"] = "little" if page.parent.byteorder == "<" else "big"
     handle.seek(page.offset)
@@ -208,8 +208,8 @@ def _nbytes(page: TiffPage, n_pixels: int) -> int:
 def _interleaved(file: SourceFile, n_samples: int) -> SourceError | LabelError:
     if file.plane is not None:
         return LabelError(
-            f"{file} is a picture with {n_samples} colours per pixel (RGB), where one integer id is needed; "
-            "export the ids instead of their colours"
+            f"{file} is a picture with {n_samples} colors per pixel (RGB), and a label plane has one integer id; "
+            "export the ids instead of their colors"
         )
     return SourceError(
         f"{file} holds {n_samples} interleaved samples per pixel, perhaps an RGB picture; if they are "

@@ -1,4 +1,4 @@
-"""The planes of a TIFF as values: where their pixels lie in the file, and how they are decoded."""
+"""The planes of a TIFF as values: the position of their pixels in the file, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["CodedPlane", "RawPlanes", "joined"]
 
 @dataclass(frozen=True)
 class RawPlanes:
-    """Planes that are stored as arrays, at equal distances in one file, so that a memory map can read them.
+    """Uncompressed planes at equal distances in one file, which are read through a memory map.
 
     Parameters
     ----------
     file : SourceFile
     start : int, bytes
-        Where the first one begins in the file.
+        Position of the first plane in the file.
     step : int, bytes
-        From the beginning of a plane to that of the next; 0 for a single plane.
+        Distance from the beginning of a plane to the beginning of the next; 0 for a single plane.
     shape : (P, H, W)
     stored_dtype : numpy.dtype
         Pixel type in the byte order of the file.
@@ -46,12 +46,12 @@ class RawPlanes:
         return self.stored_dtype.newbyteorder("=")
 
     def mapped(self, box_pixels: int) -> NDArray[Any]:
-        """Return the pixels in the file itself, (P, H, W), in its byte order.
+        """Return a view of the pixels in the file, (P, H, W), in the byte order of the file.
 
         Parameters
         ----------
         box_pixels : int
-            How many pixels of each plane are about to be read.
+            Number of pixels of each plane that are about to be read.
         """
         P, H, W = self.shape
         itemsize = self.stored_dtype.itemsize
@@ -71,20 +71,20 @@ class CodedPlane:
     page : int
         Index of its page in the file.
     directory : int, bytes
-        Where the directory of its page (IFD) begins in the file.
+        Position of the directory (IFD) of its page in the file.
     coding : int, bytes
-        Where that of the first page begins that is coded in the same way, so that one decoder serves all of them.
+        Position of the directory of the first page with the same coding; all these pages share one decoder.
     is_tiled : bool
-        Whether its segments are tiles rather than strips, for messages.
+        Whether its segments are tiles rather than strips; used in messages.
     shape : (H, W)
     dtype : numpy.dtype
-        Pixel type that the decoder gives.
+        Pixel type that the decoder returns.
     segment_shape : (height, width)
         Of its strips or tiles.
     first : int
         Number of its first strip or tile among those of the page.
     offsets, nbytes : (n,) int64, bytes
-        Where the strips or tiles of the page lie in the file, and how long they are there.
+        Position and length of the strips or tiles of the page in the file.
     jpegtables : bytes, optional
     """
 
@@ -103,23 +103,23 @@ class CodedPlane:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What `caches` know its pixels by."""
+        """The key of its pixels in `caches`."""
         return (*self.file.key, self.directory, self.first)
 
     @property
     def n_columns(self) -> int:
-        """How many strips or tiles lie side by side."""
+        """Number of strips or tiles in a row."""
         return -(-self.shape[1] // self.segment_shape[1])
 
     def segments(self, y0: int, x0: int, y1: int, x1: int) -> list[int]:
-        """Return which strips or tiles of the plane a box touches, counted row by row."""
+        """Return the indices, counted row by row, of the strips or tiles of the plane that a box touches."""
         (height, width), n_columns = self.segment_shape, self.n_columns
         rows = range(y0 // height, math.ceil(y1 / height))
         columns = range(x0 // width, math.ceil(x1 / width))
         return [row * n_columns + column for row in rows for column in columns]
 
     def decode(self, stream: BinaryIO, segment: int) -> NDArray[Any]:
-        """Return the pixels of a strip or tile, (h, w); a tile may reach beyond the plane. Several threads may do so.
+        """Return the pixels of a strip or tile, (h, w); a tile may reach beyond the plane. It is thread-safe.
 
         Raises
         ------
@@ -138,26 +138,26 @@ class CodedPlane:
             return pixels
 
     def _decoder(self) -> Callable[..., Any]:
-        """Return the function of tifffile that decodes the segments; for JPEG, making it takes a look into the file."""
+        """Return tifffile's function that decodes the segments; for JPEG, tifffile reads from the file to create it."""
         with TiffFile(self.file.absolute) as tif:
             tif.filehandle.seek(self.coding)
             decode: Callable[..., Any] = TiffPage(tif, self.page).decode
             return decode
 
     def paste(self, segment: int, decoded: NDArray[Any], out: NDArray[Any], y0: int, x0: int) -> None:
-        """Write the part of a strip or tile that lies in the box `out`, whose first pixel is at (y0, x0)."""
+        """Copy the part of a strip or tile that lies in the box into `out`, whose first pixel is at (y0, x0)."""
         row, column = divmod(segment, self.n_columns)
         top, left = row * self.segment_shape[0] - y0, column * self.segment_shape[1] - x0
         inside = decoded[max(-top, 0) : out.shape[0] - top, max(-left, 0) : out.shape[1] - left]
         top, left = max(top, 0), max(left, 0)
-        # The last tiles are padded to full size in the file; the box ends with the plane.
+        # The last tiles are padded to full size in the file, but the box ends with the plane.
         out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
 
 
 def joined(planes: Sequence[RawPlanes | CodedPlane]) -> RawPlanes | None:
-    """Return single planes as one array in their file; None where no array spans them.
+    """Return single planes as one array in their file; None if that is not possible.
 
-    They must be raw and lie in one file, each as far behind the one before.
+    They must be raw, and at equal distances in one file.
     """
     first = planes[0]
     if not isinstance(first, RawPlanes):

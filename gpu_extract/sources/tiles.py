@@ -1,4 +1,4 @@
-"""Rasters of chunked arrays: read tile by tile, so that a chunk is decoded about once while boxes sweep over it."""
+"""Rasters of chunked arrays, read in tiles of whole chunks, so that successive boxes decode each chunk about once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpu_extract.sources.stacks import Indices
 
 __all__ = ["Box", "TiledPlanes", "TiledRaster", "tile_size"]
 
-# Each read through Zarr or HDF5 has a fixed cost, about that of copying this many pixels a side.
+# Pixels. Each read through Zarr or HDF5 has a fixed cost, about the time to copy a square with this side.
 MIN_TILE = 256
 
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1
@@ -25,15 +25,15 @@ Box = tuple[int, int, int, int]  # y0, x0, y1, x1
 
 @dataclass(frozen=True, eq=False)
 class TiledPlanes(ABC):
-    """All planes of a chunked array; see `stacks.Planes`. A kind of file says how boxes of them are read.
+    """All planes of a chunked array; see `stacks.Planes`. Subclasses define how boxes are read.
 
     Parameters
     ----------
     key : hashable
-        What `caches` know the pixels by.
+        The key of the pixels in `caches`.
     size : (H, W)
     tile : (height, width), pixels
-        What is read and kept at a time.
+        Size of the blocks that are read and cached.
     dtype : numpy.dtype, in the machine's byte order
     """
 
@@ -44,7 +44,7 @@ class TiledPlanes(ABC):
 
     @abstractmethod
     def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterable[NDArray[Any]]:
-        """Return the pixels of boxes of some planes, each (P, y1 - y0, x1 - x0), one after the other.
+        """Yield the pixels of each box of the given planes, (P, y1 - y0, x1 - x0).
 
         Raises
         ------
@@ -59,13 +59,13 @@ class TiledPlanes(ABC):
 
 @dataclass(frozen=True, eq=False)
 class TiledRaster:
-    """Some planes of a chunked array.
+    """Selected planes of a chunked array.
 
     Parameters
     ----------
     planes : TiledPlanes
     indices : tuple of tuple of int
-        Which of them, along each axis.
+        The selected indices along each axis.
     names : tuple of str, length P or 0
     source : str
     """
@@ -114,6 +114,6 @@ class TiledRaster:
 
 
 def tile_size(chunk: Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) of tiles made of whole chunks that end with (height, width)."""
+    """Return the (height, width) of tiles made of whole chunks of the given shape."""
     height, width = (side * math.ceil(MIN_TILE / side) for side in chunk[-2:])
     return height, width

@@ -1,4 +1,4 @@
-"""Lengths in micrometres, from numbers and units as files state them."""
+"""Lengths in micrometers, from the numbers and units in files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["pixel_size"]
 
-# As OME-XML, OME-Zarr (UDUNITS-2) and ImageJ write them, in lower case; whatever else, such as "pixel", is no length.
+# The units of OME-XML, OME-Zarr (UDUNITS-2) and ImageJ, in lower case. Anything else, such as "pixel", is not a length.
 UM_PER_UNIT = {
     **dict.fromkeys(("pm", "picometer"), 1e-6),
     **dict.fromkeys(("å", "angstrom"), 1e-4),
@@ -21,7 +21,7 @@ UM_PER_UNIT = {
 
 
 def pixel_size(y: Any, x: Any, unit_y: Any, unit_x: Any) -> tuple[float, float] | None:
-    """The size of a pixel (y, x) in um, None where these are no positive lengths."""
+    """Return the size of a pixel (y, x) in um; None if these are not positive lengths."""
     try:
         size = float(y) * UM_PER_UNIT[str(unit_y).lower()], float(x) * UM_PER_UNIT[str(unit_x).lower()]
     except (KeyError, TypeError, ValueError):

@@ -27,7 +27,7 @@ def test_cellpose_masks_are_a_label_plane(tmp_path, dtype, order):
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_a_payload_in_a_seg_npy_is_never_run(tmp_path, protocol):
+def test_code_in_a_pickle_is_never_run(tmp_path, protocol):
     header = b"\x93NUMPY\x01\x00\x3a\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }    \n"
     content = np.array(cellpose_content(Payload(str(tmp_path / "trace"))), object)
     (tmp_path / "a_seg.npy").write_bytes(header[:8] + len(header[10:]).to_bytes(2, "little") + header[10:])
@@ -38,7 +38,7 @@ def test_a_payload_in_a_seg_npy_is_never_run(tmp_path, protocol):
     assert not (tmp_path / "trace").exists()
 
 
-def test_masks_that_older_versions_of_numpy_wrote(tmp_path):
+def test_masks_written_by_older_versions_of_numpy(tmp_path):
     np.save(tmp_path / "new_seg.npy", cellpose_content(LABELS), allow_pickle=True)
     whole = (tmp_path / "new_seg.npy").read_bytes()
     header = whole[: whole.index(b"\n") + 1]
@@ -60,7 +60,7 @@ def test_masks_that_older_versions_of_numpy_wrote(tmp_path):
         ({"masks": LABELS, "path": Path("a")}, "it asks for pathlib"),
     ],
 )
-def test_pickles_that_are_not_cellpose(tmp_path, content, message):
+def test_other_pickles_are_refused(tmp_path, content, message):
     np.save(tmp_path / "a_seg.npy", np.array(content, object), allow_pickle=True)
     with pytest.raises(InputError, match=message) as caught:
         open_labels(tmp_path / "a_seg.npy", "nucleus")
@@ -68,7 +68,7 @@ def test_pickles_that_are_not_cellpose(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_seg_npy_gives_our_own_errors(tmp_path, seed):
+def test_damaged_files_raise_our_own_errors(tmp_path, seed):
     rng = np.random.default_rng(seed)
     np.save(tmp_path / "a_seg.npy", cellpose_content(LABELS.astype("u1")), allow_pickle=True)
     damaged = bytearray((tmp_path / "a_seg.npy").read_bytes())

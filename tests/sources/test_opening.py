@@ -59,7 +59,7 @@ def test_lazy_arrays_are_read_by_region(tmp_path):
     np.testing.assert_array_equal(from_zarr, crop(IMAGE))
 
 
-def test_only_the_region_is_asked_of_a_lazy_array():
+def test_only_the_box_is_read_from_a_lazy_array():
     class Lazy:
         shape, ndim, dtype = (3, 20, 30), 3, np.dtype("u2")
         asked = ()
@@ -85,12 +85,12 @@ def test_only_the_region_is_asked_of_a_lazy_array():
         (None, "of type NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused(array, message):
+def test_other_objects_are_refused_as_images(array, message):
     with pytest.raises(InputError, match=message):
         open_image(array)
 
 
-def test_types_that_numpy_does_not_know_are_refused():
+def test_unknown_dtypes_are_refused():
     class Foreign:
         shape, ndim, dtype = (4, 4), 2, "torch.bfloat16"
 
@@ -113,7 +113,7 @@ def test_npy_is_read_by_region(tmp_path, array):
     assert raster.source == str(tmp_path / "image.npy")
 
 
-def test_files_are_told_apart_by_what_they_are(tmp_path):
+def test_formats_are_detected_by_content(tmp_path):
     np.save(tmp_path / "x.npy", IMAGE)
     os.rename(tmp_path / "x.npy", tmp_path / "x.tif")
     np.testing.assert_array_equal(open_image(str(tmp_path / "x.tif")).read(*BOX), crop(IMAGE))
@@ -155,7 +155,7 @@ def test_npz_labels(tmp_path, arrays):
 
 def test_npz_of_several_arrays_is_refused_by_their_names(tmp_path):
     np.savez(tmp_path / "x.npz", a=IMAGE, b=IMAGE)
-    with pytest.raises(SourceError, match=r"holds the arrays a, b; .* name it image or arr_0"):
+    with pytest.raises(SourceError, match=r"holds the arrays a, b, .* name it image or arr_0"):
         open_image(tmp_path / "x.npz")
     with pytest.raises(SourceError, match="name it nucleus or labels or masks or arr_0"):
         open_labels(tmp_path / "x.npz", "nucleus")
@@ -168,7 +168,7 @@ def test_zip_without_arrays_is_refused(tmp_path):
         open_image(tmp_path / "x.npz")
 
 
-def test_npz_that_claims_more_than_it_holds_is_refused(tmp_path):
+def test_header_larger_than_the_file_is_refused(tmp_path):
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }"
     npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
@@ -225,7 +225,7 @@ def test_truncated_numpy_files_are_refused(tmp_path, name, length):
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
 @pytest.mark.filterwarnings("ignore")
-def test_damage_gives_our_own_errors(tmp_path, name, seed):
+def test_damaged_files_raise_our_own_errors(tmp_path, name, seed):
     rng = np.random.default_rng(seed)
     np.save(tmp_path / "x.npy", IMAGE)
     np.savez_compressed(tmp_path / "x.npz", IMAGE)
@@ -241,7 +241,7 @@ def test_damage_gives_our_own_errors(tmp_path, name, seed):
         assert "\n" not in message
 
 
-# What a path may be
+# Paths
 
 
 @pytest.mark.parametrize(
@@ -263,14 +263,14 @@ def test_damage_gives_our_own_errors(tmp_path, name, seed):
         (pickle.dumps({"masks": LABELS}), "of an unknown format"),
     ],
 )
-def test_other_content_is_named(tmp_path, content, message):
+def test_messages_name_other_formats(tmp_path, content, message):
     (tmp_path / "x.tif").write_bytes(content)
     with pytest.raises(SourceError, match=message) as caught:
         open_image(tmp_path / "x.tif")
     assert "convert it to OME-TIFF" in str(caught.value)
 
 
-def test_missing_files_are_named():
+def test_messages_name_missing_files():
     with pytest.raises(SourceError, match=r"^image /no/such\.tif does not exist"):
         open_image("/no/such.tif")
     with pytest.raises(SourceError, match=r"^nucleus label plane /no/such\.tif does not exist"):
@@ -290,7 +290,7 @@ def test_folders_and_pipes_are_refused(tmp_path):
         open_image(tmp_path / "pipe")
 
 
-def test_a_file_that_changes_is_noticed(tmp_path):
+def test_changed_files_are_detected(tmp_path):
     np.save(tmp_path / "x.npy", IMAGE)
     raster = open_image(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", IMAGE[:, :10])
@@ -301,10 +301,10 @@ def test_a_file_that_changes_is_noticed(tmp_path):
         raster.read(*BOX)
 
 
-# Several images, and the slide
+# Several images; slides
 
 
-def test_several_files_are_the_channels_in_their_order(tmp_path):
+def test_several_files_are_channels_in_order(tmp_path):
     paths = [tmp_path / f"{name}.npy" for name in ("b", "a", "c")]
     for path, channel in zip(paths, IMAGE, strict=True):
         np.save(path, channel)
@@ -330,7 +330,7 @@ def test_several_arrays_and_one_path_in_a_list(tmp_path):
         ([IMAGE[0], IMAGE[0].astype("f4")], "of type float32 and array of uint16; convert"),
     ],
 )
-def test_channels_that_do_not_fit_are_refused(images, message):
+def test_channels_of_different_shape_or_type_are_refused(images, message):
     with pytest.raises(InputError, match=message):
         open_image(images)
 
@@ -360,7 +360,7 @@ def test_given_names_are_used_and_cleaned():
         ({"cytosol": [LABELS]}, InputError, "the cytosol label plane is of type list"),
     ],
 )
-def test_slides_that_do_not_fit_are_refused(arguments, error, message):
+def test_inconsistent_slides_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         open_slide(IMAGE, **arguments)
 
@@ -368,7 +368,7 @@ def test_slides_that_do_not_fit_are_refused(arguments, error, message):
 # Names
 
 
-def test_names_from_files_become_unique_and_whole():
+def test_names_are_made_unique_and_never_cut():
     long = "CD8 (a very long name that is not cut) " * 20
     assert unique_names(["DNA", "DNA", "DNA_2", "", long], 5) == (
         "DNA",
@@ -408,15 +408,15 @@ def test_cleaned_keeps_letters_of_all_alphabets():
     assert cleaned("α-tubulin\x1b[31m 細胞\n") == "α-tubulin[31m 細胞"
 
 
-# The cache
+# Caches
 
 
 def same(keys):
-    """What a cache of segments is asked for, where `decode` needs the keys themselves."""
+    """Return the argument of `SegmentCache.read` for a `decode` that takes the keys themselves."""
     return {key: key for key in keys}
 
 
-def test_cache_is_bounded_and_drops_the_least_recently_used():
+def test_cache_evicts_the_least_recently_used():
     decoded = []
 
     def decode(keys):
@@ -426,7 +426,7 @@ def test_cache_is_bounded_and_drops_the_least_recently_used():
     cache = SegmentCache(30)
     cache.read(same([1, 2, 3]), decode)
     cache.read(same([1]), decode)
-    cache.read(same([4]), decode)  # drops 2
+    cache.read(same([4]), decode)  # evicts 2
     assert cache.nbytes == 30
     cache.read(same([1, 3, 4]), decode)
     assert decoded == [1, 2, 3, 4]
@@ -434,7 +434,7 @@ def test_cache_is_bounded_and_drops_the_least_recently_used():
     assert decoded == [1, 2, 3, 4, 2]
 
 
-def test_cache_keeps_one_read_that_is_larger_than_its_bound():
+def test_cache_keeps_a_single_read_that_exceeds_its_size():
     cache = SegmentCache(5)
     read = cache.read(same(range(4)), lambda keys: [np.full(10, key, np.uint8) for key in keys])
     assert [segment[0] for segment in read] == [0, 1, 2, 3]
@@ -462,7 +462,7 @@ def test_cache_counts_bytes_under_threads():
     assert cache.nbytes == 98
 
 
-def test_whole_arrays_are_shared_and_kept_as_long_as_one_of_their_readers_exists():
+def test_whole_arrays_are_shared_and_kept_while_a_reader_exists():
     class Reader: ...
 
     loads = []
@@ -484,7 +484,7 @@ def test_whole_arrays_are_shared_and_kept_as_long_as_one_of_their_readers_exists
     assert len(loads) == 2
 
 
-def test_opened_objects_are_made_again_once_others_took_their_place():
+def test_evicted_objects_are_created_again():
     cache, made = OpenedCache(2), []
 
     def make(key):
@@ -496,10 +496,10 @@ def test_opened_objects_are_made_again_once_others_took_their_place():
     assert len(cache) == 2
 
 
-# What ships
+# Package
 
 
-def test_sources_import_without_the_libraries_of_formats():
+def test_import_does_not_load_format_libraries():
     code = "import sys, gpu_extract.sources; sys.exit(not sys.modules.keys().isdisjoint({'h5py', 'tifffile', 'zarr'}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -1,4 +1,4 @@
-"""How pixels are read: where they lie if they can be, and decoded by several threads if not."""
+"""Uncompressed pixels are read through memory maps; others are decoded by several threads."""
 
 import threading
 
@@ -24,7 +24,7 @@ def write(path, image):
     if path.suffix == ".npy":
         np.save(path, image)
     elif path.name == "pages.tif":
-        with tifffile.TiffWriter(path) as file:  # a page a plane, with its tags before it
+        with tifffile.TiffWriter(path) as file:  # one page per plane, each with its tags before it
             for plane in image:
                 file.write(plane, contiguous=False, description="x" * 1001)
     elif path.name == "uneven.tif":
@@ -37,7 +37,7 @@ def write(path, image):
 
 @pytest.mark.parametrize("name", ["a.npy", "one.tif", "pages.tif", "uneven.tif", "big.tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_raw_pixels_are_those_of_the_array(tmp_path, name, dtype):
+def test_raw_pixels_equal_the_array(tmp_path, name, dtype):
     image = small_slide(1, dtype=dtype)[0]
     write(tmp_path / name, image)
     raster = open_image(str(tmp_path / name))
@@ -59,7 +59,7 @@ def test_windows_of_raw_files_are_views_of_one_map(tmp_path, cache, name):
     assert not whole.flags.writeable
 
 
-def test_maps_are_let_go_when_much_was_read_through_them_and_views_stay(tmp_path, cache):
+def test_maps_are_evicted_and_views_remain_valid(tmp_path, cache):
     images = [small_slide(seed)[0] for seed in range(4)]
     rasters = []
     for n, image in enumerate(images):
@@ -73,7 +73,7 @@ def test_maps_are_let_go_when_much_was_read_through_them_and_views_stay(tmp_path
         assert (view == image[:, :2, :2]).all()
 
 
-def test_a_file_that_is_replaced_is_not_read_through_its_old_map(tmp_path):
+def test_a_replaced_file_is_mapped_again(tmp_path):
     for seed in (1, 2):
         image = small_slide(seed)[0]
         (tmp_path / "a.npy").unlink(missing_ok=True)
@@ -82,12 +82,12 @@ def test_a_file_that_is_replaced_is_not_read_through_its_old_map(tmp_path):
     assert caches.MAPS.nbytes <= 128 << 20
 
 
-def test_parallel_map_keeps_the_order_and_overlaps(monkeypatch):
+def test_parallel_map_keeps_the_order_and_runs_in_parallel(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     both = threading.Barrier(2)
 
     def meet(n):
-        both.wait(timeout=60)  # passes only if two are worked on at a time
+        both.wait(timeout=60)  # passes only if two calls run at the same time
         return -n
 
     assert list(parallel_map(meet, range(6))) == [0, -1, -2, -3, -4, -5]
@@ -109,11 +109,11 @@ def test_compressed_tiles_are_decoded_by_several_threads(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", tile=(64, 64), compression="zlib")
     names, original = set(), CodedPlane.decode
 
-    def noted(plane, stream, segment):
+    def decode(plane, stream, segment):
         names.add(threading.current_thread().name.rpartition("_")[0])
         return original(plane, stream, segment)
 
-    monkeypatch.setattr(CodedPlane, "decode", noted)
+    monkeypatch.setattr(CodedPlane, "decode", decode)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     assert (open_image(str(tmp_path / "a.tif")).read(0, 0, 200, 230) == image).all()
     assert names == {"gpu-extract-decode"}

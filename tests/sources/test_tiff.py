@@ -55,7 +55,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The strips and tiles that are decoded, in order."""
+    """Return the list of decoded strips and tiles, in order."""
     segments = []
     original = CodedPlane.decode
 
@@ -90,7 +90,7 @@ def check_reads(path, expected):
     return raster
 
 
-# Every way to store the same pixels
+# Layouts, codings and containers
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -110,7 +110,7 @@ def test_pixel_types(path, dtype, byteorder, coding):
     check_reads(path, image)
 
 
-def test_floats_with_predictor(path):
+def test_float_predictor(path):
     image = IMAGE.astype(np.float32) / 7
     tifffile.imwrite(path, image, tile=(32, 48), compression="zlib", predictor=3, byteorder=">", **PIXELS)
     check_reads(path, image)
@@ -131,7 +131,7 @@ def test_pages_written_one_by_one_are_channels(path):
     check_reads(path, IMAGE)
 
 
-def test_pages_of_one_series_may_be_stored_differently(path):
+def test_pages_of_a_series_with_different_codings(path):
     xml = ome_xml(3, "<Channel/><Channel/><Channel/><TiffData/>")
     with tifffile.TiffWriter(path, ome=False) as writer:
         for index, coding in enumerate(("zlib", "lzw", "zstd")):
@@ -148,7 +148,7 @@ def test_imagej_hyperstack_with_labels(path):
 
 
 @pytest.mark.parametrize("kind", [{"imagej": True, "metadata": {"axes": "CYX"}}, {"truncate": True, **PIXELS}])
-def test_pages_that_only_the_first_describes(path, kind):
+def test_one_page_that_describes_all_planes(path, kind):
     tifffile.imwrite(path, IMAGE, **kind)
     check_reads(path, IMAGE)
     path.write_bytes(path.read_bytes()[:-200])
@@ -183,7 +183,7 @@ def test_packed_bits(path):
     check_reads(path, image)
 
 
-# By region
+# Reading by region
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_boxes_are_slices(rasters, y, x):
         ("tiles", (99, 149, 100, 150), [15]),
     ],
 )
-def test_only_what_a_box_touches_is_decoded(path, decoded, layout, box, segments):
+def test_only_segments_in_the_box_are_decoded(path, decoded, layout, box, segments):
     tifffile.imwrite(path, IMAGE, compression="zlib", **LAYOUTS[layout], **PIXELS)
     raster = open_image(path)
     assert decoded == []
@@ -226,7 +226,7 @@ def test_only_what_a_box_touches_is_decoded(path, decoded, layout, box, segments
     assert sorted(decoded) == sorted(segments * 3)  # by several threads, in any order
 
 
-def test_a_sweep_decodes_each_segment_once(path, decoded):
+def test_successive_boxes_decode_each_segment_once(path, decoded):
     tifffile.imwrite(path, IMAGE, compression="zlib", **LAYOUTS["tiles"], **PIXELS)
     raster = open_image(path)
     for y in range(0, 91, 5):
@@ -235,20 +235,20 @@ def test_a_sweep_decodes_each_segment_once(path, decoded):
     assert sorted(decoded) == sorted(list(range(16)) * 3)
 
 
-def test_uncompressed_contiguous_pages_are_mapped(path, decoded):
+def test_uncompressed_contiguous_pages_are_memory_mapped(path, decoded):
     tifffile.imwrite(path, IMAGE, **LAYOUTS["strips"], **PIXELS)
     open_image(path).read(*BOX)
     assert decoded == []
 
 
-def test_segments_of_one_raster_are_not_taken_for_those_of_another(tmp_path):
+def test_rasters_of_different_files_do_not_share_segments(tmp_path):
     for index in range(2):
         tifffile.imwrite(tmp_path / f"{index}.tif", IMAGE + index, compression="zlib", **PIXELS)
     first, second = (open_image(tmp_path / f"{index}.tif") for index in range(2))
     np.testing.assert_array_equal(first.read(*BOX) + 1, second.read(*BOX))
 
 
-def test_reads_are_right_when_the_cache_holds_next_to_nothing(path, monkeypatch):
+def test_reading_with_a_tiny_cache(path, monkeypatch):
     tifffile.imwrite(path, IMAGE, compression="zlib", **LAYOUTS["tiles"], **PIXELS)
     raster, cache = open_image(path), SegmentCache(1)
     monkeypatch.setattr("gpu_extract.sources.caches.SEGMENTS", cache)
@@ -257,7 +257,7 @@ def test_reads_are_right_when_the_cache_holds_next_to_nothing(path, monkeypatch)
     assert cache.nbytes == 3 * 32 * 48 * 2
 
 
-# What is refused, from the headers
+# Headers that are refused
 
 
 def write_mini_is_white(path):
@@ -288,7 +288,7 @@ def write_pages_of_two_sizes(path):
         writer.write(IMAGE[0, :50], metadata=None)
 
 
-def write_pages_of_colours(path):
+def write_rgb_pages(path):
     with tifffile.TiffWriter(path) as writer:
         for _ in range(2):
             writer.write(np.moveaxis(IMAGE, 0, -1), photometric="rgb")
@@ -310,7 +310,7 @@ def write_entity_bomb(path):
     [
         (write_mini_is_white, "stored inverted .MinIsWhite.; save it as MinIsBlack"),
         (write_interleaved, "3 interleaved samples per pixel.*photometric='minisblack'"),
-        (write_pages_of_colours, "3 interleaved samples per pixel"),
+        (write_rgb_pages, "3 interleaved samples per pixel"),
         (write_time_series, "has 2 time points; add #t=0 to #t=1 to its path for one, or make each a slide"),
         (write_z_stack, "has 3 Z slices; add #z=0 to #z=2 to its path for one, or #z=max for their maximum"),
         (write_two_images, r"holds 2 images: field 1 \(C=3 Y=100 X=150\), field 2 \(C=3 Y=50 X=150\); save"),
@@ -319,7 +319,7 @@ def write_entity_bomb(path):
         (write_entity_bomb, "damaged TIFF"),
     ],
 )
-def test_what_is_refused(path, write, message):
+def test_refused_headers(path, write, message):
     write(path)
     with pytest.raises(SourceError, match=message) as caught:
         open_image(path)
@@ -327,17 +327,17 @@ def test_what_is_refused(path, write, message):
     assert "\n" not in str(caught.value)
 
 
-def test_labels_in_colours_are_refused(path):
+def test_rgb_labels_are_refused(path):
     write_interleaved(path)
-    with pytest.raises(LabelError, match=r"nucleus label plane .* 3 colours per pixel .*export the ids"):
+    with pytest.raises(LabelError, match=r"nucleus label plane .* 3 colors per pixel .*export the ids"):
         open_labels(path, "nucleus")
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "jpeg2000", "webp"])
 def test_lossy_labels_are_refused(path, codec):
-    colours = {"photometric": "rgb", "planarconfig": "contig"} if codec == "webp" else {}
-    labels = np.zeros((96, 96, 3) if colours else (96, 96), np.uint8)
-    tifffile.imwrite(path, labels, compression=codec, tile=(96, 96), **colours)
+    rgb = {"photometric": "rgb", "planarconfig": "contig"} if codec == "webp" else {}
+    labels = np.zeros((96, 96, 3) if rgb else (96, 96), np.uint8)
+    tifffile.imwrite(path, labels, compression=codec, tile=(96, 96), **rgb)
     with pytest.raises(LabelError):
         open_labels(path, "nucleus")
     if codec == "jpeg":
@@ -391,12 +391,12 @@ def ome_parts(tmp_path, other="part1.ome.tif"):
     return first
 
 
-def test_ome_in_several_files(tmp_path):
+def test_ome_of_several_files(tmp_path):
     raster = check_reads(ome_parts(tmp_path), IMAGE[:2])
     assert raster.names == ("A", "B")
 
 
-def test_ome_file_that_was_renamed_knows_itself(tmp_path):
+def test_renamed_ome_file(tmp_path):
     ome_parts(tmp_path).rename(tmp_path / "renamed.tif")
     check_reads(tmp_path / "renamed.tif", IMAGE[:2])
 
@@ -404,7 +404,7 @@ def test_ome_file_that_was_renamed_knows_itself(tmp_path):
 def test_missing_ome_part_is_refused(tmp_path):
     image = ome_parts(tmp_path)
     (tmp_path / "part1.ome.tif").unlink()
-    with pytest.raises(SourceError, match=r"spread over several files, and part1\.ome\.tif is missing"):
+    with pytest.raises(SourceError, match=r"consists of several files, and part1\.ome\.tif is missing"):
         open_image(image)
 
 
@@ -415,7 +415,7 @@ def test_ome_parts_outside_the_folder_are_refused(tmp_path, name):
     image = ome_parts(folder, name)
     tifffile.imwrite(tmp_path / "outside.tif", IMAGE[1])
     (folder / "link.tif").symlink_to(tmp_path / "outside.tif")
-    with pytest.raises(SourceError, match="leads outside its folder"):
+    with pytest.raises(SourceError, match="is outside its folder"):
         open_image(image)
 
 
@@ -427,7 +427,7 @@ def test_missing_ome_planes_are_refused(path):
         open_image(path)
 
 
-def test_ome_parts_without_metadata_are_refused(path):
+def test_binary_only_ome_is_refused(path):
     xml = '<OME><BinaryOnly MetadataFile="main.companion.ome" UUID="urn:uuid:0"/></OME>'
     tifffile.imwrite(path, IMAGE[0], description=xml, metadata=None)
     with pytest.raises(SourceError, match=r"main\.companion\.ome describes"):
@@ -453,7 +453,7 @@ def test_truncated_files_are_refused_when_opened(path, coding, layout, container
             raster = open_image(path)
         except SourceError:
             continue
-        # What is missing at the very end may be padding, or a tag such as the name of the software.
+        # The very end may be padding, or a tag that does not matter, such as the name of the software.
         assert length > len(whole) - 50
         assert raster.names == names
         np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
@@ -462,7 +462,7 @@ def test_truncated_files_are_refused_when_opened(path, coding, layout, container
 @pytest.mark.parametrize("seed", range(150))
 @pytest.mark.parametrize("where", ["headers", "anywhere"])
 @pytest.mark.filterwarnings("ignore")
-def test_damage_gives_our_own_errors(path, seed, where):
+def test_damaged_files_raise_our_own_errors(path, seed, where):
     rng = np.random.default_rng(seed)
     coding, container = CODINGS_IN_CONTAINERS[seed % len(CODINGS_IN_CONTAINERS)]
     tifffile.imwrite(path, IMAGE, **{**PIXELS, **LAYOUTS["tiles"], **CODINGS[coding], **CONTAINERS[container]})
@@ -478,7 +478,7 @@ def test_damage_gives_our_own_errors(path, seed, where):
         assert "\n" not in message
 
 
-def test_damaged_segments_are_named(path):
+def test_messages_name_damaged_segments(path):
     tifffile.imwrite(path, IMAGE, compression="zlib", **LAYOUTS["tiles"], **PIXELS)
     with tifffile.TiffFile(path) as tif:
         offset = tif.pages[1].dataoffsets[5]
@@ -491,7 +491,7 @@ def test_damaged_segments_are_named(path):
         raster.read(32, 48, 64, 96)
 
 
-def test_warnings_of_tifffile_do_not_reach_the_terminal(path):
+def test_warnings_of_tifffile_are_not_printed(path):
     tifffile.imwrite(path, IMAGE, ome=True, metadata={"axes": "CYX"}, **PIXELS)
     path.write_bytes(path.read_bytes().replace(b'SizeC="3"', b'SizeC="4"'))
     script = """
@@ -502,7 +502,7 @@ try:
 except ValueError:
     print("refused")
 """
-    # In a process of its own: pytest handles log records, which keeps them from the terminal by itself.
+    # In a separate process: pytest handles log records, so they would not be printed here.
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("refused\n", "")
 
