@@ -199,7 +199,7 @@ def bad_inputs():
         bad("device", "unknown device 'gpu'", *SLIDE, "--device", "gpu"),
         bad("cuda", "does not work here", *SLIDE, "--device", "cuda:99"),
         bad("compression", "compression", *SLIDE, "--compression", "zip"),
-        bad("ids", "must hold one whole number a line", *SLIDE, "--ids", "key.toml"),
+        bad("ids", "must hold one whole number per line", *SLIDE, "--ids", "key.toml"),
         bad("no ids", "cannot be read", *SLIDE, "--ids", "missing.csv"),
         bad("unknown ids", "not in the labels", *SLIDE, "--ids", "ids.csv"),
         bad("all dropped", "no cell is left", *SLIDE, "--recipe", "scportrait", "--size", "100"),

@@ -1,13 +1,13 @@
-"""Anything a user has for a slide -> `Slide`, read lazily by region.
+"""Open the files and arrays of a user as a `Slide`, which is read lazily by region.
 
-`selectors` parses paths: where the pixels are, and what of a file is meant. `label_planes` finds the labels that
-belong to an image, `opening` opens each, and `stacks` takes the planes that are meant. There is one family of formats
-a module: `arrays`, `numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`; `classic` knows SPARCSpy's
-projects, which are HDF5. `scaled` and `physical` bring slides to one pixel size. A file that cannot be extracted is
-refused when it is opened, from its headers; damage that only its pixels can show, when they are read.
+`selectors` parses paths: the file, and which part of it to read. `label_planes` finds the labels of an image,
+`opening` opens each input, and `stacks` takes the selected planes. There is one module per family of formats:
+`arrays`, `numpy_files`, `cellpose`, `tiff`, `zarr_arrays`, `hdf5`, `vendor`. `classic` reads SPARCSpy's projects,
+which are HDF5. `scaled` and `physical` resample slides to one pixel size. A file that cannot be extracted is refused
+when it is opened if its headers show this, otherwise when its pixels are read.
 
-A slide is a value: it can be pickled, and read in another process. Its rasters hold paths, types, offsets and
-selections; open files, decoded pixels and whatever else belongs to the process are in `caches`.
+A slide is a value: it can be pickled and read in another process. Its rasters hold paths, types, offsets and
+selections. Open files, decoded pixels and everything else that belongs to the process are in `caches`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def open_slide(
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
 ) -> Slide:
-    """The slide of an image and its label planes; no pixel is read yet.
+    """Return the slide of an image and its label planes, without reading any pixel.
 
     Parameters
     ----------
@@ -49,19 +49,19 @@ def open_slide(
         See `open_image`.
     nucleus, cytosol : array, path or name, optional
         See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
-        store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``;
+        store has labels with the usual names (``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``)
         or the image is a classic SPARCSpy project.
     channel_names : sequence of str, length C, optional
         Default: the names in the files, else ``ch0``, ``ch1``, ...
     channels : sequence of int or str, optional
-        The channels to read, by index or name, in that order; the others are never read. Default: all.
+        Channels to read, by index or name, in this order. The others are never read. Default: all.
     name : str, optional
         Default: the (first) image's file name without its extension, else ``slide``.
 
     Raises
     ------
     InputError
-        Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
+        If the input cannot be extracted; also its subclasses `SourceError` and `LabelError`.
     """
     given = _opened(image, nucleus, cytosol, channel_names, channels)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
@@ -76,16 +76,16 @@ def open_slides(
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
 ) -> tuple[Slide, ...]:
-    """The slides of an image, one for each of its time points, as `open_slide` makes one.
+    """Return the slides of an image, one for each time point; see `open_slide`.
 
-    The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
-    or with one selected (``#t=3``), is one slide, the same as that of `open_slide`. A classic SPARCSpy time course
-    labels its slides itself, and those without any cell are left out.
+    The slide of time point 3 is named ``<name>_t3`` and has the metadata ``{"timepoint": "3"}``. An image with one
+    time point, or with one selected (``#t=3``), is a single slide, the same as that of `open_slide`. The slides of a
+    classic SPARCSpy time course have the metadata in its file, and time points without any cell are omitted.
 
     Raises
     ------
     InputError
-        As of `open_slide`; also if label planes have not as many time points as the image.
+        As for `open_slide`; also if image and label planes differ in their number of time points.
     """
     given = _opened(image, nucleus, cytosol, channel_names, channels)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
@@ -102,17 +102,17 @@ class _Opened:
     Parameters
     ----------
     channels : list
-        One that holds all channels, or one for each.
+        One source of all channels, or one source per channel.
     planes : dict
-        The label planes by name.
+        Label planes by name.
     names : sequence of str, length C, or None
-        Of the channels; None for their own.
+        Channel names; None for those in the files.
     stem : str
-        The slide's name, unless it is given another.
+        Default name of the slide.
     project : ClassicProject or None
-        The classic project that they are of.
+        The classic project that the files belong to.
     own_planes : bool
-        Whether the label planes are the project's.
+        Whether the label planes are those of the project.
     """
 
     channels: Sequence[ArrayRaster | Stack]
@@ -123,23 +123,23 @@ class _Opened:
     own_planes: bool = False
 
     def described(self, slides: list[Slide]) -> tuple[Slide, ...]:
-        """The slides with what their project says of them, if they are of one."""
+        """Return the slides with the metadata, ids and warnings of their project, if they belong to one."""
         if self.project is None:
             return tuple(slides)
         return self.project.described(slides, own_planes=self.own_planes)
 
     def slide(self, name: str, t: int | None) -> Slide:
-        """The slide, of a time point if one is given."""
+        """Return the slide, of one time point if ``t`` is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
         return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
 
     def image(self, t: int | None) -> Raster:
-        """The image alone."""
+        """Return the image, of one time point if ``t`` is given."""
         return _stacked(self.channels, t)
 
     def channel_names(self, image: Raster) -> tuple[str, ...]:
-        """The names of the channels of that image."""
+        """Return the channel names of the image."""
         return unique_names(image.names, image.shape[0]) if self.names is None else self.names
 
 
@@ -172,13 +172,13 @@ def _opened(
 
 
 def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:
-    """The same with the chosen channels only."""
+    """Return what was opened, with only the chosen channels."""
     if channels is None:
         return given
     image = given.image(0 if _n_times(given.channels) > 1 else None)
     every = given.channel_names(image)
     if len(every) != image.shape[0]:
-        return given  # which `Slide` refuses
+        return given  # `Slide` raises the error
     indices = channel_indices(channels, every, f"image {image.source}")
     names = tuple(every[index] for index in indices)
     if len(given.channels) > 1:
@@ -187,16 +187,16 @@ def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Ope
 
 
 def open_image(image: Any) -> Raster:
-    """The (C, H, W) raster of an image.
+    """Return the (C, H, W) raster of an image.
 
     Parameters
     ----------
     image : array, path, or sequence of them
         (C, H, W) or (H, W): NumPy, Dask, xarray, Zarr or HDF5 arrays, or a path to OME-Zarr (also by URL),
         SpatialData, TIFF, OME-TIFF, HDF5 (``file.h5:/path/to/dataset``), .npy or .npz. The items of a list or tuple
-        are the channels, in that order, each of one plane. Where a file holds more than one thing, selectors behind
-        its path say what is meant: ``image.zarr#level=1,c=0,2``, ``stack.tif#z=max``, ``movie.tif#t=3``,
-        ``store.zarr#image=NAME``; see `gpu_extract.sources.selectors`.
+        are the channels, in this order, each with one plane. Selectors after a path choose a part of the file:
+        ``image.zarr#level=1,c=0,2``, ``stack.tif#z=max``, ``movie.tif#t=3``, ``store.zarr#image=NAME``; see
+        `gpu_extract.sources.selectors`.
 
     Raises
     ------
@@ -206,12 +206,12 @@ def open_image(image: Any) -> Raster:
 
 
 def open_labels(labels: Any, plane: str) -> Raster:
-    """The (1, H, W) raster of a label plane.
+    """Return the (1, H, W) raster of a label plane.
 
     Parameters
     ----------
     labels : array or path
-        (H, W) or (1, H, W), the formats of `open_image`, and cellpose's ``_seg.npy``; a label in a Zarr store is
+        (H, W) or (1, H, W), in any format of `open_image` or cellpose's ``_seg.npy``. A label in a Zarr store is
         ``store.zarr#label=NAME``.
     plane : str
         ``nucleus`` or ``cytosol``; used in messages, and to choose an array of an .npz file.
@@ -225,7 +225,7 @@ def open_labels(labels: Any, plane: str) -> Raster:
 
 
 def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
-    """Return the classic project that an image is, if it is one."""
+    """Return the classic project at the location of an image, or None."""
     if len(images) > 1 or not isinstance(images[0], Location):
         return None
     from gpu_extract.sources.classic import classic_project
@@ -234,7 +234,7 @@ def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
 
 
 def _parsed_images(image: Any) -> list[Any]:
-    """Return the locations and arrays that are the image, one that holds all channels or one for each channel."""
+    """Return the locations and arrays of an image: one that holds all channels, or one per channel."""
     items = list(image) if isinstance(image, (list, tuple)) else [image]
     if not items:
         raise InputError("the list of images is empty; give one image, or one file per channel")
@@ -242,33 +242,33 @@ def _parsed_images(image: Any) -> list[Any]:
 
 
 def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
-    """The image of a time point as one raster, its channels those of several files where there are several."""
+    """Return the image of a time point as one raster; several sources are stacked as its channels."""
     rasters = [_raster(channel, t) for channel in channels]
     if len(rasters) == 1:
         return rasters[0]
-    own_names = ["".join(raster.names) for raster in rasters]  # of one plane, or StackedRaster refuses it
+    own_names = ["".join(raster.names) for raster in rasters]  # StackedRaster refuses more than one plane each
     stems = [_stem(each.location) if isinstance(each, Stack) else "" for each in channels]
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 
 def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
-    """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
+    """Return the pixel size in the files of a slide; None if they have none or disagree."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:
-    """How many time points all of them have.
+    """Return the number of time points, which all sources share.
 
     Raises
     ------
     InputError
-        If they differ in it.
+        If they differ.
     """
     counts = {_subject(each): each.n_times if isinstance(each, Stack) else 1 for each in sources}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{subject} {n}" for subject, n in counts.items())
-        raise InputError(f"the time points of an image and its labels must be equal in number, and are: {listed}")
+        raise InputError(f"an image and its labels must have the same number of time points; they have: {listed}")
     return next(iter(counts.values()))
 
 
@@ -277,12 +277,12 @@ def _subject(source: ArrayRaster | Stack) -> str:
 
 
 def _raster(source: ArrayRaster | Stack, t: int | None = None) -> Raster:
-    """The raster of what was opened, of a time point if one is given."""
+    """Return the raster of an opened source, of one time point if ``t`` is given."""
     if not isinstance(source, Stack):
         return source
     return (source if t is None else source.at(t)).raster()
 
 
 def _stem(given: Any) -> str:
-    """Return the file name of a location without its extension, empty for an array."""
+    """Return the file name of a location without its extension; empty for an array."""
     return file_stem(given.path.rstrip("/")) if isinstance(given, Location) else ""

@@ -1,4 +1,4 @@
-"""Arrays that the user has in memory or opened lazily, and rasters stacked to one."""
+"""Rasters of arrays that the user has in memory or opened lazily, and of several rasters stacked as channels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["ArrayRaster", "StackedRaster", "is_array", "raster_shape", "read_box
 
 
 def is_array(candidate: Any) -> bool:
-    """Whether this can be read by region as NumPy, Dask, Zarr and h5py arrays can."""
+    """Return whether an object can be read by region, as NumPy, Dask, Zarr and h5py arrays can."""
     return all(hasattr(candidate, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
 
 
 def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
-    """(P, H, W) of an array of shape (P, H, W) or (H, W).
+    """Return (P, H, W) for an array of shape (P, H, W) or (H, W).
 
     Raises
     ------
     InputError
-        If it has other dimensions, or no pixels.
+        If the array has another number of axes, or no pixels.
     """
     if len(shape) not in (2, 3):
         raise InputError(
@@ -35,30 +35,38 @@ def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
             "give one field, Z slice or time point at a time"
         )
     if min(shape) < 1:
-        raise InputError(f"{subject} has shape {tuple(shape)} and so no pixels; every side must be 1 or more")
+        raise InputError(f"{subject} has shape {tuple(shape)}, so it has no pixels; every side must be 1 or more")
     planes, height, width = (1, *shape) if len(shape) == 2 else shape
     return int(planes), int(height), int(width)
 
 
 def read_box(array: Any, y0: int, x0: int, y1: int, x1: int, channel: int | EllipsisType = Ellipsis) -> NDArray[Any]:
-    """(P, y1 - y0, x1 - x0) pixels of a (P, H, W) or (H, W) array, or of one of its channels, in native byte order."""
+    """Return the pixels of a box, (P, y1 - y0, x1 - x0), in native byte order.
+
+    Parameters
+    ----------
+    array : (P, H, W) or (H, W)
+    y0, x0, y1, x1 : int, pixels
+    channel : int, optional
+        Read only this channel.
+    """
     box = np.asarray(array[channel, y0:y1, x0:x1])
     box = box.astype(box.dtype.newbyteorder("="), copy=False)
     return box[np.newaxis] if box.ndim == 2 else box
 
 
 class ArrayRaster:
-    """An array that the user opened, (P, H, W) or (H, W); read by slice, so that it is never copied whole.
+    """A raster of the user's array, (P, H, W) or (H, W), which is read by slices and never copied whole.
 
-    It pickles as the array does; a dataset of h5py, which does not pickle, as a reference to it in its file.
+    It pickles as the array does. A dataset of h5py cannot be pickled; a reference to it in its file is pickled instead.
 
     Parameters
     ----------
     array : array
     plane : str, optional
-        The label plane it holds; None if it holds an image.
+        Name of the label plane in the array; None if the array is an image.
     channels : tuple of int, optional
-        The planes to read, in that order; all by default.
+        Planes to read, in this order; all by default.
 
     Raises
     ------
@@ -72,7 +80,7 @@ class ArrayRaster:
         array = _in_order(array, subject)
         planes, height, width = raster_shape(array.shape, subject)
         if array.ndim == 2:
-            channels = None  # it has one only
+            channels = None  # it has only one
         names = _coordinates(array)
         self._array = array
         self._plane = plane
@@ -91,27 +99,27 @@ class ArrayRaster:
         """See `Raster.read`."""
         if self._channels is None:
             return read_box(self._array, y0, x0, y1, x1)
-        # One after the other: not every kind of array takes a list of them.
+        # One channel at a time, because not every kind of array can be indexed with a list.
         return np.concatenate([read_box(self._array, y0, x0, y1, x1, channel) for channel in self._channels])
 
     def with_channels(self, indices: tuple[int, ...]) -> ArrayRaster:
-        """Return the raster with some of its channels, in that order; the others are never read."""
+        """Return the raster of some channels, in this order; the others are never read."""
         return ArrayRaster(self._array, self._plane, indices)
 
 
 class StackedRaster:
-    """Rasters of one plane each, as the channels of one image.
+    """Several rasters of one plane each, as the channels of one image.
 
     Parameters
     ----------
     channels : sequence of Raster, each (1, H, W)
     names : sequence of str
-        Their names, empty where one has none.
+        Channel names; an empty string for a channel without a name.
 
     Raises
     ------
     InputError
-        If one has more planes, or they differ in size or type.
+        If a raster has several planes, or the rasters differ in size or type.
     """
 
     def __init__(self, channels: Sequence[Raster], names: Sequence[str]) -> None:
@@ -130,7 +138,7 @@ class StackedRaster:
 
 
 def _picklable(array: Any) -> Any:
-    """Return a reference to a dataset of h5py, any other array as it is."""
+    """Return a reference if the array is an h5py dataset, otherwise the array itself."""
     if "h5py" not in sys.modules:
         return array
     from gpu_extract.sources.hdf5 import as_reference
@@ -139,7 +147,7 @@ def _picklable(array: Any) -> Any:
 
 
 def _in_order(array: Any, subject: str) -> Any:
-    """An array of xarray that names its axes c, y and x, in this order; any other as it is."""
+    """Return an xarray array with axes c, y and x in this order; any other array unchanged."""
     axes = {str(name).lower(): name for name in getattr(array, "dims", ())}
     for axis in axes.keys() & {"t", "z"}:
         raise InputError(f"{subject} has the axis {axis}; choose one of it first: array.isel({axes[axis]}=0)")
@@ -149,7 +157,7 @@ def _in_order(array: Any, subject: str) -> Any:
 
 
 def _coordinates(array: Any) -> tuple[str, ...]:
-    """The names that an array of xarray has for its channels."""
+    """Return the channel names in the coordinates of an xarray array; empty for other arrays."""
     names = array.coords["c"].values if "c" in getattr(array, "coords", ()) else ()
     return tuple(str(name) for name in np.atleast_1d(names))
 
@@ -159,7 +167,7 @@ def _check_channel(channel: Raster, first: Raster) -> None:
     if planes != 1:
         raise InputError(
             f"image {channel.source} holds {planes} planes; "
-            "where several images are the channels of a slide, each must hold one"
+            "if several images are given as the channels of a slide, each must hold one plane"
         )
     if (height, width) != first.shape[1:]:
         H, W = first.shape[1:]

@@ -1,9 +1,9 @@
 """Classic SPARCSpy projects: ``segmentation.h5``, the ``input_segmentation.h5`` of a time course, or their folder.
 
-They are told by the datasets that they hold. One slide: ``channels`` (C, H, W) and ``labels`` (M, H, W). A time
-course: ``input_images`` (T, C, H, W) and ``segmentation`` (T, M, H, W); ``labels`` (T, 1 + L) are texts, of which the
-first is the image's index and the others what the L ``label_names`` after the first call them; ``classes`` (T, ids)
-are the cells to extract. Of the M label planes the first is the nucleus, the second the cytosol.
+They are recognized by their datasets. A file of one slide has ``channels`` (C, H, W) and ``labels`` (M, H, W). A time
+course has ``input_images`` (T, C, H, W) and ``segmentation`` (T, M, H, W). Its ``labels`` (T, 1 + L) are texts: the
+index of the image, then L values named by ``label_names`` from the second on. Its ``classes`` (T, ids) are the cells to
+extract. The first of the M label planes is the nucleus, the second the cytosol.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from gpu_extract.sources.selectors import Location, Selection
 __all__ = ["ClassicProject", "classic_project"]
 
 ONE_SLIDE = ("/channels", "/labels")
-# Where the files are in a project's folder, and in the folder of its segmentation.
+# The files are in the project's folder or in its folder of the segmentation.
 FILES = ("segmentation.h5", "input_segmentation.h5")
 FOLDERS = ("", "segmentation")
 CLASSES = "classes.csv"
-# More labels of an image than anybody gives; what says it has more is damaged.
+# A file with more labels per image is damaged.
 MAX_LABELS = 1000
 
 
 @dataclass(frozen=True)
 class ClassicProject:
-    """Where the planes of a classic project are, and what it says of its slides.
+    """The locations of the planes of a classic project, and the metadata of its slides.
 
     Parameters
     ----------
     image, labels : Location
     n_planes : int
-        How many label planes there are.
+        Number of label planes.
     classes : str, optional
-        The file of the ids to extract, in a project that was given as a folder.
+        The file with the ids to extract, if the project was given as a folder.
     """
 
     image: Location
@@ -56,12 +56,12 @@ class ClassicProject:
     classes: str | None
 
     def planes(self) -> dict[str, Location]:
-        """The label planes by name.
+        """Return the label planes by name.
 
         Raises
         ------
         SourceError
-            If they are more than a nucleus and a cytosol.
+            If there are more than two.
         """
         if self.n_planes > len(MASK_NAMES):
             where = self.labels.source
@@ -73,22 +73,21 @@ class ClassicProject:
         }
 
     def described(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[Slide, ...]:
-        """The slides with the labels, ids and warnings that the project has for them.
+        """Return the slides with the metadata, ids and warnings of the project.
 
-        Time points whose labels are empty, and that list no cell either, are left out, which the others' warnings say:
-        SPARCSpy skips them too.
+        Time points with empty labels and no listed cell are omitted with a warning, because SPARCSpy skips them too.
 
         Parameters
         ----------
         slides : sequence of Slide
-            Of all time points, or of the selected one.
+            The slides of all time points, or of the selected one.
         own_planes : bool
-            Whether their label planes are the project's; its ids mean nothing in others.
+            Whether their label planes are those of the project; its ids do not apply to others.
 
         Raises
         ------
         InputError, SourceError
-            If its tables of labels or of ids do not fit its images, or no time point has a cell.
+            If the tables of labels or ids do not match the images, or no time point has a cell.
         """
         warnings = []
         if slides[0].image.dtype == np.float16:
@@ -97,8 +96,8 @@ class ClassicProject:
                 "numbers above 2,048 are rounded in it, and 65,520 and more are infinite"
             )
         if self.image.inside == TIME_COURSE[0]:
-            slides, left_out = self._time_points(slides, own_planes=own_planes)
-            warnings += left_out
+            slides, omitted = self._time_points(slides, own_planes=own_planes)
+            warnings += omitted
         if own_planes and self.classes is not None:
             ids = np.array(read_ids(self.classes), np.uint64)
             warnings.append(
@@ -108,7 +107,7 @@ class ClassicProject:
         return tuple(replace(slide, warnings=tuple(warnings)) for slide in slides)
 
     def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
-        """The slides of time points with what the file's tables say of them, and a line on those left out."""
+        """Return the slides of time points with their metadata and ids, and a warning about those omitted."""
         file, selected = SourceFile.at(self.image.path, None), self.image.selection.t
         times = range(len(slides)) if selected is None else [selected]
         with opened_hdf5(file) as h5:
@@ -116,28 +115,28 @@ class ClassicProject:
             metadata = _metadata(file, h5, n_times)
             classes = _table(file, h5, "classes", n_times)
             ids = {t: None if classes is None or not own_planes else _ids(file, classes, t) for t in times}
-        kept, left_out = [], []
+        kept, omitted = [], []
         for t, slide in zip(times, slides, strict=True):
             listed = ids[t]
             if listed is not None and not len(listed) and _is_empty(slide):
-                left_out.append(t)
+                omitted.append(t)
                 continue
             if metadata is not None and t not in metadata:
                 raise SourceError(f"{file} has no row for image {t} in its labels; add it, or choose others with #t=")
             kept.append(replace(slide, metadata=slide.metadata if metadata is None else metadata[t], ids=listed))
         if not kept:
             raise SourceError(f"{file} has no cell in its labels and classes; segment the images first")
-        some = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
-        return kept, [f"time points of {self.image.path} without any cell are left out: {some}"] if left_out else []
+        some = ", ".join(map(str, omitted[:10])) + (", ..." if len(omitted) > 10 else "")
+        return kept, [f"time points of {self.image.path} without any cell are omitted: {some}"] if omitted else []
 
 
 def classic_project(location: Location) -> ClassicProject | None:
-    """The project that an image's location means: a file of one, or its folder; None if it is anything else.
+    """Return the project at the location of an image, a file or a folder; None if there is no project.
 
     Raises
     ------
     SourceError
-        If the folder holds two.
+        If a folder holds several projects.
     """
     classes = None
     if os.path.isdir(location.path):
@@ -153,11 +152,11 @@ def classic_project(location: Location) -> ClassicProject | None:
 
 
 def _file_in(folder: Location) -> str | None:
-    """The file of the project in a folder, None if there is none."""
+    """Return the file of the project in a folder; None if there is none."""
     paths = [os.path.join(folder.path, within, name) for within in FOLDERS for name in FILES]
     found = [path for path in paths if os.path.isfile(path)]
     if len(found) > 1:
-        raise SourceError(f"{folder} is a folder of several projects: {', '.join(found)}; give one of them")
+        raise SourceError(f"{folder} is a folder with several projects: {', '.join(found)}; give one of them")
     return found[0] if found else None
 
 
@@ -178,7 +177,7 @@ def _project(location: Location, classes: str | None) -> ClassicProject | None:
 
 
 def _own(h5: h5py.File, name: str) -> Any:
-    """The dataset of that name if the file itself holds it, else None; another file is never opened for it."""
+    """Return the dataset with that name if it is stored in this file, otherwise None; no other file is opened."""
     link = h5.get(name, getlink=True)
     dataset = h5[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
@@ -187,15 +186,15 @@ def _own(h5: h5py.File, name: str) -> Any:
 
 
 def _held(file: SourceFile, h5: h5py.File, name: str) -> Any:
-    """The dataset of that name; None if nothing has the name."""
+    """Return the dataset with that name; None if there is none."""
     dataset = _own(h5, name)
     if dataset is None and h5.get(name, getlink=True) is not None:
-        raise SourceError(f"{file} does not hold {name} itself but a link or a group; copy the dataset into it")
+        raise SourceError(f"{file} has a link or a group at {name}; copy the dataset itself into the file")
     return dataset
 
 
 def _table(file: SourceFile, h5: h5py.File, name: str, n_times: int) -> Any:
-    """A dataset with a row an image; None if there is none."""
+    """Return a dataset with one row per image; None if there is none."""
     table = _held(file, h5, name)
     if table is not None and (table.ndim not in (1, 2) or table.shape[0] != n_times):
         raise SourceError(f"{file} has {name} of shape {table.shape} for {n_times} images; it must have a row for each")
@@ -203,13 +202,13 @@ def _table(file: SourceFile, h5: h5py.File, name: str, n_times: int) -> Any:
 
 
 def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[str, str]] | None:
-    """The labels of each image by its index; None if the file has none."""
+    """Return the metadata of each image by its index; None if the file has none."""
     table, names = _table(file, h5, "labels", n_times), _held(file, h5, "label_names")
     if table is None or names is None:
         return None
     if names.ndim != 1 or not 0 < len(names) <= MAX_LABELS or table.shape[1:] != names.shape:
         raise SourceError(f"{file} has label_names of shape {names.shape} for labels of shape {table.shape}")
-    with translated(f"{file} has labels that are no text"):
+    with translated(f"{file} has labels that are not text"):
         keys = [_text(name) for name in names[:]]
         rows = [[_text(value) for value in row] for row in table[:]]
     if len(set(keys)) < len(keys):
@@ -217,29 +216,29 @@ def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[s
     labels: dict[int, dict[str, str]] = {}
     for index, *values in rows:
         if not index:
-            continue  # SPARCSpy leaves the rows of images that it never got empty
+            continue  # SPARCSpy leaves the rows of missing images empty
         if not index.isdecimal() or int(index) >= n_times or int(index) in labels:
             raise SourceError(
-                f"{file} has labels of the image {cleaned(index)!r}; their first column must be the images' own "
-                f"indices, 0 to {n_times - 1}, each once"
+                f"{file} has labels of the image {cleaned(index)!r}; their first column must hold the indices of the "
+                f"images, 0 to {n_times - 1}, each once"
             )
         labels[int(index)] = dict(zip(keys[1:], values, strict=True))
     return labels
 
 
 def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
-    """The ids that `classes` lists for an image, without the background."""
+    """Return the ids in `classes` of an image, without the background."""
     with translated(f"{file} has damaged classes"):
         listed = np.asarray(classes[t]).ravel()
         with np.errstate(invalid="ignore"):
             ids = listed.astype(np.uint64)
         if (listed < 0).any() or (ids != listed).any():
-            raise SourceError(f"{file} has classes of image {t} that are no ids; they must be whole numbers from 1")
+            raise SourceError(f"{file} has invalid ids in the classes of image {t}; they must be whole numbers from 1")
     return np.setdiff1d(ids, np.zeros(1, np.uint64))
 
 
 def _is_empty(slide: Slide) -> bool:
-    """Whether the label planes are background all over."""
+    """Return whether all label planes hold only background."""
     return not any(labels.any() for raster in slide.masks.values() for _, labels in label_strips(raster))
 
 

@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files, read by region; nothing outside the file is ever opened for one."""
+"""Datasets of HDF5 files, read by region. No other file is ever opened for a dataset."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from gpu_extract.sources.units import pixel_size
 
 __all__ = ["TIME_COURSE", "DatasetReference", "Hdf5Planes", "as_reference", "open_hdf5", "opened_hdf5"]
 
-# The image and the labels of a classic SPARCSpy time course, (T, C, H, W); what a fourth axis of others is is unknown.
+# Image and labels of a classic SPARCSpy time course, (T, C, H, W). The fourth axis of any other dataset is unknown.
 TIME_COURSE = ("/input_images", "/segmentation")
 
-# As for the other formats: what is larger was made to harm, or cannot be read by region.
+# Larger chunks are malicious, or too large to be read by region. The limit is the same in all formats.
 MAX_CHUNK_NBYTES = 2**30
-# Tiles of a dataset without chunks, whose rows can be read in any parts.
+# Tiles of a dataset without chunks, which can be read in any rectangle.
 UNCHUNKED_TILE = (512, 512)
-# Links to links: more than a file has by right, and a circle of them ends.
+# Maximum length of a chain of links. No valid file has more, and a cycle of links ends there.
 MAX_LINKS = 32
 
 
@@ -46,14 +46,14 @@ class Hdf5Planes(TiledPlanes):
         See `TiledPlanes`.
     file : SourceFile
     path : str
-        Of the dataset in the file, without links.
+        Path of the dataset in the file, without links.
     """
 
     file: SourceFile
     path: str
 
     def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
-        """See `TiledPlanes.read_boxes`; the last of the indices are channels, and before them is one time point."""
+        """See `TiledPlanes.read_boxes`. The indices are one time point, if there is a time axis, and channels."""
         *time, channels = indices
         at, chosen = [index for (index,) in time], selector(channels)
         with opened_hdf5(self.file) as h5:
@@ -64,20 +64,20 @@ class Hdf5Planes(TiledPlanes):
                     yield dataset[box][np.newaxis]
                 elif isinstance(chosen, slice):
                     yield dataset[(*at, chosen, *box)]
-                else:  # a list that h5py would take only in increasing order
+                else:  # h5py takes lists in increasing order only
                     yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
 
 
 @dataclass(frozen=True)
 class DatasetReference:
-    """A dataset that a user opened with h5py, as it is sent to another process, where it is opened for each read.
+    """A reference to a dataset that the user opened with h5py; another process opens the file for each read.
 
     Parameters
     ----------
     file : str
-        The absolute path of the file.
+        Absolute path of the file.
     path : str
-        Of the dataset in it.
+        Path of the dataset in the file.
     shape : tuple of int
     dtype : numpy.dtype
     """
@@ -99,21 +99,21 @@ class DatasetReference:
 
 
 def as_reference(array: Any) -> Any:
-    """Return a reference to a dataset of h5py that is in a file and has a name; any other array as it is."""
+    """Return a reference to a named h5py dataset in a file; any other array unchanged."""
     if not isinstance(array, h5py.Dataset) or array.name is None or not os.path.isfile(array.file.filename):
         return array
     return DatasetReference(absolute_path(array.file.filename), array.name, array.shape, array.dtype)
 
 
 def open_hdf5(file: SourceFile, location: Location) -> Stack:
-    """Return the planes of a dataset, (C, H, W) or (H, W): the one whose path is given, or the only one there is.
+    """Return the planes of a dataset, (C, H, W) or (H, W): that at the given path, or the only one in the file.
 
-    Those of a classic SPARCSpy time course are (T, C, H, W).
+    The datasets of a classic SPARCSpy time course are (T, C, H, W).
 
     Raises
     ------
     SourceError
-        If it is not there, is stored outside the file, or cannot be decoded.
+        If the dataset does not exist, is stored outside the file, or cannot be decoded.
     """
     location.selection.refuse(str(location), "level", "image", "label")
     with opened_hdf5(file) as h5:
@@ -137,21 +137,21 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
 
 
 def _pixel_size(dataset: Any) -> tuple[float, float] | None:
-    """(y, x) in um, as the HDF5 plugins of ImageJ and ilastik state it, (z, y, x)."""
+    """Return (y, x) in um from the attribute (z, y, x) that the HDF5 plugins of ImageJ and ilastik write."""
     stated = np.asarray(dataset.attrs.get("element_size_um", ()))
     return pixel_size(stated[-2], stated[-1], "um", "um") if stated.shape == (3,) else None
 
 
 @contextmanager
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
-    """Open a file with h5py; what goes wrong inside the block becomes a `SourceError`."""
-    # The stream is opened only to notice that the file has changed.
+    """Open a file with h5py; any exception inside the block becomes a `SourceError`."""
+    # Opening the stream checks that the file has not changed.
     with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.absolute, "r") as h5:
         yield h5
 
 
 def _resolved(location: Location, h5: h5py.File, path: str) -> str:
-    """The path of an object with the soft links in it followed by us, since HDF5 would follow external ones too."""
+    """Return the path of an object without links. HDF5 does not resolve them, because it would open other files too."""
     parts, n_links = _parts(path), 0
     done: list[str] = []
     while parts:
@@ -189,7 +189,7 @@ def _only_dataset(location: Location, h5: h5py.File) -> str:
 
 
 def _datasets(location: Location, group: Any) -> list[str]:
-    """The paths of all that can be planes; links to elsewhere are not followed."""
+    """Return the paths of all datasets that can be planes; links to other files are not followed."""
     found: list[str] = []
 
     def visit(_: str, node: Any) -> None:
@@ -207,21 +207,22 @@ def _is_pixels(location: Location, dataset: Any) -> bool:
 
 
 def _listed(paths: list[str]) -> str:
-    return ", ".join(cleaned(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "") or "none of pixels"
+    listed = ", ".join(cleaned(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "")
+    return listed or "no dataset of pixels"
 
 
 def _check_storage(location: Location, dataset: Any) -> None:
-    """Refuse a dataset whose pixels are elsewhere, absent, too large a piece, or coded in an unknown way."""
+    """Refuse a dataset whose pixels are in another file, absent, in chunks that are too large, or not decodable."""
     if dataset.external or dataset.is_virtual:
-        kind = "a virtual dataset, put together of others" if dataset.is_virtual else "stored in another file"
-        raise SourceError(f"{location} is {kind}, which is not followed; copy its pixels into one file: h5py, ds[...]")
+        kind = "a virtual dataset, made of other datasets" if dataset.is_virtual else "stored in another file"
+        raise SourceError(f"{location} is {kind}; other files are not opened: copy its pixels into one file (ds[...])")
     _check_filters(location, dataset)
     itemsize = dataset.dtype.itemsize
     if dataset.chunks:
         if math.prod(dataset.chunks) * itemsize > MAX_CHUNK_NBYTES:
             raise SourceError(
                 f"{location} has chunks of {math.prod(dataset.chunks) * itemsize} bytes, and at most "
-                f"{MAX_CHUNK_NBYTES} are read; save it with smaller ones, for example of 512 x 512 pixels"
+                f"{MAX_CHUNK_NBYTES} are allowed; save it with smaller chunks, for example of 512 x 512 pixels"
             )
         grid = (math.ceil(side / chunk) for side, chunk in zip(dataset.shape, dataset.chunks, strict=True))
         n_absent, unit = math.prod(grid) - dataset.id.get_num_chunks(), "chunks"
@@ -246,6 +247,6 @@ def _check_filters(location: Location, dataset: Any) -> None:
 
 def _no_filter(location: Location, number: int) -> SourceError:
     return SourceError(
-        f"{location} is compressed with HDF5 filter {number}, which is not there; pip install hdf5plugin, "
+        f"{location} is compressed with HDF5 filter {number}, which is not installed; pip install hdf5plugin, "
         "or save it with gzip"
     )

@@ -1,4 +1,4 @@
-"""Where the label planes of a slide are: given as paths or arrays, by name, or found beside the image."""
+"""Locate the label planes of a slide: given as paths or arrays, by name, or found in the image's store."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["label_planes"]
 
 
 def label_planes(images: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the label planes of a slide by their names, each a `Location` or an array.
+    """Return the label planes of a slide by name, each a `Location` or an array.
 
-    A location at which nothing is is taken for the name of a label in the image's store. If no plane is given, those
-    of the usual names in it are found: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``.
+    A path that does not exist is treated as the name of a label in the image's store. If no plane is given, labels with
+    the usual names are used: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``.
 
     Parameters
     ----------
     images : sequence of Location or array
     given : mapping of str to Location or array
-        The label planes that the user gave, by name.
+        The label planes given by the user, by name.
 
     Raises
     ------
     SourceError
-        If the store has no label of that name.
+        If the store has no label with that name.
     """
     by_name = {plane: at for plane, at in given.items() if isinstance(at, Location) and not at.exists}
     store = _store(images) if by_name or not given else None
@@ -53,7 +53,7 @@ def label_planes(images: Sequence[Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _store(images: Sequence[Any]) -> Location | None:
-    """Return where the store of the only image is; None if the image is no store."""
+    """Return the location of the store if the image is a single store, otherwise None."""
     location = images[0]
     if len(images) > 1 or not isinstance(location, Location):
         return None
@@ -65,12 +65,12 @@ def _store(images: Sequence[Any]) -> Location | None:
 
 
 def _label(store: Location, plane: str, name: str, own: Selection) -> Location:
-    """Return the location of a label in the store; where `own` selects nothing, what the image's location selects."""
+    """Return the location of a label in the store; selectors missing in ``own`` are those of the image."""
     of_image = store.selection
     selection = Selection(
         level=of_image.level if own.level is None else own.level,
         c=own.c,
-        # The maximum of ids means nothing: it must be asked for where the labels are given.
+        # A maximum projection of ids is meaningless, so it is not inherited from the image.
         z=own.z if own.z is not None or of_image.z == "max" else of_image.z,
         t=of_image.t if own.t is None else own.t,
         image=of_image.image,

@@ -1,4 +1,4 @@
-"""Names of slides and channels: whole, unique, and such that HDF5 can store them."""
+"""Names of slides and channels: complete, unique, and valid in HDF5."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ __all__ = ["cleaned", "file_stem", "unique_names"]
 
 
 def cleaned(name: str) -> str:
-    """The name on one line, without what HDF5 cannot hold (NUL, lone surrogates) or a terminal should not print."""
+    """Return the name on one line, without characters that HDF5 cannot store or a terminal should not print.
+
+    HDF5 cannot store NUL and lone surrogates.
+    """
     text = " ".join(name.encode("utf-8", "replace").decode().split())
     return "".join(character for character in text if character.isprintable())
 
 
 def unique_names(names: Sequence[str], n_channels: int) -> tuple[str, ...]:
-    """A different name for every channel, from the names found in the files.
+    """Return a unique name for every channel, from the names found in the files.
 
-    Where `names` are not as many as the channels none is used, since which belongs to which is unknown.
-    Unnamed channels become ``ch0``, ``ch1``, ... by index; a name met again gets a suffix, as in ``DNA_2``.
+    If the number of ``names`` differs from that of channels, none is used, because their order is unknown. Unnamed
+    channels become ``ch0``, ``ch1``, ... by index; a repeated name gets a suffix, for example ``DNA_2``.
     """
     found = names if len(names) == n_channels else [""] * n_channels
     unique: list[str] = []
@@ -34,6 +37,6 @@ def unique_names(names: Sequence[str], n_channels: int) -> tuple[str, ...]:
 
 
 def file_stem(path: str) -> str:
-    """The file's name without its folder and extension; ``.ome.tif`` counts as one."""
+    """Return the name of a file without its folder and extension; ``.ome.tif`` counts as one extension."""
     stem = re.sub(r"(?<=.)(\.ome)?\.[^.]+$", "", os.path.basename(path), flags=re.IGNORECASE)
     return cleaned(stem)

@@ -1,4 +1,4 @@
-"""One thing that a user gave, a path or an array, opened."""
+"""Open one path or array given by the user."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
     Parameters
     ----------
     given : Location or array
-        What `selectors.parse_input` made of what the user gave.
+        The user's input, parsed by `selectors.parse_input`.
     plane : str, optional
-        The label plane that it holds; None if it holds an image.
+        Name of the label plane in it; None if it is an image.
 
     Raises
     ------
@@ -41,13 +41,13 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
 
 
 def _open_location(location: Location) -> Stack:
-    # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
+    # The reader of a format is imported only when needed, because imports take time.
     if location.is_url or os.path.isdir(location.path):
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
     kind = file_format(file)
     if location.inside and kind != "hdf5":
-        raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")
+        raise SourceError(f"{file} is not HDF5, so it has no dataset {location.inside}; give the path without it")
     match kind:
         case "npy" if location.plane is not None and holds_pickle(file):
             return raster_stack(open_cellpose(file), location)
@@ -75,5 +75,5 @@ def _open_folder(location: Location) -> Stack:
 
     store = store_location(location)
     if store is None:
-        raise SourceError(f"{location} is a folder and no Zarr store; give a file or a store in it")
+        raise SourceError(f"{location} is a folder but not a Zarr store; give a file or a store in it")
     return open_zarr(store)

@@ -1,15 +1,16 @@
-"""Where a user's pixels are: a path, and behind ``#`` what is meant where a file holds more than one thing.
+"""Parse locations: a path, and selectors after ``#`` that choose a part of the file.
 
 ::
 
     image.zarr#level=1            a level of a pyramid; 0, the full resolution, by default
-    img.ome.tif#c=0,2             channels by index or name (c=DNA,actin), in that order
+    img.ome.tif#c=0,2             channels by index or name (c=DNA,actin), in this order
     stack.ome.tif#z=3             a Z slice, or z=max, the maximum projection
-    movie.ome.tif#t=3,c=0         a time point; several selectors are parted by commas
+    movie.ome.tif#t=3,c=0         a time point; several selectors are separated by commas
     store.zarr#image=NAME         an image, or label=NAME, a label, by name
-    sparse.zarr#missing=fill      chunks that are absent hold the fill value, as the file's writer meant
+    sparse.zarr#missing=fill      absent chunks are read as the fill value
 
-A file whose own name holds the ``#`` is that file. In HDF5 the array's path stands before: ``file.h5:/a/b#c=0``.
+A file whose own name contains ``#`` is opened under that name. In HDF5 the path of a dataset precedes the selectors:
+``file.h5:/a/b#c=0``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Selection:
-    """What is meant of what a file holds; None where the user did not say."""
+    """The selected part of a file; None for each selector that was not given."""
 
     level: int | None = None
     c: tuple[int | str, ...] | None = None
@@ -39,13 +40,13 @@ class Selection:
     missing: Literal["fill"] | None = None
 
     def __str__(self) -> str:
-        """As it stands behind a path, empty if nothing is selected."""
+        """Return the text after the path; empty if nothing is selected."""
         chosen = {each.name: getattr(self, each.name) for each in fields(self)}
         texts = [f"{key}={_text(value)}" for key, value in chosen.items() if value is not None]
         return f"#{','.join(texts)}" if texts else ""
 
     def refuse(self, subject: str, *keys: str) -> None:
-        """Refuse selectors that make no sense for a kind of file; level 0 always does.
+        """Refuse selectors that do not apply to a kind of file; ``level=0`` is always allowed.
 
         Raises
         ------
@@ -58,7 +59,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Location:
-    """A path, a dataset inside it, and what is selected.
+    """A path, a dataset in the file, and a selection.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ class Location:
         The path of a dataset in an HDF5 file; empty if none was given.
     selection : Selection
     plane : str, optional
-        The label plane that is there; None if it is an image.
+        Name of the label plane there; None if it is an image.
     """
 
     path: str
@@ -80,44 +81,45 @@ class Location:
 
     @property
     def source(self) -> str:
-        """The whole of it in one text, from which it can be opened again."""
+        """The location as one text that can be parsed again."""
         return f"{self.path}{':' if self.inside else ''}{self.inside}{self.selection}"
 
     @property
     def is_url(self) -> bool:
-        """Whether it is reached over a network."""
+        """Whether the path is a URL."""
         return URL.match(self.path) is not None
 
     @property
     def exists(self) -> bool:
-        """Whether something is there, as far as can be told without a network."""
+        """Whether the path exists; always true for a URL, which is not requested."""
         return self.is_url or os.path.lexists(self.path)
 
 
 def parse_input(given: Any, plane: str | None) -> Any:
-    """Return the `Location` that a path means; anything else, such as an array, as it is.
+    """Return the `Location` of a path; anything else, such as an array, unchanged.
 
-    What a user gives is parsed here once, before anything else is done with it.
+    Each input of the user is parsed here once, before anything else is done with it.
 
     Raises
     ------
     InputError
-        If the selectors of a path are not known.
+        If a selector is unknown or invalid.
     """
     return located(os.fsdecode(given), plane) if isinstance(given, (str, os.PathLike)) else given
 
 
 def input_paths(*inputs: Any) -> list[str]:
-    """Return the paths of what a user gave as image or label plane, without selectors; arrays and None have none.
+    """Return the paths among a user's images and label planes, without selectors.
 
     Parameters
     ----------
     *inputs : path, array, sequence of them, or None
+        Arrays and None are ignored.
 
     Raises
     ------
     InputError
-        If the selectors of a path are not known.
+        If a selector is unknown or invalid.
     """
     each = [one for given in inputs for one in (given if isinstance(given, (list, tuple)) else [given])]
     parsed = [parse_input(one, None) for one in each]
@@ -125,12 +127,12 @@ def input_paths(*inputs: Any) -> list[str]:
 
 
 def located(text: str, plane: str | None) -> Location:
-    """Return the location that a text means.
+    """Return the location that a text describes.
 
     Raises
     ------
     InputError
-        If its selectors are not known.
+        If a selector is unknown or invalid.
     """
     path, selection = text, Selection()
     if not os.path.lexists(text):
@@ -147,13 +149,13 @@ def located(text: str, plane: str | None) -> Location:
 def _selection(text: str, tail: str) -> Selection:
     known = [each.name for each in fields(Selection)]
     chosen: dict[str, Any] = {}
-    # A comma parts selectors only where a key follows: c=0,2,t=3 are two.
+    # A comma separates selectors only if a key follows: c=0,2,t=3 are two.
     for part in re.split(r",(?=[^,=]*=)", tail):
         key, _, value = part.partition("=")
         if key not in known:
             raise InputError(f"{text}: the selector {key!r} is unknown; there are {', '.join(known)}, as in #c=0,2,t=3")
         if key in chosen:
-            raise InputError(f"{text}: {key}= is there twice; give it once")
+            raise InputError(f"{text}: {key}= is given twice; give it once")
         chosen[key] = _value(text, key, value)
     return Selection(**chosen)
 
@@ -176,7 +178,7 @@ def _value(text: str, key: str, value: str) -> Any:
         "image": "a name",
         "label": "a name",
     }
-    raise InputError(f"{text}: {key}={value} is not possible; {key}= takes {allowed.get(key, 'a number from 0')}")
+    raise InputError(f"{text}: {key}={value} is not allowed; {key}= takes {allowed.get(key, 'a number from 0')}")
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Many slides as one dataset: a table of their files and labels, or a pattern of their names."""
+"""Several slides as one dataset: a table of files and metadata, or a pattern of file names."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["SlideInput", "as_slide_input", "check_listed_once", "match_slides", 
 
 PLANES = ("nucleus", "cytosol")
 COLUMNS = ("image", *PLANES, "pixel_size")
-# Within a cell of the table, between the files that are the channels of one slide.
+# Separates the files of a slide's channels within a cell of the table.
 CHANNEL_SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
 class SlideInput:
-    """What a user gives for one slide.
+    """The inputs of one slide.
 
     Parameters
     ----------
     image, nucleus, cytosol
-        As for `gpu_extract.extract`.
+        See `gpu_extract.extract`.
     metadata : mapping of str to str
-        Texts about the slide, for example ``{"well": "D03"}``; each becomes a column of ``obs``.
+        Texts that describe the slide, for example ``{"well": "D03"}``; each becomes a column of ``obs``.
     ids : sequence of int, optional
-        The cells of this slide to extract; ids that have no label are ignored.
+        Cells of this slide to extract; ids without a label are ignored.
     pixel_size : float or (y, x), um, optional
-        Size of a pixel; goes before that of the whole run, which goes before what the image says.
+        Size of a pixel. It takes precedence over that of the whole run, which takes precedence over the image's.
     name : str, optional
-        Of the slide; by default that of the image's file.
+        Name of the slide. Default: the image's file name.
     channel_names : sequence of str, optional
-        For `gpu_extract.extract` where nothing else is given to that.
+        Used unless the run has channel names.
     """
 
     image: Any
@@ -53,18 +53,18 @@ class SlideInput:
 
 
 def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
-    """A slide from a mapping: ``image``, ``nucleus``, ``cytosol`` and ``pixel_size``; all else are its labels."""
+    """Return a slide from a mapping: ``image``, ``nucleus``, ``cytosol``, ``pixel_size``; other keys are metadata."""
     if isinstance(given, SlideInput):
         return given
     if "image" not in given:
-        raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, and no image; give image=...")
+        raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, but no image; give image=...")
     metadata = {str(key): str(value) for key, value in given.items() if key not in COLUMNS}
     named = {name: given[name] for name in COLUMNS if name in given}
     return SlideInput(**named, metadata=metadata)
 
 
 def check_listed_once(slides: Sequence[SlideInput]) -> None:
-    """Refuse files that are given twice, with the same labels: their cells would count twice.
+    """Refuse files that are given twice with the same label planes, because their cells would count twice.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def check_listed_once(slides: Sequence[SlideInput]) -> None:
 
 
 def _files(given: SlideInput) -> tuple[str, ...]:
-    """The absolute paths of a slide, selectors included; empty if it has arrays."""
+    """Return the absolute paths of a slide, including selectors; empty if it has arrays."""
     images = given.image if isinstance(given.image, list | tuple) else [given.image]
     paths = [each for each in (*images, given.nucleus, given.cytosol) if each is not None]
     if not all(isinstance(path, str | os.PathLike) for path in paths):
@@ -90,30 +90,31 @@ def _files(given: SlideInput) -> tuple[str, ...]:
 
 
 def match_slides(image: str, *, nucleus: str | None = None, cytosol: str | None = None) -> list[SlideInput]:
-    """A slide for each file that a pattern matches, in the order of what matched.
+    """Return a slide for each file that matches a pattern, sorted by the matched text.
 
     Parameters
     ----------
     image : str
-        A path in which ``*`` stands for any part of a name, such as ``img/*_dna.tif``; what it matched is the slide's
-        name. Several, parted by semicolons, are the channels of a slide: the first is matched, and what matched
-        stands for the ``*`` of the others. A selection behind it, as ``plate/*.ome.tif#c=0,1``, is of all slides.
+        A path in which ``*`` stands for any part of a name, such as ``img/*_dna.tif``. The matched text is the name of
+        the slide. Several patterns, separated by semicolons, are the channels of a slide: the first is matched, and
+        the matched text replaces the ``*`` of the others. Selectors, as in ``plate/*.ome.tif#c=0,1``, apply to all
+        slides.
     nucleus, cytosol : str, optional
-        The label planes, with the same ``*``, such as ``seg/*_nuc.tif``; without one it is the name of a label in the
+        The label planes, with the same ``*``, such as ``seg/*_nuc.tif``. Without a ``*``, the name of a label in the
         image's own store.
 
     Raises
     ------
     InputError
-        If nothing matches, a file of a slide is missing, or a label file would be that of every slide.
+        If nothing matches, a file of a slide is missing, or one label file would be used for all slides.
     """
     images = [part.strip() for part in image.split(CHANNEL_SEPARATOR)]
     labels = [(name, at) for name, at in zip(PLANES, (nucleus, cytosol), strict=True) if at is not None]
     if "**" in image:
-        raise InputError(f"images {image}: ** is not possible; * stands for a part of one name, and may be there twice")
+        raise InputError(f"images {image}: ** is not allowed; * stands for a part of one name, and may be repeated")
     for what, pattern in [("images", each) for each in images] + labels:
         if pattern.count("*") != images[0].count("*") and ("*" in pattern or os.path.lexists(pattern)):
-            raise InputError(f"{what} {pattern} must have the same * as images {images[0]}, one file a slide")
+            raise InputError(f"{what} {pattern} must have the same * as images {images[0]}: one file per slide")
     slides, names = [], _channel_names(images)
     for parts in _matches(images[0]):
         files = {what: _filled(what, pattern, parts) for what, pattern in labels}
@@ -125,51 +126,51 @@ def match_slides(image: str, *, nucleus: str | None = None, cytosol: str | None 
 
 
 def _channel_names(patterns: Sequence[str]) -> tuple[str, ...] | None:
-    """What tells the files of a slide apart, such as ``dna`` of ``*_dna.tif``, which is the same on every slide."""
-    stems = [os.path.basename(_parted(pattern)[0]).replace("*", "").strip("_-. ") for pattern in patterns]
+    """Return channel names from the parts in which the patterns differ, such as ``dna`` of ``*_dna.tif``."""
+    stems = [os.path.basename(_split_path(pattern)[0]).replace("*", "").strip("_-. ") for pattern in patterns]
     names = tuple(stem.partition(".")[0].rstrip("_- ") for stem in stems)
     return names if len(names) > 1 and len(set(names)) == len(names) and all(names) else None
 
 
 def _matches(pattern: str) -> list[tuple[str, ...]]:
-    """What the stars of a pattern stand for in each file that is there."""
-    path, _ = _parted(pattern)
+    """Return the texts that the stars of a pattern match, for each existing file."""
+    path, _ = _split_path(pattern)
     fixed = [re.escape(part) for part in path.split("*")]
     named = re.compile("([^/]*)".join(fixed), re.DOTALL)
     found = glob.glob("*".join(map(glob.escape, path.split("*"))))
     matches = [match.groups() for match in map(named.fullmatch, found) if match]
     if not matches:
-        raise InputError(f"no file matches the images {pattern}; check the pattern, and that it is in quotes")
+        raise InputError(f"no file matches the images {pattern}; check the pattern, and put it in quotes")
     return sorted(matches)
 
 
 def _filled(what: str, pattern: str, parts: Sequence[str]) -> str:
-    """The pattern with its stars replaced.
+    """Return the pattern with its stars replaced.
 
     Raises
     ------
     InputError
-        If there is no such file.
+        If the file does not exist.
     """
     left = iter(parts)
     text = re.sub(r"\*", lambda _: next(left), pattern)
-    if "*" in pattern and not os.path.lexists(_parted(text)[0]):
+    if "*" in pattern and not os.path.lexists(_split_path(text)[0]):
         raise InputError(f"slide {'_'.join(parts)} has no {what}: there is no {text} (of {pattern})")
     return text
 
 
-def _parted(text: str) -> tuple[str, str]:
-    """The path of a file, and what is behind it: a dataset in it, a selection."""
+def _split_path(text: str) -> tuple[str, str]:
+    """Split a text into the path of a file and the rest: a dataset in it, and selectors."""
     match = re.fullmatch(r"(.*?)((?::/[^#]*)?(?:#[^#/]*=[^#]*)?)", text, re.DOTALL)
     assert match is not None
     return match[1], match[2]
 
 
 def read_slide_table(path: Path) -> list[SlideInput]:
-    """The slides of a CSV file with columns image, nucleus, cytosol, pixel_size, then any labels.
+    """Return the slides of a CSV file with columns image, nucleus, cytosol, pixel_size, then any metadata.
 
-    Paths are relative to the table; several images of a slide, its channels, are separated by semicolons. An empty
-    nucleus or cytosol is one that is not there; an empty pixel_size (um) is not known.
+    Paths are relative to the table. Several images of a slide, its channels, are separated by semicolons. An empty
+    nucleus or cytosol means that the slide does not have it; an empty pixel_size (um) is unknown.
 
     Raises
     ------
@@ -185,7 +186,7 @@ def read_slide_table(path: Path) -> list[SlideInput]:
         raise InputError(f"slides {path} is not a CSV table: {error}") from error
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
-        raise InputError(f"slides {path} has no slide; its first line names the columns, and one line a slide follows")
+        raise InputError(f"slides {path} has no slide; its first line names the columns, one line per slide follows")
     header = rows[0]
     _check_header(path, header)
     return [_slide(path, header, row, number) for number, row in enumerate(rows[1:], 2)]
@@ -197,7 +198,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
             f"slides {path} has the columns {', '.join(header)}; it needs image, and nucleus or cytosol or both"
         )
     if "" in header or len(set(header)) < len(header):
-        raise InputError(f"slides {path} has the columns {', '.join(header)}; each must have a name of its own")
+        raise InputError(f"slides {path} has the columns {', '.join(header)}; each must have a different name")
 
 
 def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int) -> SlideInput:

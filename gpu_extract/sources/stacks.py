@@ -1,4 +1,4 @@
-"""What a file holds besides Y and X, planes along T, C and Z, and the choice that makes it a slide's raster."""
+"""The planes of a file along T, C and Z, and the selection that turns them into a raster."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
     "selector",
 ]
 
-Indices = tuple[tuple[int, ...], ...]  # chosen along each axis
+Indices = tuple[tuple[int, ...], ...]  # the selected ones along each axis
 
 
 class Planes(Protocol):
-    """All planes of a file, of which some become a raster; a value, as the raster is."""
+    """All planes of a file. Like the rasters made of them, it is a value that pickles."""
 
     def raster(self, indices: Indices, names: tuple[str, ...], source: str) -> Raster:
-        """Return the raster of chosen planes, in the order of the axes, the last changing fastest.
+        """Return the raster of the selected planes, in the order of the axes, with the last axis changing fastest.
 
         Parameters
         ----------
         indices : tuple of tuple of int
-            What is chosen along each axis.
+            Selected indices along each axis.
         names : tuple of str, length P or 0
         source : str
         """
@@ -46,21 +46,21 @@ class Planes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """All planes of a file, of which a selection makes a raster; no pixel is read.
+    """All planes of a file and the selection that makes a raster of them; no pixel is read.
 
     Parameters
     ----------
     location : Location
-        With the selection.
+        It has the selection.
     axes : str
-        The axes of the planes, some of ``t``, ``c`` and ``z`` in the order in which the file has them.
+        The axes of the planes: some of ``t``, ``c`` and ``z``, in the order of the file.
     sizes : tuple of int
-        Their lengths.
+        Lengths of the axes.
     names : tuple of str
-        Of the channels; not used unless there are as many as channels.
+        Channel names; ignored if their number differs from that of the channels.
     planes : Planes
     pixel_size : (y, x), um, optional
-        Size of a pixel, where the file says it.
+        Size of a pixel, if the file has it.
     """
 
     location: Location
@@ -71,20 +71,20 @@ class Stack:
     pixel_size: tuple[float, float] | None = None
 
     def size(self, axis: str) -> int:
-        """Length of an axis; 1 if there is none of that name."""
+        """Return the length of an axis; 1 if the file does not have it."""
         return self.sizes[self.axes.index(axis)] if axis in self.axes else 1
 
     @property
     def n_times(self) -> int:
-        """How many time points are selected: all unless one is."""
+        """Number of selected time points: 1 if one is selected, otherwise all."""
         return self.size("t") if self.location.selection.t is None else 1
 
     def at(self, t: int) -> Stack:
-        """The same with a time point selected."""
+        """Return the stack with one time point selected."""
         return self._selecting(t=t)
 
     def with_channels(self, indices: tuple[int, ...]) -> Stack:
-        """The same with some of its selected channels, in that order; the others are never read."""
+        """Return the stack with some of its selected channels, in this order; the others are never read."""
         selected = self._chosen("c")
         return self._selecting(c=tuple(selected[index] for index in indices))
 
@@ -93,12 +93,12 @@ class Stack:
         return replace(self, location=replace(self.location, selection=selection))
 
     def raster(self) -> Raster:
-        """The raster of the selected planes.
+        """Return the raster of the selected planes.
 
         Raises
         ------
         SourceError, LabelError
-            If what is selected is not there, or there are several Z slices or time points and none is selected.
+            If the selected planes do not exist, or none of several Z slices or time points is selected.
         """
         chosen = {axis: self._chosen(axis) for axis in "tcz"}
         names = tuple(self.names[i] for i in chosen["c"]) if len(self.names) == self.size("c") else ()
@@ -142,7 +142,7 @@ class Stack:
 
 @dataclass(frozen=True, eq=False)
 class MaxRaster:
-    """The maximum projection of Z slices; they are read one after the other, so that two at a time are held.
+    """The maximum projection of Z slices. They are read one by one, so that only two are in memory at a time.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class MaxRaster:
 
 @dataclass(frozen=True, eq=False)
 class PlanesOf:
-    """Some planes of a raster that is read whole or not at all.
+    """Some planes of a raster that can only be read with all its planes.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class PlanesOf:
 
 @dataclass(frozen=True, eq=False)
 class _PlanesOfRaster:
-    """The planes of a raster along one axis; see `Planes`."""
+    """`Planes` of a raster, along one axis."""
 
     whole: Raster
 
@@ -231,27 +231,28 @@ def raster_stack(raster: Raster, location: Location) -> Stack:
     Raises
     ------
     InputError
+        If a selector does not apply.
     """
     location.selection.refuse(str(location), "level", "image", "label", "missing")
     return Stack(location, "c", raster.shape[:1], raster.names, _PlanesOfRaster(raster))
 
 
 def out_of_range(location: Location, key: str, n: int) -> SourceError:
-    """The error for a selector beyond what a file holds."""
+    """Return the error for a selector that is out of range."""
     return SourceError(
         f"{location} does not exist: {key}= can be {f'0 to {n - 1}' if n > 1 else 'only 0'} in this file"
     )
 
 
 def absent(location: Location, n: int, unit: str, fill: Any) -> SourceError:
-    """The error for pixels that are not stored: a broken copy, or what a writer left out because it was empty."""
+    """Return the error for pixels that are not stored, because a copy is incomplete or a writer omitted empty ones."""
     return SourceError(
         f"{location} lacks {n} of its {unit}, which would read as {fill}; copy or export it again, or "
-        "add #missing=fill to the path if its writer left out what is empty"
+        "add #missing=fill to the path if its writer omitted empty ones"
     )
 
 
 def selector(indices: tuple[int, ...]) -> slice | list[int]:
-    """A slice where indices follow one another, which is read in one piece; else a list."""
+    """Return a slice if the indices are consecutive, because it is read faster; otherwise a list."""
     first, n = indices[0], len(indices)
     return slice(first, first + n) if indices == tuple(range(first, first + n)) else list(indices)

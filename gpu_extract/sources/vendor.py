@@ -23,7 +23,7 @@ from gpu_extract.sources.units import pixel_size
 
 __all__ = ["VendorPlanes", "open_vendor"]
 
-# Without a handler Python prints bioio's warnings to stderr; what they come to is raised below.
+# Without a handler Python prints bioio's warnings to stderr; errors are raised below.
 logging.getLogger("bioio").addHandler(logging.NullHandler())
 
 INSTALL = "pip install 'gpu-extract[vendor]' for ND2 and LIF, pip install bioio bioio-czi for CZI"
@@ -32,7 +32,7 @@ AXES = "TCZYX"
 
 @dataclass(frozen=True, eq=False)
 class VendorPlanes(TiledPlanes):
-    """The planes of an image that bioio reads, along T, C and Z. Another process opens the file again.
+    """The planes of an image read by bioio, along T, C and Z. Another process opens the file again.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class VendorPlanes(TiledPlanes):
         See `TiledPlanes`.
     file : SourceFile
     scene : str or None
-        Which of the file's images it is; None for its only one.
+        Name of the image in the file; None for the only one.
     """
 
     file: SourceFile
@@ -49,7 +49,7 @@ class VendorPlanes(TiledPlanes):
     def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
         """See `TiledPlanes.read_boxes`."""
         for y0, x0, y1, x1 in boxes:
-            # The stream is opened only to notice that the file has changed.
+            # Opening the stream checks that the file has not changed.
             with (
                 translated(f"{self.file} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"),
                 self.file.open(),
@@ -73,12 +73,12 @@ class VendorPlanes(TiledPlanes):
 
 
 def open_vendor(file: SourceFile, location: Location) -> Stack:
-    """Return the planes of a file that bioio reads: of its only image, or of the one selected by ``image=``.
+    """Return the planes of a file read by bioio: of its only image, or of the one selected by ``image=``.
 
     Raises
     ------
     SourceError
-        If bioio is not installed or does not know the format, or the image has other axes than T, C, Z, Y and X.
+        If bioio is not installed or does not know the format, or the image has axes other than T, C, Z, Y and X.
     """
     location.selection.refuse(str(location), "level", "label", "missing")
     image, scene = _bio_image(file), location.selection.image
@@ -88,8 +88,7 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
                   if axis not in AXES and n > 1]  # fmt: skip
         if others:
             raise SourceError(
-                f"{file} has the axes {', '.join(others)} besides T, C, Z, Y and X, which are not read; "
-                "convert it to OME-TIFF without them"
+                f"{file} has the axes {', '.join(others)} besides T, C, Z, Y and X; convert it to OME-TIFF without them"
             )
         key = (*file.key, scene)
         pixels = caches.OPENED.get(key, partial(image.get_image_dask_data, AXES))
@@ -114,7 +113,7 @@ def _bio_image(file: SourceFile) -> Any:
             return bioio.BioImage(file.absolute)
         except unsupported as cause:
             raise SourceError(
-                f"{file} {file_description(file)}, and no reader of bioio that is installed takes it ({INSTALL}): "
+                f"{file} {file_description(file)}, and no installed reader of bioio supports it ({INSTALL}): "
                 "install one, or convert it to OME-TIFF"
             ) from cause
 

@@ -1,4 +1,4 @@
-"""Channels by name and index: which are read, in which order, and which one is the nuclear."""
+"""Selection of channels by name and index, and the nuclear channel."""
 
 import h5py
 import numpy as np
@@ -18,7 +18,7 @@ from gpu_extract.sources import open_image, open_labels, open_slide, open_slides
 @pytest.mark.parametrize(
     ("wanted", "index"), [("DNA", 0), ("actin", 2), (1, 1), (np.int64(2), 2), ("2", 2), ("488", 1)]
 )
-def test_a_channel_is_meant_by_name_or_index(wanted, index):
+def test_channels_are_selected_by_name_or_index(wanted, index):
     assert channel_index(wanted, ("DNA", "488", "actin"), "image") == index
 
 
@@ -32,7 +32,7 @@ def test_a_channel_is_meant_by_name_or_index(wanted, index):
         ("0", "0 is the index of channel DNA and the name of channel 2; rename the channels"),
     ],
 )
-def test_a_channel_that_is_not_there_or_not_clear_is_refused(wanted, message):
+def test_missing_or_ambiguous_channels_are_refused(wanted, message):
     with pytest.raises(InputError, match=message) as caught:
         channel_index(wanted, ("DNA", "1", "0"), "image a")
     assert "\n" not in str(caught.value)
@@ -47,12 +47,12 @@ def test_channels_without_names_are_listed_by_index():
 @pytest.mark.parametrize(
     ("wanted", "message"), [([], "no channel is chosen"), (["DNA", 0], "channel DNA is chosen twice; give it once")]
 )
-def test_a_choice_of_none_or_of_one_twice_is_refused(wanted, message):
+def test_no_channel_or_a_repeated_channel_is_refused(wanted, message):
     with pytest.raises(InputError, match=message):
         channel_indices(wanted, NAMES, "image")
 
 
-# Choosing
+# Selecting channels
 
 
 def as_array(folder):
@@ -96,7 +96,7 @@ def as_zarr_array(folder):
 
 @pytest.mark.parametrize("write", [as_array, as_npy, as_ome_tiff, as_files, as_zarr, as_hdf5, as_dask, as_zarr_array])
 @pytest.mark.parametrize("channels", [["actin", "DNA"], [2, "DNA"], ["2", 0], ["pH3"], ["DNA", "pH3", "actin"]])
-def test_channels_are_chosen_in_every_format(tmp_path, write, channels):
+def test_channels_are_selected_in_every_format(tmp_path, write, channels):
     image, options = write(tmp_path)
     slide = open_slide(image, nucleus=LABELS, channels=channels, **options)
     indices = channel_indices(channels, NAMES, "image")
@@ -105,7 +105,7 @@ def test_channels_are_chosen_in_every_format(tmp_path, write, channels):
 
 
 @pytest.mark.parametrize("write", [as_array, as_npy, as_ome_tiff, as_files, as_zarr, as_hdf5])
-def test_a_missing_channel_is_one_line_with_those_there_are(tmp_path, write):
+def test_the_error_for_a_missing_channel_lists_the_channels(tmp_path, write):
     image, options = write(tmp_path)
     with pytest.raises(
         InputError, match=r"has no channel DAPI; there are DNA \(0\), pH3 \(1\), actin \(2\)$"
@@ -114,7 +114,7 @@ def test_a_missing_channel_is_one_line_with_those_there_are(tmp_path, write):
     assert "\n" not in str(caught.value)
 
 
-def test_only_the_chosen_channels_are_read(tmp_path, monkeypatch):
+def test_only_the_selected_channels_are_read(tmp_path, monkeypatch):
     image, _ = as_zarr(tmp_path)
     asked = []
     get = zarr.storage.LocalStore.get
@@ -130,7 +130,7 @@ def test_only_the_chosen_channels_are_read(tmp_path, monkeypatch):
     assert chunks == {"1"}
 
 
-def test_an_array_of_which_channels_are_chosen_is_read_in_boxes():
+def test_arrays_are_read_in_boxes_of_the_selected_channels():
     class Recorded:
         shape, dtype, ndim = IMAGE.shape, IMAGE.dtype, 3
         keys = []  # noqa: RUF012
@@ -153,7 +153,7 @@ def test_a_selector_names_channels(tmp_path):
     assert slide.image.source == f"{image}#c=actin,DNA"
     np.testing.assert_array_equal(slide.read(BOX).image, crop(IMAGE[[2, 0]]))
     np.testing.assert_array_equal(slide.read(BOX).labels[0], crop(IMAGE[1]))
-    # A choice is made among those selected.
+    # `channels` selects among the channels of the selector.
     chosen = open_slide(f"{image}#c=actin,DNA", nucleus=LABELS, channels=[1])
     assert (chosen.channel_names, chosen.image.source) == (("DNA",), f"{image}#c=0")
     with pytest.raises(InputError, match=r"#c=DAPI has no channel DAPI; there are DNA \(0\)"):
@@ -173,12 +173,12 @@ def test_channels_of_a_time_course(tmp_path):
 
 
 @pytest.mark.parametrize(("option", "given"), [("channels", "DNA"), ("channel_names", "DNA")])
-def test_a_text_is_no_list_of_channels(option, given):
+def test_a_text_instead_of_a_list_of_channels_is_refused(option, given):
     with pytest.raises(InputError, match=f"{option} is the text 'DNA'; give a list"):
         open_slide(IMAGE, nucleus=LABELS, **{option: given})
 
 
-def test_names_that_are_too_few_are_refused_before_the_choice():
+def test_too_few_names_are_refused_before_channels_are_selected():
     with pytest.raises(InputError, match="2 channel names for an image of 3 channels"):
         open_slide(IMAGE, nucleus=LABELS, channel_names=["a", "b"], channels=["a"])
 
@@ -187,7 +187,7 @@ def test_names_that_are_too_few_are_refused_before_the_choice():
 
 
 def cells(image, nucleus, cytosol, recipe, names, **choices):
-    """(images, levels) of all cells, by the reference."""
+    """Return the images and limits of all cells, computed by the reference."""
     batches = gx.iter_cells(
         image, nucleus=nucleus, cytosol=cytosol, recipe=recipe, channel_names=names, device="reference", **choices
     )
@@ -197,7 +197,7 @@ def cells(image, nucleus, cytosol, recipe, names, **choices):
 
 @pytest.mark.parametrize("preset", ["standard", "sparcspy"])
 @pytest.mark.parametrize("nuclear", ["pH3", 1, "1"])
-def test_naming_the_nuclear_channel_is_as_putting_it_first(preset, nuclear):
+def test_naming_the_nuclear_channel_equals_putting_it_first(preset, nuclear):
     image, nucleus, cytosol = small_slide(2)
     recipe = Recipe.preset(preset).replace(tile_size=20, border="keep")
     named = cells(image, nucleus, cytosol, recipe, NAMES, nuclear_channel=nuclear)
@@ -207,7 +207,7 @@ def test_naming_the_nuclear_channel_is_as_putting_it_first(preset, nuclear):
     assert (named[0] != cells(image, nucleus, cytosol, recipe, NAMES)[0]).any()
 
 
-def test_the_nuclear_channel_is_counted_among_those_chosen():
+def test_the_nuclear_channel_is_one_of_the_selected_channels():
     image, nucleus, cytosol = small_slide(2)
     recipe = Recipe(tile_size=20, border="keep")
     chosen = cells(image, nucleus, cytosol, recipe, NAMES, channels=["actin", "DNA"], nuclear_channel="DNA")
@@ -215,7 +215,7 @@ def test_the_nuclear_channel_is_counted_among_those_chosen():
     np.testing.assert_array_equal(chosen[0], alone[0])
 
 
-def test_the_nuclear_channel_of_a_choice_is_told_unless_it_was_named():
+def test_a_warning_says_which_selected_channel_is_nuclear_unless_it_was_named():
     image, nucleus, _ = small_slide(2)
 
     def warnings(**choices):
@@ -236,7 +236,7 @@ def test_the_nuclear_channel_of_a_choice_is_told_unless_it_was_named():
     assert warnings(channels=["DNA"], recipe="scportrait", border="keep") == ()
 
 
-def test_no_channel_is_nuclear_where_none_is_asked_for():
+def test_no_channel_is_nuclear_with_none():
     image, nucleus, cytosol = small_slide(2)
     recipe = Recipe(tile_size=20, border="keep", nucleus_dilation=5)
     none, _ = cells(image, nucleus, cytosol, recipe, NAMES, nuclear_channel="none")
@@ -266,7 +266,7 @@ def test_sparcspy_does_not_stretch_the_first_channel_after_the_nuclear(nuclear, 
 
 
 @pytest.mark.parametrize("change", [{"nuclear_channel": "DAPI"}, {"minmax_except": ("DAPI",)}])
-def test_a_recipe_that_names_a_channel_that_is_not_there_is_refused(change):
+def test_a_recipe_with_a_missing_channel_is_refused(change):
     (name,) = change
     with pytest.raises(RecipeError, match=rf"^{name} is 'DAPI'; the image has no channel DAPI; there are DNA \(0\)"):
         Recipe(**change).program(("nucleus",), 3, np.dtype("u2"), NAMES)

@@ -42,7 +42,7 @@ def test_a_segmentation_needs_no_label_option(tmp_path):
         assert (slide.mask_names, slide.name, dict(slide.metadata)) == (("nucleus", "cytosol"), "any", {})
         assert slide.ids is None
         assert_holds(slide, IMAGE, NUCLEUS, CYTOSOL)
-    # What a file of cells says of its sources opens again.
+    # The sources stored in a file of cells can be opened again.
     np.testing.assert_array_equal(open_image(slide.image.source).read(*BOX), crop(IMAGE))
     cytosol = open_labels(slide.masks["cytosol"].source, "cytosol")
     np.testing.assert_array_equal(cytosol.read(*BOX)[0], crop(CYTOSOL))
@@ -54,7 +54,7 @@ def test_one_label_plane_is_the_nucleus(tmp_path):
     assert_holds(slide, IMAGE, CYTOSOL)
 
 
-def test_of_many_label_planes_the_user_chooses(tmp_path):
+def test_the_user_chooses_among_more_than_two_label_planes(tmp_path):
     path = write_segmentation(tmp_path / "a.h5", labels=[NUCLEUS, CYTOSOL, CYTOSOL + 1])
     with pytest.raises(SourceError, match=r"has 3 label planes; choose by --nucleus .*a\.h5:/labels#c=0$") as caught:
         open_slide(path)
@@ -62,7 +62,7 @@ def test_of_many_label_planes_the_user_chooses(tmp_path):
     assert_holds(open_slide(path, nucleus=remedy), IMAGE, NUCLEUS)
 
 
-def test_channels_are_chosen_and_ordered(tmp_path):
+def test_channels_are_selected_and_ordered(tmp_path):
     path = write_segmentation(tmp_path / "a.h5")
     assert_holds(open_slide(f"{path}#c=2,0"), IMAGE[[2, 0]], NUCLEUS, CYTOSOL)
 
@@ -74,7 +74,7 @@ def test_other_labels_can_be_given(tmp_path):
     assert_holds(slide, IMAGE, NUCLEUS)
 
 
-def test_a_time_course_is_a_slide_a_time_point(tmp_path):
+def test_each_time_point_of_a_time_course_is_a_slide(tmp_path):
     slides = open_slides(write_time_course(tmp_path / "course.h5"))
     images, labels = time_points()
     assert [slide.name for slide in slides] == ["course_t0", "course_t1", "course_t2"]
@@ -85,7 +85,7 @@ def test_a_time_course_is_a_slide_a_time_point(tmp_path):
         np.testing.assert_array_equal(open_image(slide.image.source).read(*BOX), crop(images[t]))
 
 
-def test_a_time_point_of_a_time_course(tmp_path):
+def test_one_time_point_of_a_time_course_is_selected(tmp_path):
     path = write_time_course(tmp_path / "course.h5")
     images, labels = time_points()
     for open_one in (open_slide, lambda text: open_slides(text)[0]):
@@ -117,7 +117,7 @@ def test_without_tables_time_points_are_numbered_and_all_cells_kept(tmp_path):
     assert [slide.ids for slide in slides] == [None] * N_TIMES
 
 
-def test_cells_not_in_classes_are_dropped_with_the_reason(tmp_path):
+def test_cells_that_are_not_in_classes_are_dropped_with_a_reason(tmp_path):
     path = write_time_course(tmp_path / "a.h5")
     _, labels = time_points()
     listed = listed_ids(labels)
@@ -132,7 +132,7 @@ def test_cells_not_in_classes_are_dropped_with_the_reason(tmp_path):
     assert chosen.slide.tolist() == [0, 2]
 
 
-def test_an_id_counts_at_its_own_time_point_only(tmp_path):
+def test_classes_apply_to_their_own_time_point_only(tmp_path):
     _, labels = time_points()
     listed = listed_ids(labels)
     swapped = [listed[1], listed[0], listed[2]]
@@ -141,7 +141,7 @@ def test_an_id_counts_at_its_own_time_point_only(tmp_path):
     assert (plan.cells.ids > 2 * ID_STEP).all()
 
 
-def test_time_points_without_cells_are_left_out_and_told(tmp_path):
+def test_time_points_without_cells_are_omitted_with_a_warning(tmp_path):
     _, labels = time_points()
     classes = listed_ids(labels)
     classes[1] = np.array([0], np.uint64)  # the background, which SPARCSpy may list
@@ -153,12 +153,12 @@ def test_time_points_without_cells_are_left_out_and_told(tmp_path):
     path = write_time_course(tmp_path / "a.h5", empty=[1], **tables)
     plan = gx.plan(path, tile_size=8)
     assert [slide.metadata["well"] for slide in plan.slides] == ["a", "c"]
-    assert plan.warnings == (f"time points of {path} without any cell are left out: 1",)
+    assert plan.warnings == (f"time points of {path} without any cell are omitted: 1",)
     with pytest.raises(SourceError, match="has no cell in its labels and classes; segment the images first"):
         open_slides(f"{path}#t=1")
 
 
-def test_cells_of_a_time_point_that_lists_none_are_accounted_for(tmp_path):
+def test_cells_of_a_time_point_with_empty_classes_are_dropped_with_a_reason(tmp_path):
     _, labels = time_points()
     classes = listed_ids(labels)
     classes[1] = []
@@ -169,7 +169,7 @@ def test_cells_of_a_time_point_that_lists_none_are_accounted_for(tmp_path):
     assert plan.warnings == ()
 
 
-def test_time_points_that_were_never_written_are_empty_if_the_user_says_so(tmp_path):
+def test_absent_time_points_are_empty_with_missing_fill(tmp_path):
     _, labels = time_points()
     classes = listed_ids(labels)
     classes[1] = []
@@ -186,7 +186,7 @@ def test_time_points_that_were_never_written_are_empty_if_the_user_says_so(tmp_p
     assert_holds(slides[1], time_points()[0][2], *labels[2])
 
 
-def test_labels_of_the_user_s_own_are_not_bound_to_classes(tmp_path):
+def test_classes_do_not_apply_to_other_labels(tmp_path):
     path = write_time_course(tmp_path / "a.h5", classes=[[], [], [7]])
     slides = open_slides(path, nucleus=f"{path}:/segmentation#c=1")
     assert [slide.ids for slide in slides] == [None] * N_TIMES
@@ -195,7 +195,7 @@ def test_labels_of_the_user_s_own_are_not_bound_to_classes(tmp_path):
 
 
 @pytest.mark.parametrize("within", ["", "segmentation"])
-def test_a_project_s_folder_with_its_classes(tmp_path, within):
+def test_the_folder_of_a_project_with_classes(tmp_path, within):
     folder = tmp_path / "project" / within
     folder.mkdir(parents=True)
     write_segmentation(folder / "segmentation.h5")
@@ -213,7 +213,7 @@ def test_a_project_s_folder_with_its_classes(tmp_path, within):
     assert open_slide(tmp_path / "project", nucleus=NUCLEUS).ids is None
 
 
-def test_a_time_course_s_folder_keeps_what_both_lists_have(tmp_path):
+def test_the_folder_of_a_time_course_keeps_ids_that_are_in_both_lists(tmp_path):
     write_time_course(tmp_path / "input_segmentation.h5")
     listed = listed_ids(time_points()[1])
     write_classes(tmp_path / "classes.csv", [*listed[0][:2], *listed[1], 299])
@@ -221,15 +221,15 @@ def test_a_time_course_s_folder_keeps_what_both_lists_have(tmp_path):
     assert [slide.ids.tolist() for slide in slides] == [listed[0][:2].tolist(), listed[1].tolist(), []]
 
 
-def test_a_folder_of_two_projects_is_refused(tmp_path):
+def test_a_folder_with_two_projects_is_refused(tmp_path):
     write_time_course(tmp_path / "input_segmentation.h5")
     (tmp_path / "segmentation").mkdir()
     write_segmentation(tmp_path / "segmentation" / "segmentation.h5")
-    with pytest.raises(SourceError, match=r"of several projects: .*input_segmentation\.h5, .*; give one of them"):
+    with pytest.raises(SourceError, match=r"with several projects: .*input_segmentation\.h5, .*; give one of them"):
         open_slides(tmp_path)
 
 
-def test_float16_is_told_of(tmp_path):
+def test_a_float16_image_raises_a_warning(tmp_path):
     path = write_segmentation(tmp_path / "a.h5", np.minimum(IMAGE, 60000).astype(np.float16))
     (warning,) = gx.plan(path, tile_size=8).warnings
     assert warning.startswith(f"{path} holds its image as float16")
@@ -247,14 +247,14 @@ def test_float16_is_told_of(tmp_path):
         ({"labels": [["0", "a"]] * 3}, r"has label_names of shape \(4,\) for labels of shape \(3, 2\)"),
         ({"label_names": np.zeros((4, 2), "S3")}, r"has label_names of shape \(4, 2\)"),
         ({"label_names": np.array([b"index", b"a", b"b", b"a"])}, "label_names that are not all different: index, a"),
-        ({"label_names": np.array([b"index", b"a", b"b", b"\xff"])}, "has labels that are no text: 'utf-8' codec"),
-        ({"labels": [["0", "a", "b", "c"]] * 3}, "labels of the image '0'; their first column must be"),
+        ({"label_names": np.array([b"index", b"a", b"b", b"\xff"])}, "has labels that are not text: 'utf-8' codec"),
+        ({"labels": [["0", "a", "b", "c"]] * 3}, "labels of the image '0'; their first column must hold"),
         ({"labels": [[str(t + 1), "a", "b", "c"] for t in range(3)]}, "labels of the image '3'; .* 0 to 2, each once"),
         ({"labels": [["0", "", "", ""], ["", "", "", ""], ["2", "", "", ""]]}, "no row for image 1 in its labels; add"),
         ({"classes": [[1]]}, r"has classes of shape \(1,\) for 3 images"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(tmp_path, changes, message):
+def test_tables_that_do_not_match_the_images_are_refused(tmp_path, changes, message):
     path = write_time_course(tmp_path / "a.h5", **changes)
     with pytest.raises(SourceError, match=message) as caught:
         open_slides(path)
@@ -263,7 +263,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("ids", [[[3, -1]] * 3, [[3, 1.5]] * 3, [[3, np.nan]] * 3, np.array([[b"3"]] * 3)])
-def test_classes_that_are_no_ids_are_refused(tmp_path, ids):
+def test_invalid_ids_in_classes_are_refused(tmp_path, ids):
     path = write_time_course(tmp_path / "a.h5", classes=None)
     with h5py.File(path, "a") as h5:
         h5["classes"] = ids
@@ -279,20 +279,20 @@ def test_classes_may_be_a_padded_array(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["labels", "label_names", "classes", "segmentation"])
-def test_no_other_file_is_opened_for_a_table(tmp_path, name):
+def test_tables_in_other_files_are_not_opened(tmp_path, name):
     path = write_time_course(tmp_path / "a.h5")
     write_time_course(tmp_path / "other.h5")
     with h5py.File(path, "a") as h5:
         del h5[name]
         h5[name] = h5py.ExternalLink(str(tmp_path / "other.h5"), f"/{name}")
-    # Without its labels it is an image.
-    message = "no label plane was given" if name == "segmentation" else f"does not hold {name} itself but a link"
+    # Without its labels the file is an image.
+    message = "no label plane was given" if name == "segmentation" else f"has a link or a group at {name}; copy"
     with pytest.raises(InputError, match=message):
         open_slides(path)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_projects_give_our_own_errors(tmp_path, seed):
+def test_damaged_projects_raise_errors_of_this_package(tmp_path, seed):
     path = tmp_path / "a.h5"
     write = write_time_course if seed % 2 else write_segmentation
     damaged = bytearray(write(path).read_bytes())

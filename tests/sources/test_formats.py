@@ -1,4 +1,4 @@
-"""The shipped sample in every format, and the real files that come with the formats."""
+"""The shipped sample in every format, and real files of the formats."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ from gpu_extract import demo_data
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide, open_slides
 
-# HT29, the same in all formats
+# HT29 in all formats
 
 
 def ht29_npy(folder, image, nucleus, cytosol):
@@ -82,7 +82,7 @@ def test_ht29_is_the_same_in_all_formats(tmp_path, ht29, write):
 
 
 def cells(image, **planes):
-    """(ids, tiles, levels) of all cells."""
+    """Return the ids, tiles and limits of all cells."""
     batches = list(gx.iter_cells(image, tile_size=32, device="cpu", **planes))
     return tuple(np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "images", "limits"))
 
@@ -133,7 +133,7 @@ def test_shared_time_series():
     np.testing.assert_array_equal(window.labels, pixels[2:, 3, 10:200, 20:300])
 
 
-# What is given for each file of the folder, so that one that is added must be thought of.
+# The inputs for each file of the folder. A new file must be added here.
 OPENED = {
     "ht29.ome.tif": {"nucleus": "ht29_nucleus.tif", "cytosol": "ht29_cytosol.tif"},
     "ht29_nucleus.tif": {"nucleus": "ht29_nucleus.tif"},
@@ -157,7 +157,7 @@ OPENED = {
 LABEL_NAMES = ("embryo",)
 
 
-def test_every_shared_file_is_thought_of():
+def test_every_shared_file_is_listed():
     shared("README.md")
     assert {path.name for path in FORMATS.iterdir()} - {"README.md"} == set(OPENED)
 
@@ -188,7 +188,7 @@ def test_every_shared_file_opens(name):
 
 
 def test_every_nucleus_of_the_time_lapse_is_kept_or_dropped_with_its_reason():
-    """48 frames, in which ids restart, with 650 nuclei."""
+    """There are 48 frames, in which ids restart, with 650 nuclei."""
     folder = FORMATS.parent / "migration_timelapse"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")

@@ -30,7 +30,7 @@ def test_hdf5_datasets_are_read_by_path(h5_path, inside):
         np.testing.assert_array_equal(planes.read(*BOX), crop(IMAGE[chosen]))
 
 
-def test_hdf5_with_one_dataset_needs_no_path(h5_path):
+def test_a_file_with_one_dataset_needs_no_path(h5_path):
     labels = open_labels(f"{h5_path}:/labels", "nucleus").read(*BOX)
     assert labels.dtype == np.uint64
     np.testing.assert_array_equal(labels[0], crop(LABELS))
@@ -42,7 +42,7 @@ def test_hdf5_with_one_dataset_needs_no_path(h5_path):
     np.testing.assert_array_equal(open_image(h5_path).read(*BOX), crop(IMAGE))
 
 
-def test_hdf5_that_changes_is_noticed(h5_path):
+def test_a_changed_file_is_an_error(h5_path):
     raster = open_image(f"{h5_path}:/labels")
     with h5py.File(h5_path, "a") as h5:
         h5["more"] = IMAGE
@@ -86,16 +86,16 @@ def unknown_filter(h5, folder):
     [
         (external_link, r"is a link to another file, .*other\.h5; give that file"),
         (link_through_an_external_one, r"is a link to another file, .*other\.h5; give that file"),
-        (external_storage, "is stored in another file, which is not followed"),
-        (virtual, "is a virtual dataset, put together of others, which is not followed"),
+        (external_storage, "is stored in another file; other files are not opened"),
+        (virtual, "is a virtual dataset, made of other datasets; other files are not opened"),
         (absent_chunks, "lacks 5 of its chunks, which would read as 0; .* #missing=fill"),
         (lambda h5, folder: h5.create_dataset("x", (10**6, 10**6), "u1"), "lacks 1000000000000 of its bytes"),
         (
             lambda h5, folder: h5.create_dataset("x", (10**6, 10**6), "u1", chunks=(10**5, 10**4 * 3)),
             "has chunks of 3000000000 bytes, and at most",
         ),
-        (unknown_filter, "is compressed with HDF5 filter 32999, which is not there; pip install hdf5plugin"),
-        (lambda h5, folder: h5.create_group("x"), "is a group, not a dataset; it holds none of pixels"),
+        (unknown_filter, "is compressed with HDF5 filter 32999, which is not installed; pip install hdf5plugin"),
+        (lambda h5, folder: h5.create_group("x"), "is a group, not a dataset; it holds no dataset of pixels"),
         (lambda h5, folder: h5.create_dataset("x", data=np.zeros(5)), "is a dataset of shape .5,. and type float64"),
         (lambda h5, folder: h5.create_dataset("x", data=[["text"]]), "and type object; it must hold integers"),
         (lambda h5, folder: h5.create_dataset("x", data=IMAGE / 2), "type float64; it must hold integers"),
@@ -103,7 +103,7 @@ def unknown_filter(h5, folder):
         (lambda h5, folder: h5.update({"x": h5py.SoftLink("/x")}), "through more than 32 links"),
     ],
 )
-def test_hdf5_that_is_refused(tmp_path, write, message):
+def test_datasets_that_are_refused(tmp_path, write, message):
     with h5py.File(tmp_path / "other.h5", "w") as h5:
         h5["labels"] = LABELS
     with h5py.File(tmp_path / "a.h5", "w") as h5:
@@ -115,7 +115,7 @@ def test_hdf5_that_is_refused(tmp_path, write, message):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_hdf5_gives_our_own_errors(h5_path, seed):
+def test_damaged_files_raise_errors_of_this_package(h5_path, seed):
     rng = np.random.default_rng(seed)
     damaged = bytearray(h5_path.read_bytes())
     for position in rng.integers(8, len(damaged) if seed % 2 else 2000, 5):

@@ -1,3 +1,5 @@
+"""Lists of ids in text files."""
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,12 @@ from gpu_extract.sources.id_lists import read_ids
     "text",
     ["3\n12\n7", "3\r\n7\r\n12\r\n", "12 7 3", "3.0\n7.0\n12.0\n", "0\n3\n3\n7\n12\n", "\ufeff3\n7\n12\n"],
 )
-def test_ids_are_read_as_people_and_sparcspy_write_them(tmp_path, text):
+def test_ids_are_read(tmp_path, text):
     (tmp_path / "classes.csv").write_text(text, encoding="utf-8")
     assert read_ids(tmp_path / "classes.csv") == [3, 7, 12]
 
 
-def test_ids_that_numpy_wrote(tmp_path):
+def test_ids_written_by_numpy_are_read(tmp_path):
     np.savetxt(tmp_path / "classes.csv", np.array([120.0, 3.0, 0.0]))
     assert read_ids(tmp_path / "classes.csv") == [3, 120]
 
@@ -27,13 +29,15 @@ def test_large_ids_stay_exact(tmp_path):
 @pytest.mark.parametrize(
     "entry", ["-1", "1.5", "1e-3", "nan", "1,2", "cell_id", "٣", "1e99", "9" * 5000, str(2**64), "1_0"]
 )
-def test_what_is_no_id_is_refused(tmp_path, entry):
+def test_other_entries_are_refused(tmp_path, entry):
     (tmp_path / "ids").write_text(f"4\n{entry}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"^entry 2 of ids .*ids is '.{1,40}'; it must hold one whole number a line"):
+    with pytest.raises(
+        InputError, match=r"^entry 2 of ids .*ids is '.{1,40}'; the file must hold one whole number per"
+    ):
         read_ids(tmp_path / "ids")
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_ids(tmp_path / "ids")
     (tmp_path / "ids").write_bytes(b"\x89HDF\xff\xfe")

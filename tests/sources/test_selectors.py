@@ -1,4 +1,4 @@
-"""Selectors and time points, over all formats."""
+"""Selectors and time points in all formats."""
 
 import os
 
@@ -21,7 +21,7 @@ def stack_path(tmp_path):
     return path, stack
 
 
-def test_planes_of_a_tiff(stack_path):
+def test_planes_of_a_tiff_are_selected(stack_path):
     path, stack = stack_path
     raster = open_image(f"{path}#t=1,z=2,c=2,0")
     assert raster.names == ("actin", "DNA")
@@ -30,7 +30,7 @@ def test_planes_of_a_tiff(stack_path):
     np.testing.assert_array_equal(open_image(f"{path}#z=max,t=0").read(*BOX), crop(stack[0].max(axis=1)))
 
 
-def test_levels_of_a_tiff(tmp_path):
+def test_levels_of_a_tiff_are_selected(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
         storage = {"tile": (32, 48), "photometric": "minisblack"}
         writer.write(IMAGE, subifds=1, metadata={"axes": "CYX"}, **storage)
@@ -42,7 +42,7 @@ def test_levels_of_a_tiff(tmp_path):
         open_image(f"{tmp_path}/a.ome.tif#level=2")
 
 
-def test_channels_of_npy(tmp_path):
+def test_channels_of_npy_are_selected(tmp_path):
     np.save(tmp_path / "a.npy", IMAGE)
     np.testing.assert_array_equal(open_image(f"{tmp_path}/a.npy#c=2,0").read(*BOX), crop(IMAGE[[2, 0]]))
     np.testing.assert_array_equal(open_labels(f"{tmp_path}/a.npy#c=1", "nucleus").read(*BOX), crop(IMAGE[1:2]))
@@ -50,7 +50,7 @@ def test_channels_of_npy(tmp_path):
         open_labels(tmp_path / "a.npy", "nucleus")
 
 
-def test_a_file_whose_name_holds_a_number_sign_is_that_file(tmp_path):
+def test_a_file_name_may_contain_a_number_sign(tmp_path):
     np.save(tmp_path / "a.npy", IMAGE)
     np.save(tmp_path / "a.npy#c=0.npy", IMAGE + 1)
     os.rename(tmp_path / "a.npy#c=0.npy", tmp_path / "a.npy#c=0")
@@ -64,13 +64,13 @@ def test_a_file_whose_name_holds_a_number_sign_is_that_file(tmp_path):
     ("selectors", "message"),
     [
         ("q=1", "the selector 'q' is unknown; there are level, c, z, t, image, label, missing"),
-        ("t=0,t=1", "t= is there twice"),
+        ("t=0,t=1", "t= is given twice"),
         ("c=0,0", "c= takes different channels by number from 0 or by name, as in c=0,2"),
         ("t=0,z=0,c=DAPI", r"has no channel DAPI; there are DNA \(0\), pH3 \(1\), actin \(2\)$"),
-        ("c=", "c= is not possible"),
+        ("c=", "c= is not allowed"),
         ("z=min", "z= takes a number from 0, or max"),
-        ("t=-1", "t=-1 is not possible; t= takes a number from 0"),
-        ("t=max", "t=max is not possible"),
+        ("t=-1", "t=-1 is not allowed; t= takes a number from 0"),
+        ("t=max", "t=max is not allowed"),
         ("level=1.5", "level= takes a number from 0"),
         ("missing=zero", "missing= takes fill"),
         ("image=", "image= takes a name"),
@@ -83,7 +83,7 @@ def test_a_file_whose_name_holds_a_number_sign_is_that_file(tmp_path):
         ("z=0", "has 2 time points; add #t=0 to #t=1 to its path for one, or make each a slide"),
     ],
 )
-def test_selectors_that_are_refused(stack_path, selectors, message):
+def test_invalid_selectors_are_refused(stack_path, selectors, message):
     with pytest.raises(InputError, match=message) as caught:
         open_image(f"{stack_path[0]}#{selectors}")
     assert "\n" not in str(caught.value)
@@ -117,7 +117,7 @@ def test_time_points_become_slides(tmp_path, kind):
         open_slide(path, nucleus=nucleus)
 
 
-def test_one_time_point_is_the_slide_itself(tmp_path):
+def test_one_time_point_is_a_single_slide(tmp_path):
     image, labels, path, _ = time_series(tmp_path, "zarr")
     (slide,) = open_slides(f"{path}#t=1", nucleus="n", name="frame", channel_names=["a", "b"])
     assert (slide.name, slide.metadata, slide.channel_names) == ("frame", {}, ("a", "b"))
@@ -135,9 +135,11 @@ def test_time_points_of_several_channel_files(tmp_path):
     np.testing.assert_array_equal(slides[2].read(BOX).image, crop(np.stack([IMAGE[2], IMAGE[2]])))
 
 
-def test_labels_must_have_the_time_points_of_the_image(tmp_path):
+def test_labels_must_have_as_many_time_points_as_the_image(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr", IMAGE, "tyx", labels={"two": np.stack([LABELS, LABELS])})
-    with pytest.raises(InputError, match=r"must be equal in number, and are: image .*a\.zarr 3, .*label=two 2$"):
+    with pytest.raises(
+        InputError, match=r"must have the same number of time points; they have: image .*a\.zarr 3, .*label=two 2$"
+    ):
         open_slides(path, nucleus="two")
     with pytest.raises(InputError, match=r"image .*a\.zarr 3, array 1$"):
         open_slides(path, nucleus=LABELS)
@@ -159,7 +161,7 @@ def test_each_path_is_parsed_once(tmp_path, monkeypatch):
     assert texts == list(given)
 
 
-def test_the_paths_of_inputs_are_those_of_the_files(tmp_path):
+def test_input_paths_are_paths_of_files_without_selectors(tmp_path):
     (tmp_path / "b#c=0.tif").touch()
     (tmp_path / "c.h5").touch()
     given = (

@@ -1,4 +1,4 @@
-"""Several slides by a pattern of file names, and slides that are listed twice."""
+"""Slides given by a pattern of file names, and slides that are listed twice."""
 
 import h5py
 import numpy as np
@@ -16,7 +16,7 @@ IMAGE, NUCLEUS, CYTOSOL = small_slide(0)
 
 @pytest.fixture
 def plate(tmp_path, monkeypatch):
-    """Three fields as files, in a folder per kind, among other files."""
+    """Write three fields as files, in one folder per kind, among other files."""
     for folder in ("img", "seg"):
         (tmp_path / folder).mkdir()
     for n, field in enumerate(("A1_f1", "A1_f2", "B2_f1")):
@@ -41,7 +41,7 @@ def test_each_matching_file_is_a_slide(plate):
     assert [slide.name for slide in planned.slides] == ["A1_f1", "A1_f2", "B2_f1"]
 
 
-def test_a_pattern_may_have_several_stars_channels_and_a_selection(plate):
+def test_a_pattern_may_have_several_stars_channels_and_selectors(plate):
     slides = match_slides("img/*_*_dna.tif#c=0; img/*_*_actin.tif", nucleus="seg/*_*_nuc.tif#c=0")
     assert slides[2] == SlideInput(
         ["img/B2_f1_dna.tif#c=0", "img/B2_f1_actin.tif"],
@@ -70,7 +70,7 @@ def test_the_command_line_takes_a_pattern(plate, call):
     assert (code, out, err.count("\n"), "in quotes" in err) == (1, "", 1, True)
 
 
-def test_label_planes_may_be_names_in_each_slide_s_store(plate):
+def test_label_planes_may_be_names_in_the_store_of_each_slide(plate):
     for name in "ab":
         write_ome_zarr(plate / f"{name}.zarr", IMAGE, labels={"dots": NUCLEUS})
     slides = match_slides("*.zarr", nucleus="dots")
@@ -78,7 +78,7 @@ def test_label_planes_may_be_names_in_each_slide_s_store(plate):
     assert len(gx.plan_many(slides, tile_size=24).slides) == 2
 
 
-def test_a_pattern_may_have_datasets_and_brackets(plate):
+def test_a_pattern_may_contain_datasets_and_brackets(plate):
     for name in ("a[1]", "a[2]"):
         with h5py.File(plate / f"{name}.h5", "w") as h5:
             h5["image"], h5["nuclei"] = IMAGE, NUCLEUS
@@ -98,7 +98,7 @@ def test_a_pattern_may_have_datasets_and_brackets(plate):
         ("*.tif", None),  # one file, whose channels have their own names
     ],
 )
-def test_channels_are_named_by_their_part_of_the_pattern(tmp_path, monkeypatch, pattern, names):
+def test_channels_are_named_by_the_parts_in_which_patterns_differ(tmp_path, monkeypatch, pattern, names):
     monkeypatch.chdir(tmp_path)
     for path in pattern.replace("*", "X").split(";"):
         (tmp_path / path.strip()).parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def test_channels_are_named_by_their_part_of_the_pattern(tmp_path, monkeypatch, 
         (["img/*_dna.tif;img/*_x.tif", "seg/*_nuc.tif"], r"slide A1_f1 has no image: there is no img/A1_f1_x\.tif"),
         (["img/*_dna.tif", "seg/A1_f1_nuc.tif"], r"nucleus seg/A1_f1_nuc\.tif must have the same \* as images img/"),
         (["img/*_dna.tif", "seg/*_*_nuc.tif"], r"nucleus seg/\*_\*_nuc\.tif must have the same \*"),
-        (["img/**/a.tif", None], r"\*\* is not possible"),
+        (["img/**/a.tif", None], r"\*\* is not allowed"),
     ],
 )
 def test_a_pattern_without_a_match_is_an_error_of_one_line(plate, arguments, message):
@@ -149,7 +149,7 @@ def test_a_table_that_lists_a_slide_twice_is_an_error(plate, call):
     assert not (plate / "cells.h5sc").exists()
 
 
-def test_other_label_planes_or_selections_are_other_slides(plate):
+def test_other_label_planes_or_selectors_make_another_slide(plate):
     slide = {"image": "img/A1_f1_dna.tif", "nucleus": "seg/A1_f1_nuc.tif"}
     others = [slide, slide | {"nucleus": "seg/A1_f1_cell.tif"}, slide | {"image": "img/A1_f1_dna.tif#c=0"}]
     assert len(gx.plan_many(others, tile_size=24).slides) == 3

@@ -1,4 +1,4 @@
-"""Several slides in one dataset, from a table."""
+"""Several slides as one dataset, from a table."""
 
 import anndata
 import numpy as np
@@ -13,7 +13,7 @@ from gpu_extract.sources.slide_table import read_slide_table
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Three slides as files, all with the same names, and their table; the working directory is elsewhere."""
+    """Write three slides with the same file names and their table, and change to another working directory."""
     data = tmp_path / "data"
     for n, folder in enumerate(("A1", "A2", "B1")):
         (data / folder).mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_slides_must_have_the_same_planes_and_type(change, message):
         ("image,nucleus\n", "has no slide"),
         ("picture,nucleus\na,b\n", "it needs image, and nucleus or cytosol"),
         ("image,well\na,b\n", "it needs image, and nucleus or cytosol"),
-        ("image,nucleus,well,well\na,b,c,d\n", "each must have a name of its own"),
+        ("image,nucleus,well,well\na,b,c,d\n", "each must have a different name"),
         ("image,nucleus\na,b,c\n", "row 2 has 3 cells for 2 columns"),
         ("image,nucleus\n,b\n", "row 2 has no image"),
         ('image,nucleus\n"a,b\n', "is not a CSV table"),

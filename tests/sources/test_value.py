@@ -1,4 +1,4 @@
-"""A slide is a value: it pickles small, and a copy of it reads the same pixels, in this process and in another."""
+"""A slide is a value: its pickle is small, and copies of it read the same pixels, in this process and in another."""
 
 import copy
 import os
@@ -28,7 +28,7 @@ IMAGE, NUCLEUS, CYTOSOL = small_slide(5, size=(120, 150))
 NUCLEUS[40:42] = CYTOSOL[40:42] = 0  # so that some labels are in two pieces
 LABELS = {"nucleus": NUCLEUS, "cytosol": CYTOSOL}
 BOX = (13, 5, 57, 70)
-# What a slide of files may take without tables: paths, names, the metadata of arrays.
+# Maximum size of a pickled slide without tables of segments: paths, names, metadata of arrays.
 MAX_NBYTES = 20_000
 
 TIFFS = {
@@ -43,7 +43,7 @@ TIFFS = {
     "stack": {"ome": True, "metadata": {"axes": "ZCYX"}, "compression": "zlib", "tile": (32, 48)},
 }
 
-# What makes slides of files, by name. It writes to the working directory, which is empty, and opens relative paths.
+# Makers of slides of files, by name. Each writes to the working directory, which is empty, and opens relative paths.
 SLIDES = {}
 
 
@@ -82,7 +82,7 @@ def tiff():
         tifffile.imwrite(f"{name} labels.tif", NUCLEUS, **choices if name in ("strips", "tiles") else {})
         yield open_slide(f"{name}.tif{'#z=1' if name == 'stack' else ''}", nucleus=f"{name} labels.tif")
     yield open_slide("stack.tif#z=max,c=2,0", nucleus="raw labels.tif")
-    with tifffile.TiffWriter("mixed.tif") as writer:  # pages that each need a decoder of their own, or none
+    with tifffile.TiffWriter("mixed.tif") as writer:  # each page needs another decoder, or none
         for page, coding in zip(IMAGE, ({}, {"compression": "zlib"}, {"compression": "lzw"}), strict=True):
             writer.write(page, photometric="minisblack", **coding)
     yield open_slide("mixed.tif", nucleus="raw labels.tif")
@@ -154,7 +154,7 @@ def planned():
 
 
 def of_arrays():
-    """Slides of arrays that the user opened, whose pickles may hold pixels."""
+    """Yield slides of arrays that the user opened; their pickles may hold pixels."""
     array = pytest.importorskip("dask.array")
     xarray = pytest.importorskip("xarray")
     yield open_slide(IMAGE, nucleus=NUCLEUS, channels=[2, 0])
@@ -171,7 +171,7 @@ def of_arrays():
 
 @pytest.fixture
 def slides(tmp_path, monkeypatch, request):
-    """The slides of a maker, opened by relative paths."""
+    """Return the slides of a maker, opened by relative paths."""
     monkeypatch.chdir(tmp_path)
     return list(request.param())
 
@@ -186,20 +186,20 @@ def assert_same(found, expected):
 
 
 def described(slide):
-    """Everything of a slide but pixels."""
+    """Return everything in a slide except pixels."""
     rasters = [slide.image, *slide.masks.values()]
     described = [(raster.shape, raster.dtype, raster.names, raster.source) for raster in rasters]
     return described, slide.mask_names, slide.name, slide.channel_names, slide.metadata, slide.warnings
 
 
 def fresh_caches(monkeypatch):
-    """Empty caches, as another process has them."""
+    """Replace the caches by empty ones, as in another process."""
     for name, cache in {"SEGMENTS": SegmentCache(1 << 20), "WHOLE": WholeCache(), "OPENED": OpenedCache(9)}.items():
         monkeypatch.setattr(f"gpu_extract.sources.caches.{name}", cache)
 
 
 @makers
-def test_slides_are_read_alike_in_another_process(slides, elsewhere):
+def test_slides_are_the_same_in_another_process(slides, elsewhere):
     expected = [slide.read(BOX) for slide in slides]
     for window, known in zip(elsewhere(slides, BOX), expected, strict=True):
         assert_same(window, known)
@@ -207,7 +207,7 @@ def test_slides_are_read_alike_in_another_process(slides, elsewhere):
 
 @makers
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda slide: pickle.loads(pickle.dumps(slide))])
-def test_copies_are_alike(slides, copied, monkeypatch, tmp_path):
+def test_copies_are_the_same(slides, copied, monkeypatch, tmp_path):
     expected = [slide.read(BOX) for slide in slides]
     copies = [copied(slide) for slide in slides]
     (tmp_path / "elsewhere").mkdir()
@@ -221,7 +221,7 @@ def test_copies_are_alike(slides, copied, monkeypatch, tmp_path):
 
 
 @makers
-def test_several_threads_read_a_slide_at_once(slides, monkeypatch):
+def test_several_threads_can_read_a_slide_at_once(slides, monkeypatch):
     expected = [slide.read(BOX) for slide in slides]
     fresh_caches(monkeypatch)
     with ThreadPoolExecutor(4) as workers:
@@ -231,16 +231,16 @@ def test_several_threads_read_a_slide_at_once(slides, monkeypatch):
 
 
 @pytest.mark.parametrize("slides", SLIDES.values(), indirect=True)
-def test_slides_of_files_are_small_before_and_after_they_are_read(slides):
+def test_pickled_slides_are_small_before_and_after_reading(slides):
     before = [pickle.dumps(slide) for slide in slides]
     for slide, pickled in zip(slides, before, strict=True):
         assert len(pickled) < MAX_NBYTES
         slide.read((0, 0, *slide.size))
-        # Metadata of Zarr keep their chunk grid once they were asked for it.
+        # Zarr's metadata cache their chunk grid.
         assert len(pickle.dumps(slide)) < len(pickled) + 500
 
 
-def test_a_datasets_reference_takes_the_place_of_the_dataset(tmp_path, monkeypatch):
+def test_a_dataset_of_h5py_pickles_as_a_reference(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with h5py.File("user.h5", "w") as h5:
         h5["image"] = IMAGE
@@ -256,14 +256,14 @@ def test_a_datasets_reference_takes_the_place_of_the_dataset(tmp_path, monkeypat
         pickle.dumps(open_image(h5.create_dataset("image", data=IMAGE)))
 
 
-def test_tables_take_16_bytes_for_a_strip_or_tile(tmp_path):
+def test_tables_take_16_bytes_per_strip_or_tile(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 1024, 1024), np.uint8), tile=(16, 16), compression="zlib")
     n_tiles = 2 * 64 * 64
     assert 0 < len(pickle.dumps(open_image(tmp_path / "a.tif"))) - 16 * n_tiles < MAX_NBYTES
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.tif", "a.h5"])
-def test_a_file_that_changed_is_noticed_by_copies(tmp_path, name, monkeypatch):
+def test_copies_notice_that_a_file_has_changed(tmp_path, name, monkeypatch):
     def write(image):
         match name:
             case "a.npy":
@@ -285,7 +285,7 @@ def test_a_file_that_changed_is_noticed_by_copies(tmp_path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.h5", "a.zarr"])
-def test_copies_share_what_is_decoded(tmp_path, name, monkeypatch):
+def test_copies_share_decoded_pixels(tmp_path, name, monkeypatch):
     fresh_caches(monkeypatch)
     match name:
         case "a.tif":
@@ -303,9 +303,9 @@ def test_copies_share_what_is_decoded(tmp_path, name, monkeypatch):
         assert caches.SEGMENTS.nbytes == n_decoded
 
 
-def test_a_zarr_array_that_is_written_again_is_not_read_from_what_was_decoded(tmp_path):
+def test_a_zarr_array_that_was_rewritten_is_decoded_again(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr", IMAGE)
     array = zarr.open_array(path / "s0")
     for value in (1, 2, 3):
-        array[1, 50, 60] = value  # the chunk alone: no metadata change
+        array[1, 50, 60] = value  # changes a chunk but no metadata
         assert open_image(path).read(50, 60, 51, 61)[1] == value

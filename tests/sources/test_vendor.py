@@ -1,4 +1,4 @@
-"""The door to vendors' formats: what bioio gives, and what is said where it is not there."""
+"""Formats of vendors: images read by bioio, and the errors if it is not installed."""
 
 import pickle
 import sys
@@ -22,7 +22,7 @@ class UnsupportedError(Exception):
 
 
 class FakeImage:
-    """The part of bioio's `BioImage` that we rely on: two scenes, of (T, C, Z, Y, X) pixels."""
+    """The part of bioio's `BioImage` that the package uses: two scenes of (T, C, Z, Y, X) pixels."""
 
     scenes = ("one", "two")
     axes = ("TCZYX", MOVIE.shape)
@@ -49,7 +49,7 @@ class FakeImage:
 
 @pytest.fixture
 def bioio(monkeypatch):
-    """The door with a stand-in behind it, so that every turn of it is tried without a file of each vendor."""
+    """Replace bioio by a fake, so that all code is tested without a file of each vendor."""
     pytest.importorskip("dask.array")
     monkeypatch.setitem(sys.modules, "bioio", ModuleType("bioio"))
     monkeypatch.setitem(sys.modules, "bioio_base", ModuleType("bioio_base"))
@@ -67,7 +67,7 @@ def path(tmp_path):
     return tmp_path / "a.czi"
 
 
-def test_planes_of_a_vendors_file(bioio, path):
+def test_planes_of_a_file_are_selected(bioio, path):
     slide = open_slide(f"{path}#image=one,t=1,z=1,c=actin,DNA", nucleus=LABELS)
     assert slide.channel_names == ("actin", "DNA")
     assert slide.pixel_size == (0.25, 0.5)
@@ -79,7 +79,7 @@ def test_planes_of_a_vendors_file(bioio, path):
     np.testing.assert_array_equal(frames[1].read(BOX).labels[0], crop(MOVIE[1, 0, 0]) + 1)
 
 
-def test_a_copy_of_a_vendors_slide_opens_the_file_again(bioio, path, monkeypatch):
+def test_a_pickled_slide_opens_the_file_again(bioio, path, monkeypatch):
     slide = open_slide(f"{path}#image=two,t=1,z=max,c=2,0", nucleus=LABELS)
     pickled = pickle.dumps(slide.image)
     assert len(pickled) < 2000
@@ -99,20 +99,20 @@ def test_a_copy_of_a_vendors_slide_opens_the_file_again(bioio, path, monkeypatch
         ("image=one,level=1", "has nothing that level= could select"),
     ],
 )
-def test_what_a_vendors_file_does_not_hold_is_refused(bioio, path, selection, message):
+def test_missing_parts_of_a_file_are_refused(bioio, path, selection, message):
     with pytest.raises(gx.InputError, match=message) as caught:
         open_image(f"{path}#{selection}")
     assert "\n" not in str(caught.value)
 
 
-def test_axes_that_are_not_read_are_refused(bioio, path):
+def test_unknown_axes_are_refused(bioio, path):
     bioio.scenes = ("one",)
     bioio.axes = ("TCZYXS", (1, 1, 1, 70, 90, 3))
-    with pytest.raises(SourceError, match="has the axes S 3 besides T, C, Z, Y and X, which are not read"):
+    with pytest.raises(SourceError, match="has the axes S 3 besides T, C, Z, Y and X; convert it"):
         open_image(path)
 
 
-def test_a_vendors_file_that_changes_is_noticed(bioio, path):
+def test_a_changed_file_is_an_error(bioio, path):
     raster = open_image(f"{path}#image=one,t=0,z=0")
     path.write_bytes(b"ZISRAWFILE")
     with pytest.raises(SourceError, match="has changed since it was opened"):
@@ -122,11 +122,11 @@ def test_a_vendors_file_that_changes_is_noticed(bioio, path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.xyz", r"is a CZI file, and no reader of bioio that is installed takes it .*pip install bioio bioio-czi"),
+        ("a.xyz", r"is a CZI file, and no installed reader of bioio supports it .*pip install bioio bioio-czi"),
         ("a.bad", r"cannot be opened by bioio: division by zero"),
     ],
 )
-def test_what_bioio_cannot_read_is_one_line(bioio, path, name, message):
+def test_errors_of_bioio_become_one_line(bioio, path, name, message):
     path.rename(path.parent / name)
     with pytest.raises(SourceError, match=message) as caught:
         open_image(path.parent / name)
@@ -142,8 +142,8 @@ def test_what_bioio_cannot_read_is_one_line(bioio, path, name, message):
         (b"\1\2\3", "is of an unknown format"),
     ],
 )
-def test_without_bioio_the_extra_is_named(tmp_path, monkeypatch, head, what):
-    monkeypatch.setitem(sys.modules, "bioio", None)  # as if it were not installed
+def test_without_bioio_the_error_names_the_extra(tmp_path, monkeypatch, head, what):
+    monkeypatch.setitem(sys.modules, "bioio", None)  # looks as if it were not installed
     (tmp_path / "a.bin").write_bytes(head + bytes(100))
     with pytest.raises(SourceError, match=rf"{what}.*pip install 'gpu-extract\[vendor\]'.*OME-TIFF$") as caught:
         open_image(tmp_path / "a.bin")
@@ -151,16 +151,16 @@ def test_without_bioio_the_extra_is_named(tmp_path, monkeypatch, head, what):
 
 
 @pytest.mark.parametrize(("content", "what"), [(b"\x89PNG\r\n\x1a\n\0", "is a PNG file"), (b"", "is empty")])
-def test_pictures_and_empty_files_never_go_to_bioio(bioio, tmp_path, content, what):
+def test_pictures_and_empty_files_are_not_given_to_bioio(bioio, tmp_path, content, what):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(SourceError, match=what):
         open_image(tmp_path / "a.png")
 
 
-@pytest.mark.filterwarnings("default")  # bioio's readers are not ours to mend
+@pytest.mark.filterwarnings("default")  # of bioio's readers
 def test_a_real_czi_file(tmp_path):
-    pytest.importorskip("bioio", reason="bioio is not installed: it is no part of the test extra, for its weight")
-    czi = pytest.importorskip("bioio_czi", reason="bioio-czi is not installed: it is under the GPL")
+    pytest.importorskip("bioio", reason="bioio is not installed; it is too large for the test extra")
+    czi = pytest.importorskip("bioio_czi", reason="bioio-czi is not installed, because of its license (GPL)")
     path = shared("mosaic_test.czi")
     labels = np.zeros((624, 1756), np.uint16)
     labels[100:120, 900:950] = 7
