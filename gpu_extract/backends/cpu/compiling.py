@@ -6,12 +6,13 @@ from typing import Any
 
 import numba
 
+from gpu_extract.backends.cpu.code_cache import CodeCache
+
 __all__ = ["compiled", "inner", "inner_allocating"]
 
 njit: Any = numba.njit  # untyped
 
-# Numba's cache key is the file of the function only, not the files of the functions it calls. The digest of the folder
-# makes sure that no stale code is run.
+# The key of compiled code on disk. A function's own file would not do, because it calls functions of other files.
 FOLDER = Path(__file__).parent
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.py")))).hexdigest()
 
@@ -23,7 +24,9 @@ inner_allocating: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapp
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function that Python calls, without the GIL; the cache on disk is valid until this folder changes."""
-    # The names of the cache files contain the function's name.
-    function.__qualname__ = f"{function.__name__}_{DIGEST[:16]}"
-    return njit(nogil=True, cache=True)(function)
+    """Compile a function that Python calls, without the GIL; its code on disk is valid until its source changes."""
+    own = Path(function.__code__.co_filename)
+    digest = DIGEST if own.parent == FOLDER else hashlib.sha256(DIGEST.encode() + own.read_bytes()).hexdigest()
+    dispatcher = njit(nogil=True)(function)
+    dispatcher._cache = CodeCache(function, digest)
+    return dispatcher

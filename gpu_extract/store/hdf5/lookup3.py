@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from gpu_extract.backends.cpu.compiling import compiled, inner
 
 __all__ = ["lookup3"]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lookup3(words, n):
     """Return the hash of ``n`` bytes, given as 32-bit words (m, 3) padded with zeros."""
     a = b = c = np.uint32(0xDEADBEEF + n)
@@ -30,16 +31,16 @@ def lookup3(words, n):
     return _xor_subtract(c, b, 24)
 
 
-@njit(nogil=True)
+@inner
 def _mix(x, y, z, n):
     return np.uint32(np.uint32(x - y) ^ _rotate_left(y, n)), np.uint32(y + z)
 
 
-@njit(nogil=True)
+@inner
 def _xor_subtract(x, y, n):
     return np.uint32((x ^ y) - _rotate_left(y, n))
 
 
-@njit(nogil=True)
+@inner
 def _rotate_left(word, n):
     return np.uint32(word << np.uint32(n) | word >> np.uint32(32 - n))

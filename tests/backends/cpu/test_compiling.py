@@ -50,7 +50,8 @@ def run(tmp_path):
     (folder / "__init__.py").touch()
 
     def run(name, factor):
-        (folder / "kernels.py").write_text(KERNELS.format(name=name, factor=factor))
+        # The comment makes each test's code another one than that which an earlier test has kept.
+        (folder / "kernels.py").write_text(KERNELS.format(name=name, factor=factor) + f"# {tmp_path}")
         (folder / "caller.py").write_text(CALLER.format(name="Numbers"))
         # The caller's file does not change: it uses the same name for the type.
         script = f"from package import kernels; kernels.Numbers = kernels.{name}; import package.caller"
