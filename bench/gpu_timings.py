@@ -33,8 +33,8 @@ from gpu_extract.backends.cuda.device import Array
 from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
 from gpu_extract.backends.cuda.registry import extract_kernel
 from gpu_extract.backends.reference import Libraries, disk
+from gpu_extract.cpus import default_threads
 from gpu_extract.model import Batch, BatchSize, CellImages
-from gpu_extract.parallel import default_threads
 from gpu_extract.recipe import Program
 
 Figures = dict[str, Any]

@@ -25,8 +25,9 @@ import numpy as np
 from bench.machine import machine
 from bench.synthetic import make_slide
 from gpu_extract.backends import choose
+from gpu_extract.cpus import default_threads
 from gpu_extract.model import CellImages, CellTable, DroppedCells
-from gpu_extract.parallel import default_threads, in_order
+from gpu_extract.parallel import in_order
 from gpu_extract.planning import Plan, batches, make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slide

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpu_extract import backends, pipeline, surveying
+from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan_slides
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
-from gpu_extract.parallel import default_threads
 from gpu_extract.planning import Plan
 from gpu_extract.sources.selectors import located
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input

@@ -368,7 +368,7 @@ def doctor() -> None:
     import h5py
 
     from gpu_extract import backends
-    from gpu_extract.parallel import default_threads
+    from gpu_extract.cpus import default_threads
 
     print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}, {default_threads()} cores")
     for device in ("cpu", "reference", "cuda", "reference:cuda"):

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_extract.api import extract_many
+from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError, OutputError
-from gpu_extract.parallel import default_threads
 from gpu_extract.pipeline import Report
 from gpu_extract.progress import progress_on_stderr
 from gpu_extract.recipe import Recipe

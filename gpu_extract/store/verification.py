@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.cpus import default_threads
 from gpu_extract.errors import OutputError
-from gpu_extract.parallel import default_threads
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.datasets import check_chunks, codec_of
 from gpu_extract.store.hdf5.layout import require

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from gpu_extract import labels
 from gpu_extract.backends.cpu.compiling import compiled, inner, inner_allocating
 from gpu_extract.backends.cpu.simd import LANES, ctz, eq_word
+from gpu_extract.cpus import default_threads
 from gpu_extract.labels import LabelStatistics, label_strips, merge
 from gpu_extract.model import Raster
-from gpu_extract.parallel import default_threads, in_order
+from gpu_extract.parallel import in_order
 
 __all__ = ["label_statistics"]
 
