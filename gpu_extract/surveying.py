@@ -6,7 +6,7 @@ compression, memory) is measured by extracting a sample of the plan's cells.
 
 from __future__ import annotations
 
-import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -215,7 +215,7 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     sample = _sample(plan, backend)
     seconds, nbytes = _trial(sample, backend, threads, storage)
     n_tried, n_cells = len(sample.cells), len(plan.cells)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + CELL_NBYTES * (n_cells - n_tried)
+    memory = _largest_memory() + CELL_NBYTES * (n_cells - n_tried)
     return Survey(
         plan=plan,
         device=backend.device,
@@ -329,3 +329,13 @@ def _n_passes(plan: Plan) -> int:
     if recipe.normalization == "quantile" and recipe.quantile_scope != "cell":
         n += -(-dtype.itemsize // 2)  # a pass determines 16 bits of the exact quantiles
     return n
+
+
+def _largest_memory() -> int:
+    """Return the largest memory, in bytes, that this process has had; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -93,7 +93,7 @@ class DatasetReference:
         return len(self.shape)
 
     def __getitem__(self, box: Any) -> NDArray[Any]:
-        with translated(f"array {self.file}:{self.path} cannot be read"), h5py.File(self.file, "r") as h5:
+        with translated(f"array {self.file}:{self.path} cannot be read"), h5py.File(self.file, "r", locking=False) as h5:
             pixels: NDArray[Any] = h5[self.path][box]
             return pixels
 
@@ -146,7 +146,7 @@ def _pixel_size(dataset: Any) -> tuple[float, float] | None:
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
     """Open a file with h5py; any exception inside the block becomes a `SourceError`."""
     # Opening the stream checks that the file has not changed.
-    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.absolute, "r") as h5:
+    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.absolute, "r", locking=False) as h5:
         yield h5
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gpu_extract.store.chunks import EncodedCells
 from gpu_extract.store.codecs import Chunk
 from gpu_extract.store.journal import Record, join, pack_record
-from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end
+from gpu_extract.store.system import preallocate_beyond_end, sync_data, trim_beyond_end
 
 __all__ = ["ChunkLog", "write_all"]
 
@@ -166,10 +166,10 @@ class ChunkLog:
                 raise
 
     def _write_record(self, record: Record) -> None:
-        os.fdatasync(self.partial)
+        sync_data(self.partial)
         packed = pack_record(record)
         write_all(self._journal, packed, self._journal_end)
-        os.fdatasync(self._journal)
+        sync_data(self._journal)
         self._journal_end += len(packed)
         self.n_durable += len(record)
 

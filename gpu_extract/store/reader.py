@@ -71,7 +71,7 @@ class Cells:
         if not self.path.is_file():
             raise OutputError(f"{path} {'is a folder' if self.path.is_dir() else 'does not exist'}")
         with reporting_damage(self.path):
-            self._file = h5py.File(self.path, "r")
+            self._file = h5py.File(self.path, "r", locking=False)
             try:
                 self._read_header()
             except BaseException:

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 
-__all__ = ["preallocate", "preallocate_beyond_end", "trim_beyond_end", "trim_heap"]
+__all__ = ["preallocate", "preallocate_beyond_end", "sync_data", "trim_beyond_end", "trim_heap"]
 
 FALLOC_FL_KEEP_SIZE = 1
 
@@ -25,6 +25,9 @@ def preallocate(descriptor: int, nbytes: int) -> None:
     OSError
         If there is not enough space.
     """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        os.ftruncate(descriptor, nbytes)
+        return
     try:
         os.posix_fallocate(descriptor, 0, nbytes)
     except OSError as error:
@@ -46,6 +49,12 @@ def preallocate_beyond_end(descriptor: int, start: int, nbytes: int) -> bool:
             return True
         trim_beyond_end(descriptor)  # a part may have been allocated
     return False
+
+
+def sync_data(descriptor: int) -> None:
+    """Make the data of a file durable, with as much of its metadata as reading needs."""
+    sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
+    sync(descriptor)
 
 
 def trim_beyond_end(descriptor: int) -> None:

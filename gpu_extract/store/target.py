@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.codecs import choose_codec
 from gpu_extract.store.journal import read_journal
+from gpu_extract.store.locks import lock
 
 __all__ = ["Target", "check_output", "unfinished"]
 
 # Errors of link(2) on file systems without hard links (FAT, many network and FUSE mounts).
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Claim(NamedTuple):
+    """The journal of a run that has begun.
+
+    Parameters
+    ----------
+    journal : int
+        Its descriptor; closing it releases the lock.
+    is_locked : bool
+        Whether a lock keeps other runs out; False on file systems without locks.
+    """
+
+    journal: int
+    is_locked: bool
 
 
 @dataclass(frozen=True)
@@ -72,13 +88,8 @@ class Target:
         if remains and not self.overwrite:
             raise OutputError(f"{remains}; start again with --overwrite")
 
-    def claim(self) -> int:
+    def claim(self) -> Claim:
         """Create an empty journal and lock it.
-
-        Returns
-        -------
-        int
-            Descriptor of the journal; closing it releases the lock.
 
         Raises
         ------
@@ -89,17 +100,19 @@ class Target:
         """
         while True:
             with ExitStack() as on_failure:
-                journal = os.open(self.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                journal, is_new = _open_journal(self.journal)
                 on_failure.callback(os.close, journal)
                 try:
-                    fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    is_locked = lock(journal)
                 except BlockingIOError as error:
                     raise OutputError(f"another run is writing {self.path}") from error
                 # If not, the run that held the lock has finished and removed this journal: try again.
                 if _is_at(journal, self.journal):
+                    if not (is_locked or is_new or self.overwrite):
+                        raise OutputError(f"another run has just begun to write {self.path}")
                     self._clear(journal)
                     on_failure.pop_all()
-                    return journal
+                    return Claim(journal, is_locked)
 
     def publish(self) -> None:
         """Rename the finished partial file to its final path, and remove the journal.
@@ -153,6 +166,8 @@ def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: b
         If the compression is unknown, the path cannot be written to, or it has a file or an unfinished run already.
     """
     choose_codec(compression)
+    if not hasattr(os, "pwritev"):
+        raise OutputError("files of cells are written on Linux and macOS only; on Windows use WSL")
     path = Path(path)
     target = Target(path.resolve() if path.is_symlink() else path, overwrite)
     with target.writing():
@@ -178,7 +193,7 @@ def sync_folder(folder: Path) -> None:
     """Make the entries of a folder durable, if the file system supports it."""
     # Some network file systems do not. The contents of the files are synced separately.
     with suppress(OSError), ExitStack() as stack:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         stack.callback(os.close, descriptor)
         os.fsync(descriptor)
 
@@ -186,12 +201,21 @@ def sync_folder(folder: Path) -> None:
 def _is_locked(journal: Path) -> bool:
     try:
         with open(journal, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(file.fileno(), shared=True)
     except BlockingIOError:
         return True
     except OSError:
         return False  # no journal
     return False
+
+
+def _open_journal(path: Path) -> tuple[int, bool]:
+    """Open a journal for writing; return its descriptor, and whether it was created."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, flags | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        return os.open(path, flags, 0o666), False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

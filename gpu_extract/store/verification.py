@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
     if path.suffix == ".partial" and not h5py.is_hdf5(path):
         raise OutputError(unfinished(path.with_suffix("")) or f"{path} is the partial file of an unfinished run")
-    with reporting_damage(path), _naming_file(path), h5py.File(path, "r") as file:
+    with reporting_damage(path), _naming_file(path), h5py.File(path, "r", locking=False) as file:
         layout = layout_of(file)
         images = file[layout.images]
         _check_images(file, images)

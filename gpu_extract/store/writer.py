@@ -17,7 +17,7 @@ from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
 from gpu_extract.store.system import preallocate, trim_heap
-from gpu_extract.store.target import Target, check_output, sync_folder
+from gpu_extract.store.target import Claim, Target, check_output, sync_folder
 
 __all__ = ["CellStore"]
 
@@ -42,12 +42,12 @@ class CellStore:
         The format that `encode` must be called with.
     """
 
-    def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, journal: int) -> None:
+    def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, claim: Claim) -> None:
         self.path = target.path
         self.format = format
         self._target = target
         self._n_cells = len(contents.cells)
-        self._journal = journal
+        self._journal, self._is_locked = claim
         executor = ThreadPoolExecutor(1, "gpu-extract-tables")
         self._opening = executor.submit(self._open_log, contents, layout)
         if self._n_cells > TRIM_HEAP_CELLS:
@@ -90,8 +90,8 @@ class CellStore:
         chosen = choose_layout(layout)
         format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
-            journal = target.claim()
-        return cls(target, contents, chosen, format, journal)
+            claim = target.claim()
+        return cls(target, contents, chosen, format, claim)
 
     def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
         """Create the partial file and the journal, up to the first tile."""
@@ -104,12 +104,18 @@ class CellStore:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for users of the file, one line each."""
-        if not self.format.codec.needs_plugin:
-            return ()
-        return (
-            f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 plugins "
-            "only (Python: pip install hdf5plugin; import hdf5plugin)",
-        )
+        warnings = []
+        if self.format.codec.needs_plugin:
+            warnings.append(
+                f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 "
+                "plugins only (Python: pip install hdf5plugin; import hdf5plugin)"
+            )
+        if not self._is_locked:
+            warnings.append(
+                f"the file system of {self.path} has no file locks, so nothing kept another run from writing to the "
+                "same file; give every run an output of its own"
+            )
+        return tuple(warnings)
 
     def append(self, encoded: EncodedCells) -> None:
         """Write a batch.
@@ -208,7 +214,7 @@ def _create_partial(target: Target, n_head: int, header: bytes, journal: int, n_
     int
         Descriptor of the partial file.
     """
-    partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         os.ftruncate(partial, n_head)
         preallocate(partial, n_head + n_values)

@@ -69,7 +69,7 @@ def check_index(path: Path, journal: Journal) -> None:
         If the file does not have the chunks that were written.
     """
     record = join(journal.records)
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         images = file[layout_of(file).images]
         format = format_of(images)
         offsets = format.chunk_offsets(record.rows, images.shape[1])

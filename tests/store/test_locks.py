@@ -1,0 +1,143 @@
+"""File systems and systems without file locks."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from made.cells import make_contents, make_images, write
+
+import gpu_extract as gx
+from gpu_extract.errors import OutputError
+from gpu_extract.store import CellStore, encode, verify
+from gpu_extract.store.locks import NO_LOCKS, lock
+
+
+@pytest.fixture(params=[*NO_LOCKS, "no fcntl"])
+def no_locks(request, monkeypatch):
+    """A system on which flock fails, or is missing."""
+    if request.param == "no fcntl":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        return
+
+    def flock(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_run_goes_on_without_locks_and_says_so(no_locks, tmp_path):
+    path = tmp_path / "cells.h5sc"
+    contents = make_contents(5)
+    store = CellStore.create(path, contents)
+    store.append(encode(make_images(contents), store.format))
+    store.finish()
+    (warning,) = store.warnings
+    assert "has no file locks" in warning
+    assert os.listdir(tmp_path) == ["cells.h5sc"]
+    assert verify(path).n_cells == 5
+    with gx.open_cells(path) as cells:
+        assert len(cells) == 5
+
+
+def test_with_locks_there_is_no_warning(tmp_path):
+    store = CellStore.create(tmp_path / "cells.h5sc", make_contents(5))
+    store.abandon()
+    assert store.warnings == ()
+
+
+def test_a_second_run_is_refused_without_locks(no_locks, tmp_path):
+    path, contents = tmp_path / "cells.h5sc", make_contents(5)
+    first = CellStore.create(path, contents)
+    with pytest.raises(OutputError, match=r"unfinished run|just begun"):
+        CellStore.create(path, contents)
+    first.append(encode(make_images(contents), first.format))
+    assert first.finish() == path
+
+
+def test_a_run_that_began_between_check_and_claim_is_not_disturbed(no_locks, tmp_path, monkeypatch):
+    path = tmp_path / "cells.h5sc"
+    first = CellStore.create(path, make_contents(5))
+    monkeypatch.setattr("gpu_extract.store.target.Target.check", lambda self: None)
+    with pytest.raises(OutputError, match="another run has just"):
+        CellStore.create(path, make_contents(5))
+    first.abandon()
+
+
+def test_another_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open(tmp_path / "file", "wb") as file, pytest.raises(OSError, match="Input/output"):
+        lock(file.fileno())
+
+
+def test_finished_files_are_read_where_hdf5_cannot_lock(tmp_path):
+    """A writer's lock keeps HDF5 from opening a file, unless it is opened without locking."""
+    path = write(tmp_path / "cells.h5sc", make_contents(5))
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"), h5py.File(path, "r", locking=True):
+            pass
+        assert verify(path).n_cells == 5
+        with gx.open_cells(path) as cells:
+            assert cells.read([0]).shape[0] == 1
+
+
+def test_hdf5_inputs_are_read_where_hdf5_cannot_lock(tmp_path):
+    path = tmp_path / "image.h5"
+    with h5py.File(path, "w") as file:
+        file["image"], file["nuclei"] = np.ones((2, 20, 20), np.uint16), np.eye(20, dtype=np.uint16)
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        plan = gx.plan(f"{path}:/image", nucleus=f"{path}:/nuclei", tile_size=8, border="keep")
+    assert len(plan.cells) == 1
+
+
+POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")
+OS_NAMES = (
+    *("pwritev", "preadv", "fdatasync", "posix_fallocate", "sched_getaffinity", "getuid"),
+    *("O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC"),
+)
+WINDOWS = f"""
+import os, sys
+import numpy, h5py, pandas, anndata, scipy.sparse, zarr, tifffile, typer, rich, numba, imagecodecs, isal.isal_zlib
+
+for name in {POSIX_ONLY}:
+    sys.modules[name] = None
+for name in {OS_NAMES}:
+    delattr(os, name)
+
+import importlib, pkgutil
+import gpu_extract as gx
+
+for module in pkgutil.walk_packages(gx.__path__, "gpu_extract."):
+    if "kernels" not in module.name:
+        importlib.import_module(module.name)
+print(gx.plan(numpy.ones((30, 30), "u1"), nucleus=numpy.pad(numpy.ones((4, 4), "u1"), 13), tile_size=8).nbytes)
+try:
+    gx.extract(numpy.ones((30, 30), "u1"), nucleus=numpy.pad(numpy.ones((4, 4), "u1"), 13), tile_size=8, output="a")
+except gx.OutputError as error:
+    print(error)
+"""
+
+
+def test_without_posix_everything_imports_and_writing_says_what_is_missing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WINDOWS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    nbytes, message = done.stdout.splitlines()
+    assert int(nbytes) == 2 * 8 * 8 * 2
+    assert message == "files of cells are written on Linux and macOS only; on Windows use WSL"
+
+
+def test_macos_writes_with_what_it_has(tmp_path, monkeypatch):
+    for name in ("fdatasync", "posix_fallocate", "sched_getaffinity"):
+        monkeypatch.delattr(os, name)
+    for compression in ("gzip", "none"):
+        path = write(tmp_path / f"{compression}.h5sc", make_contents(5), compression=compression)
+        assert verify(path).n_cells == 5
