@@ -93,7 +93,10 @@ class DatasetReference:
         return len(self.shape)
 
     def __getitem__(self, box: Any) -> NDArray[Any]:
-        with translated(f"array {self.file}:{self.path} cannot be read"), h5py.File(self.file, "r", locking=False) as h5:
+        with (
+            translated(f"array {self.file}:{self.path} cannot be read"),
+            h5py.File(self.file, "r", locking=False) as h5,
+        ):
             pixels: NDArray[Any] = h5[self.path][box]
             return pixels
 
