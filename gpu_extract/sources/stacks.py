@@ -12,6 +12,7 @@ from gpu_extract.channels import channel_indices
 from gpu_extract.errors import LabelError, SourceError
 from gpu_extract.model import Raster
 from gpu_extract.sources.names import unique_names
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 
 __all__ = [
@@ -61,6 +62,8 @@ class Stack:
     planes : Planes
     pixel_size : (y, x), um, optional
         Size of a pixel, where the file says it.
+    placements : tuple of Placement
+        One per coordinate system in which the file places the planes.
     """
 
     location: Location
@@ -69,6 +72,7 @@ class Stack:
     names: tuple[str, ...]
     planes: Planes
     pixel_size: tuple[float, float] | None = None
+    placements: tuple[Placement, ...] = ()
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""

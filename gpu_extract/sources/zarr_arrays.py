@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import absolute_path, translated
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
@@ -60,12 +61,13 @@ def open_zarr(location: Location) -> Stack:
         found = multiscale(location, element)
         if found is None:
             array, axes, size = element, array_axes(location, element), None
+            placements: tuple[Placement, ...] = ()
         else:
             level = location.selection.level or 0
             if level >= len(found.paths):
                 raise out_of_range(location, "level", len(found.paths))
             array, axes = array_at(location, element, found.paths[level]), found.axes
-            size = found.pixel_sizes[level]
+            size, placements = found.pixel_sizes[level], found.placements[level]
         check_array(location, array)
         if len(axes) != array.ndim:
             raise SourceError(
@@ -86,4 +88,4 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size)
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements)

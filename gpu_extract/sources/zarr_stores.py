@@ -13,9 +13,11 @@ import zarr
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
 from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
+from gpu_extract.sources.zarr_placement import zarr_placements
 
 __all__ = [
     "Multiscale",
@@ -53,12 +55,15 @@ class Multiscale:
         Channel names, or empty.
     pixel_sizes : tuple
         Pixel size (y, x) of each array in um; None if it is not stated.
+    placements : tuple
+        Placements of each array, one per coordinate system; see `zarr_placements`.
     """
 
     axes: str
     paths: tuple[str, ...]
     names: tuple[str, ...]
     pixel_sizes: tuple[tuple[float, float] | None, ...]
+    placements: tuple[tuple[Placement, ...], ...] = ()
 
 
 def store_location(location: Location) -> Location | None:
@@ -137,7 +142,9 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         channels = attributes.get("omero", {}).get("channels", [])
         names = tuple(str(channel.get("label", "")) for channel in channels)
         sizes = tuple(zarr_pixel_size(first, dataset) for dataset in first["datasets"])
-    return Multiscale(_axes(location, given), paths, names, sizes)
+        axes = _axes(location, given)
+        placements = tuple(zarr_placements(first, axes, level) for level in range(len(paths)))
+    return Multiscale(axes, paths, names, sizes, placements)
 
 
 def array_axes(location: Location, array: Any) -> str:
