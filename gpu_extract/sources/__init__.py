@@ -23,6 +23,7 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
+from gpu_extract.sources.placement import check_channels, place_labels
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.stacks import Stack
 
@@ -132,7 +133,14 @@ class _Opened:
         """The slide, of a time point if one is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
+        masks, warnings = place_labels(
+            image,
+            self.channels[0].placements,
+            masks,
+            {plane: labels.placements for plane, labels in self.planes.items()},
+        )
+        size = _pixel_size(self.channels)
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
         """The image alone."""
@@ -248,6 +256,7 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
         return rasters[0]
     own_names = ["".join(raster.names) for raster in rasters]  # of one plane, or StackedRaster refuses it
     stems = [_stem(each.location) if isinstance(each, Stack) else "" for each in channels]
+    check_channels([raster.source for raster in rasters], [channel.placements for channel in channels])
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 
