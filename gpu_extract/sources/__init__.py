@@ -133,13 +133,15 @@ class _Opened:
         """The slide, of a time point if one is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        masks, warnings = place_labels(
+        masks, shifts = place_labels(
             image,
             self.channels[0].placements,
             masks,
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
         size = _pixel_size(self.channels)
+        opened = [each for each in (*self.channels, *self.planes.values()) if isinstance(each, Stack)]
+        warnings = (*(line for each in opened for line in each.warnings), *shifts)
         return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:

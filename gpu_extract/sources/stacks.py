@@ -64,6 +64,8 @@ class Stack:
         Size of a pixel, where the file says it.
     placements : tuple of Placement
         One per coordinate system in which the file places the planes.
+    warnings : tuple of str
+        What a user should know about the file, one line each.
     """
 
     location: Location
@@ -73,6 +75,7 @@ class Stack:
     planes: Planes
     pixel_size: tuple[float, float] | None = None
     placements: tuple[Placement, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""

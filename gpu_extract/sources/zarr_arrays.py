@@ -73,11 +73,14 @@ def open_zarr(location: Location) -> Stack:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        if location.is_url:  # not every server lists its files: `StrictStore` checks chunks when they are read
+        warnings: tuple[str, ...] = ()
+        if location.is_url:  # not every server lists its files
             path, stamp = location.path, uuid.uuid4().hex
         else:
             files = stored_files(location, array)
-            check_chunks(location, array, files.chunks)
+            warnings = check_chunks(location, array, files.chunks)
+            if not warnings and location.selection.missing is None:
+                array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
             path, stamp = absolute_path(location.path), files.stamp
     names = () if found is None else found.names
     planes = ZarrPlanes(
@@ -88,4 +91,4 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements)
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings)
