@@ -23,7 +23,7 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
-from gpu_extract.sources.placement import check_channels, place_labels
+from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.stacks import Stack
 
@@ -170,15 +170,36 @@ def _opened(
     project = _classic_project(images)
     own_planes = project is not None and not planes
     labels = project.planes() if project and own_planes else label_planes(images, planes)
+    channels_opened = [opened(item, None) for item in ([project.image] if project else images)]
     given = _Opened(
-        channels=[opened(item, None) for item in ([project.image] if project else images)],
-        planes={plane: opened(at, plane) for plane, at in labels.items()},
+        channels=channels_opened,
+        planes={plane: _on_image(channels_opened[0], opened(at, plane)) for plane, at in labels.items()},
         names=None if channel_names is None else tuple(cleaned(channel) for channel in channel_names),
         stem=_stem(images[0]) or "slide",
         project=project,
         own_planes=own_planes,
     )
     return _with_channels(given, channels)
+
+
+def _on_image(image: ArrayRaster | Stack, labels: ArrayRaster | Stack) -> ArrayRaster | Stack:
+    """Return the level of labels that has the scale of the image, unless another level was selected for the labels."""
+    if not isinstance(image, Stack) or not isinstance(labels, Stack):
+        return labels
+    level = labels.location.selection.level
+    if level_on_image(image.placements, [labels.placements]) == 0 or level not in (
+        None,
+        image.location.selection.level,
+    ):
+        return labels
+    found = level_on_image(image.placements, labels.levels)
+    if found is None:
+        return labels
+    selection = replace(labels.location.selection, level=found)
+    other = opened(replace(labels.location, selection=selection), labels.location.plane)
+    assert isinstance(other, Stack)
+    line = f"{other.location} is read at level {found}, which has the scale of {image.location}"
+    return replace(other, warnings=(*other.warnings, line))
 
 
 def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:

@@ -24,6 +24,7 @@ __all__ = [
     "ShiftedRaster",
     "array_placements",
     "check_channels",
+    "level_on_image",
     "place_labels",
     "relative",
     "relative_in_common",
@@ -165,8 +166,9 @@ def relative(image: Placement, label: Placement) -> tuple[int, int] | str:
     for each in (image, label):
         if each.other:
             return each.other
-    if image.stated != label.stated and image.is_plain_scale and label.is_plain_scale:
-        return 0, 0
+    one_unit = (image.um is None) == (label.um is None)
+    if image.stated != label.stated and not one_unit and image.is_plain_scale and label.is_plain_scale:
+        return 0, 0  # scale 1 of a writer that was not given the pixel size, against um
     first, second = _in_one_unit(image, label)
     if abs(np.linalg.det(first[:, :2])) < np.finfo(float).tiny or not np.isfinite([first, second]).all():
         return "placed by a transformation that cannot be inverted"
@@ -202,6 +204,17 @@ def relative_in_common(image: Sequence[Placement], label: Sequence[Placement]) -
         return found[common[0]]
     texts = [f"{_text(each)} in {name}" for name, each in found.items()]
     return f"placed differently in the coordinate systems: {', '.join(texts)}"
+
+
+def level_on_image(image: Sequence[Placement], levels: Sequence[Sequence[Placement]]) -> int | None:
+    """Return the first level of a label pyramid that is placed on whole pixels of the image; None if there is none.
+
+    Parameters
+    ----------
+    image : sequence of Placement
+    levels : sequence of sequence of Placement
+    """
+    return next((k for k, each in enumerate(levels) if not isinstance(relative_in_common(image, each), str)), None)
 
 
 def place_labels(

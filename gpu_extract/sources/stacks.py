@@ -66,6 +66,8 @@ class Stack:
         One per coordinate system in which the file places the planes.
     warnings : tuple of str
         What a user should know about the file, one line each.
+    levels : tuple
+        Placements of all levels of the pyramid that the planes are a level of.
     """
 
     location: Location
@@ -76,6 +78,7 @@ class Stack:
     pixel_size: tuple[float, float] | None = None
     placements: tuple[Placement, ...] = ()
     warnings: tuple[str, ...] = ()
+    levels: tuple[tuple[Placement, ...], ...] = ()
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""

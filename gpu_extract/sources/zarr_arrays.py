@@ -82,7 +82,7 @@ def open_zarr(location: Location) -> Stack:
             if not warnings and location.selection.missing is None:
                 array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
             path, stamp = absolute_path(location.path), files.stamp
-    names = () if found is None else found.names
+    names, levels = ((), ()) if found is None else (found.names, found.placements)
     planes = ZarrPlanes(
         key=(path, array.path, stamp, location.selection.missing),
         size=array.shape[-2:],
@@ -91,4 +91,4 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings)
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings, levels)

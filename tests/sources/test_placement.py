@@ -206,13 +206,44 @@ def test_placement_of_the_level_that_is_read(tmp_path):
     slide = open_slide(f"{path}#level=1", nucleus="nucleus")
     assert "begin at y 10, x 15" in slide.warnings[0]
     check_cells(slide, 5)
-    store = zarr.open_group(path)["labels/nucleus"]
-    ome = copy.deepcopy(store.attrs["ome"])
-    ome["multiscales"][0]["datasets"].reverse()  # its level 0 is the smaller one
-    store.attrs["ome"] = ome
+
+
+def write_levels(path, image, labels):
+    """Write pyramids of which only the levels of these scales exist."""
+    root = write(path, [], [], planes=LABELS, levels=4) and zarr.open_group(path)
+    for node, scales in ((root["images/image"], image), (root["labels/nucleus"], labels)):
+        ome = copy.deepcopy(node.attrs["ome"])
+        (multiscale,) = ome["multiscales"]
+        multiscale["datasets"] = [d for k, d in enumerate(multiscale["datasets"]) if 2**k in scales]
+        node.attrs["ome"] = ome
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "selection", "level"),
+    [
+        ((4,), (1, 2, 4), "", 2),  # as in idr0062 of ez-zarr
+        ((1, 2, 4), (2, 4), "#level=1", 0),
+        ((1, 2), (1, 2), "#level=1", None),
+    ],
+)
+def test_the_level_of_labels_is_that_with_the_scale_of_the_image(tmp_path, image, labels, selection, level):
+    path = write_levels(tmp_path / "a.zarr", image, labels)
+    slide = open_slide(f"{path}{selection}", nucleus="nucleus")
+    check_cells(slide, 6)
+    if level is None:
+        assert slide.warnings == ()
+    else:
+        assert f"is read at level {level}, which has the scale of image {path}" in slide.warnings[0]
+        assert slide.masks["nucleus"].source == f"{path}#level={level},label=nucleus"
+
+
+def test_a_level_that_was_selected_for_labels_is_kept(tmp_path):
+    path = write_levels(tmp_path / "a.zarr", (1, 2), (1, 2))
     with pytest.raises(LabelError, match=r"scaled by y 2, x 2"):
-        open_slide(path, nucleus="nucleus")
-    check_cells(open_slide(f"{path}#level=1", nucleus="nucleus#level=0"), 5)
+        open_slide(path, nucleus="nucleus#level=1")
+    with pytest.raises(LabelError, match=r"scaled by y 2, x 2"):
+        open_slide(write_levels(tmp_path / "b.zarr", (1,), (2,)), nucleus="nucleus")
 
 
 @pytest.mark.parametrize(
