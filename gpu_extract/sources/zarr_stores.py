@@ -23,6 +23,7 @@ __all__ = [
     "Multiscale",
     "array_at",
     "array_axes",
+    "group_attributes",
     "multiscale",
     "store_labels",
     "store_location",
@@ -108,6 +109,22 @@ def zarr_element(location: Location) -> Node:
     if len(labels) > 1 and usual is None:
         raise SourceError(f"{location} has the labels {_joined(labels)}; choose one: {location.path}#label=NAME")
     return _child(location, labels, "label", usual or next(iter(labels)))
+
+
+def group_attributes(location: Location, path: str) -> dict[str, Any] | None:
+    """Return the OME-Zarr attributes of a group at a path in a store; None if there is no group.
+
+    Parameters
+    ----------
+    location : Location
+        Of the store.
+    path : str
+        From the root; empty for the root itself.
+    """
+    node = _root(location)
+    if path:
+        node = node.get(path) if isinstance(node, zarr.Group) and _is_inside(path) else None
+    return _attributes(node) if isinstance(node, zarr.Group) else None
 
 
 def store_labels(location: Location) -> tuple[str, ...]:
