@@ -24,7 +24,9 @@ from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
 from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
+from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
+from gpu_extract.sources.slide_table import SlideInput
 from gpu_extract.sources.stacks import Stack
 
 if TYPE_CHECKING:
@@ -64,7 +66,10 @@ def open_slide(
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    fields = plate_fields(image)
+    if len(fields) > 1:
+        raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
+    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -79,6 +84,9 @@ def open_slides(
 ) -> tuple[Slide, ...]:
     """The slides of an image, one for each of its time points, as `open_slide` makes one.
 
+    A plate of OME-Zarr, or a well, is one slide for each field, named ``<well>_<field>``, with the metadata ``well``,
+    ``row``, ``column`` and ``field``.
+
     The slide of time point 3 is named ``<name>_t3`` and labelled ``{"timepoint": "3"}``. An image of one time point,
     or with one selected (``#t=3``), is one slide, the same as that of `open_slide`. A classic SPARCSpy time course
     labels its slides itself, and those without any cell are left out.
@@ -88,12 +96,40 @@ def open_slides(
     InputError
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
+    whole = SlideInput(image, nucleus, cytosol, name=name)
+    fields = plate_inputs(whole)
+    if fields[0] is not whole:
+        return _open_plate(image, fields, channel_names, channels)
     given = _opened(image, nucleus, cytosol, channel_names, channels)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
     slides = [replace(given.slide(f"{base}_t{t}", t), metadata={"timepoint": str(t)}) for t in range(n_times)]
     return given.described(slides)
+
+
+def _open_plate(
+    image: Any, fields: Sequence[SlideInput], channel_names: Sequence[str] | None, channels: Sequence[int | str] | None
+) -> tuple[Slide, ...]:
+    """Return the slides of all fields of a plate."""
+    slides: list[Slide] = []
+    errors: dict[str, InputError] = {}
+    for each in fields:
+        try:
+            found = open_slides(
+                each.image,
+                nucleus=each.nucleus,
+                cytosol=each.cytosol,
+                channel_names=channel_names,
+                channels=channels,
+                name=each.name,
+            )
+            slides += [replace(slide, metadata={**each.metadata, **slide.metadata}) for slide in found]
+        except InputError as error:
+            errors[each.image] = error
+    if errors:
+        raise fields_error(image, len(fields), errors)
+    return tuple(slides)
 
 
 @dataclass(frozen=True)
