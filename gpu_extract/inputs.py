@@ -20,6 +20,7 @@ from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels, vanished_ids
+from gpu_extract.sources.plates import plate_inputs
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_listed_once
 
 __all__ = ["as_recipe", "plan", "plan_many", "plan_slides"]
@@ -122,6 +123,8 @@ def plan_slides(
     subset = planning.CellSubset(_as_ids(options.get("ids")), options.get("n_cells"), options.get("seed", 0))
     # Cached, because both the check of the slides and the plan call it.
     statistics = cast(Statistics, functools.cache(statistics))
+    if on_bad_slide == "skip":  # each field of a plate by itself
+        inputs = [each for given in inputs for each in plate_inputs(given)]
     check_listed_once(inputs)
     check = statistics if on_bad_slide == "skip" else None
     opened, warnings = _opened(inputs, lambda given: _open(given, options), check)

@@ -23,7 +23,10 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
+from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
+from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
+from gpu_extract.sources.slide_table import SlideInput
 from gpu_extract.sources.stacks import Stack
 
 if TYPE_CHECKING:
@@ -63,7 +66,10 @@ def open_slide(
     InputError
         If the input cannot be extracted; also its subclasses `SourceError` and `LabelError`.
     """
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    fields = plate_fields(image)
+    if len(fields) > 1:
+        raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
+    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -78,6 +84,9 @@ def open_slides(
 ) -> tuple[Slide, ...]:
     """Return the slides of an image, one for each time point; see `open_slide`.
 
+    A plate of OME-Zarr, or a well, is one slide for each field, named ``<well>_<field>``, with the metadata ``well``,
+    ``row``, ``column`` and ``field``.
+
     The slide of time point 3 is named ``<name>_t3`` and has the metadata ``{"timepoint": "3"}``. An image with one
     time point, or with one selected (``#t=3``), is a single slide, the same as that of `open_slide`. The slides of a
     classic SPARCSpy time course have the metadata in its file, and time points without any cell are omitted.
@@ -87,12 +96,40 @@ def open_slides(
     InputError
         As for `open_slide`; also if image and label planes differ in their number of time points.
     """
+    whole = SlideInput(image, nucleus, cytosol, name=name)
+    fields = plate_inputs(whole)
+    if fields[0] is not whole:
+        return _open_plate(image, fields, channel_names, channels)
     given = _opened(image, nucleus, cytosol, channel_names, channels)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
     slides = [replace(given.slide(f"{base}_t{t}", t), metadata={"timepoint": str(t)}) for t in range(n_times)]
     return given.described(slides)
+
+
+def _open_plate(
+    image: Any, fields: Sequence[SlideInput], channel_names: Sequence[str] | None, channels: Sequence[int | str] | None
+) -> tuple[Slide, ...]:
+    """Return the slides of all fields of a plate."""
+    slides: list[Slide] = []
+    errors: dict[str, InputError] = {}
+    for each in fields:
+        try:
+            found = open_slides(
+                each.image,
+                nucleus=each.nucleus,
+                cytosol=each.cytosol,
+                channel_names=channel_names,
+                channels=channels,
+                name=each.name,
+            )
+            slides += [replace(slide, metadata={**each.metadata, **slide.metadata}) for slide in found]
+        except InputError as error:
+            errors[each.image] = error
+    if errors:
+        raise fields_error(image, len(fields), errors)
+    return tuple(slides)
 
 
 @dataclass(frozen=True)
@@ -132,7 +169,16 @@ class _Opened:
         """Return the slide, of one time point if ``t`` is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
+        masks, shifts = place_labels(
+            image,
+            self.channels[0].placements,
+            masks,
+            {plane: labels.placements for plane, labels in self.planes.items()},
+        )
+        size = _pixel_size(self.channels)
+        opened = [each for each in (*self.channels, *self.planes.values()) if isinstance(each, Stack)]
+        warnings = (*(line for each in opened for line in each.warnings), *shifts)
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
         """Return the image, of one time point if ``t`` is given."""
@@ -160,15 +206,36 @@ def _opened(
     project = _classic_project(images)
     own_planes = project is not None and not planes
     labels = project.planes() if project and own_planes else label_planes(images, planes)
+    channels_opened = [opened(item, None) for item in ([project.image] if project else images)]
     given = _Opened(
-        channels=[opened(item, None) for item in ([project.image] if project else images)],
-        planes={plane: opened(at, plane) for plane, at in labels.items()},
+        channels=channels_opened,
+        planes={plane: _on_image(channels_opened[0], opened(at, plane)) for plane, at in labels.items()},
         names=None if channel_names is None else tuple(cleaned(channel) for channel in channel_names),
         stem=_stem(images[0]) or "slide",
         project=project,
         own_planes=own_planes,
     )
     return _with_channels(given, channels)
+
+
+def _on_image(image: ArrayRaster | Stack, labels: ArrayRaster | Stack) -> ArrayRaster | Stack:
+    """Return the level of labels that has the scale of the image, unless another level was selected for the labels."""
+    if not isinstance(image, Stack) or not isinstance(labels, Stack):
+        return labels
+    level = labels.location.selection.level
+    if level_on_image(image.placements, [labels.placements]) == 0 or level not in (
+        None,
+        image.location.selection.level,
+    ):
+        return labels
+    found = level_on_image(image.placements, labels.levels)
+    if found is None:
+        return labels
+    selection = replace(labels.location.selection, level=found)
+    other = opened(replace(labels.location, selection=selection), labels.location.plane)
+    assert isinstance(other, Stack)
+    line = f"{other.location} is read at level {found}, which has the scale of {image.location}"
+    return replace(other, warnings=(*other.warnings, line))
 
 
 def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:
@@ -248,6 +315,7 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
         return rasters[0]
     own_names = ["".join(raster.names) for raster in rasters]  # StackedRaster refuses more than one plane each
     stems = [_stem(each.location) if isinstance(each, Stack) else "" for each in channels]
+    check_channels([raster.source for raster in rasters], [channel.placements for channel in channels])
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import Raster
+from gpu_extract.sources.placement import array_placements
 
 __all__ = ["ArrayRaster", "StackedRaster", "is_array", "raster_shape", "read_box"]
 
@@ -83,6 +84,7 @@ class ArrayRaster:
             channels = None  # it has only one
         names = _coordinates(array)
         self._array = array
+        self.placements = array_placements(array)
         self._plane = plane
         self._channels = channels
         self.names = names if channels is None or not names else tuple(names[index] for index in channels)

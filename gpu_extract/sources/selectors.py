@@ -7,7 +7,7 @@
     stack.ome.tif#z=3             a Z slice, or z=max, the maximum projection
     movie.ome.tif#t=3,c=0         a time point; several selectors are separated by commas
     store.zarr#image=NAME         an image, or label=NAME, a label, by name
-    sparse.zarr#missing=fill      absent chunks are read as the fill value
+    sparse.zarr#missing=error     absent chunks are an error; in HDF5 missing=fill makes them the fill value
 
 A file whose own name contains ``#`` is opened under that name. In HDF5 the path of a dataset precedes the selectors:
 ``file.h5:/a/b#c=0``.
@@ -37,7 +37,7 @@ class Selection:
     t: int | None = None
     image: str | None = None
     label: str | None = None
-    missing: Literal["fill"] | None = None
+    missing: Literal["fill", "error"] | None = None
 
     def __str__(self) -> str:
         """Return the text after the path; empty if nothing is selected."""
@@ -169,12 +169,12 @@ def _value(text: str, key: str, value: str) -> Any:
             return channels
     if key in ("level", "z", "t") and re.fullmatch(r"\d{1,9}", value):
         return int(value)
-    if (key, value) in (("z", "max"), ("missing", "fill")):
+    if (key, value) in (("z", "max"), ("missing", "fill"), ("missing", "error")):
         return value
     allowed = {
         "c": "different channels by number from 0 or by name, as in c=0,2",
         "z": "a number from 0, or max",
-        "missing": "fill",
+        "missing": "fill or error",
         "image": "a name",
         "label": "a name",
     }

@@ -12,6 +12,7 @@ from gpu_extract.channels import channel_indices
 from gpu_extract.errors import LabelError, SourceError
 from gpu_extract.model import Raster
 from gpu_extract.sources.names import unique_names
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 
 __all__ = [
@@ -61,6 +62,12 @@ class Stack:
     planes : Planes
     pixel_size : (y, x), um, optional
         Size of a pixel, if the file has it.
+    placements : tuple of Placement
+        One per coordinate system in which the file places the planes.
+    warnings : tuple of str
+        What a user should know about the file, one line each.
+    levels : tuple
+        Placements of all levels of the pyramid that the planes are a level of.
     """
 
     location: Location
@@ -69,6 +76,9 @@ class Stack:
     names: tuple[str, ...]
     planes: Planes
     pixel_size: tuple[float, float] | None = None
+    placements: tuple[Placement, ...] = ()
+    warnings: tuple[str, ...] = ()
+    levels: tuple[tuple[Placement, ...], ...] = ()
 
     def size(self, axis: str) -> int:
         """Return the length of an axis; 1 if the file does not have it."""

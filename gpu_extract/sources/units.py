@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["pixel_size"]
+__all__ = ["pixel_size", "um_per_unit"]
 
 # The units of OME-XML, OME-Zarr (UDUNITS-2) and ImageJ, in lower case. Anything else, such as "pixel", is not a length.
 UM_PER_UNIT = {
@@ -18,6 +18,11 @@ UM_PER_UNIT = {
     **dict.fromkeys(("m", "meter"), 1e6),
     **dict.fromkeys(("in", "inch"), 25400.0),
 }
+
+
+def um_per_unit(unit: Any) -> float | None:
+    """Return the length of a unit in um; None if it is not a unit of length."""
+    return UM_PER_UNIT.get(str(unit).lower())
 
 
 def pixel_size(y: Any, x: Any, unit_y: Any, unit_x: Any) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Access to Zarr stores in folders and at URLs; absent chunks are errors, and failed requests are repeated."""
+"""Access to Zarr stores in folders and at URLs, with control over absent chunks and failed requests."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ N_TRIES = 6
 
 
 class StrictStore(WrapperStore[Store]):
-    """A Zarr store that raises an error when an absent chunk is read, and repeats requests that a server failed.
+    """A Zarr store that can treat absent chunks as errors, and repeats requests that a server failed.
 
     Parameters
     ----------
     store : zarr.abc.store.Store
     location : Location
+
+    Attributes
+    ----------
+    strict : bool
+        Whether it is an error to read an absent chunk: if the user selected ``missing=error``, and for arrays that had
+        all their chunks when they were opened. Otherwise the format defines that it has the fill value.
     """
 
     def __init__(self, store: Store, location: Location) -> None:
         super().__init__(store)
         self._location = location
+        self.strict = location.selection.missing == "error"
 
     @classmethod
     def at(cls, location: Location) -> StrictStore:
@@ -41,16 +48,18 @@ class StrictStore(WrapperStore[Store]):
         return cls(LocalStore(absolute_path(location.path), read_only=True), location)
 
     def _with_store(self, store: Store) -> StrictStore:
-        return StrictStore(store, self._location)
+        other = StrictStore(store, self._location)
+        other.strict = self.strict
+        return other
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """Return the bytes of a key; None if it is a metadata file that does not exist."""
         found = await self._request(key, prototype, byte_range)
         is_chunk = key.rpartition("/")[2] not in METADATA
-        if found is None and is_chunk and self._location.selection.missing != "fill":
+        if found is None and is_chunk and self.strict:
             raise SourceError(
-                f"{self._location} lacks the chunk {key}, which would read as a blank; copy or export it again, "
-                "or add #missing=fill to the path if its writer left out what is empty"
+                f"{self._location} lacks the chunk {key}; copy or export it again, or, if its writer leaves out empty "
+                "chunks, select #missing=fill"
             )
         return found
 

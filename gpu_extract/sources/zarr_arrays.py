@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import absolute_path, translated
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
@@ -60,24 +61,28 @@ def open_zarr(location: Location) -> Stack:
         found = multiscale(location, element)
         if found is None:
             array, axes, size = element, array_axes(location, element), None
+            placements: tuple[Placement, ...] = ()
         else:
             level = location.selection.level or 0
             if level >= len(found.paths):
                 raise out_of_range(location, "level", len(found.paths))
             array, axes = array_at(location, element, found.paths[level]), found.axes
-            size = found.pixel_sizes[level]
+            size, placements = found.pixel_sizes[level], found.placements[level]
         check_array(location, array)
         if len(axes) != array.ndim:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        if location.is_url:  # not every server lists its files: `StrictStore` checks chunks when they are read
+        warnings: tuple[str, ...] = ()
+        if location.is_url:  # not every server lists its files
             path, stamp = location.path, uuid.uuid4().hex
         else:
             files = stored_files(location, array)
-            check_chunks(location, array, files.chunks)
+            warnings = check_chunks(location, array, files.chunks)
+            if not warnings and location.selection.missing is None:
+                array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
             path, stamp = absolute_path(location.path), files.stamp
-    names = () if found is None else found.names
+    names, levels = ((), ()) if found is None else (found.names, found.placements)
     planes = ZarrPlanes(
         key=(path, array.path, stamp, location.selection.missing),
         size=array.shape[-2:],
@@ -86,4 +91,4 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size)
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings, levels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,6 @@ import numpy as np
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import Stamp, stamp_of
 from gpu_extract.sources.selectors import Location
-from gpu_extract.sources.stacks import absent
 from gpu_extract.sources.zarr_access import METADATA
 
 __all__ = ["StoredFiles", "check_array", "check_chunks", "stored_files"]
@@ -80,8 +80,8 @@ def stored_files(location: Location, array: Any) -> StoredFiles:
     return StoredFiles(frozenset(chunks), f"{total % 2**128:x}")
 
 
-def check_chunks(location: Location, array: Any, files: Collection[str]) -> None:
-    """Raise an error if chunks of an array in a folder are absent, unless ``missing=fill`` is selected.
+def check_chunks(location: Location, array: Any, files: Collection[str]) -> tuple[str, ...]:
+    """Return a warning if chunks of an array in a folder are absent, because the format lets writers omit empty ones.
 
     Parameters
     ----------
@@ -93,23 +93,45 @@ def check_chunks(location: Location, array: Any, files: Collection[str]) -> None
     Raises
     ------
     SourceError
+        If all chunks are absent, unless ``missing=fill`` is selected; if any is and ``missing=error`` is selected.
     """
-    if location.selection.missing == "fill":
-        return
-    folder = os.path.join(location.path, array.path)
-    grid = [math.ceil(side / chunk) for side, chunk in zip(array.shape, array.shards or array.chunks, strict=True)]
-    n_absent = math.prod(grid) - len(files)
-    # Only if there are as many files as chunks; otherwise a huge shape in the metadata would make the loop endless.
-    if n_absent <= 0:
-        keys = {array.metadata.encode_chunk_key(coordinates): coordinates for coordinates in np.ndindex(*grid)}
-        n_absent = len(keys.keys() - set(files))
-        if n_absent == 0 and array.shards:
-            n_absent = sum(
-                _count_absent(location, array, os.path.join(folder, key), coordinates)
-                for key, coordinates in keys.items()
-            )
-    if n_absent > 0:
-        raise absent(location, n_absent, "chunks", array.fill_value)
+    n_chunks = math.prod(_grid(array.shape, array.chunks))
+    present = _present(array, files)
+    if array.shards:
+        folder = os.path.join(location.path, array.path)
+        n_present = sum(_count_in_shard(location, array, os.path.join(folder, key), at) for key, at in present.items())
+    else:
+        n_present = len(present)
+    return _absent_warning(location, n_chunks - n_present, n_chunks, array.fill_value)
+
+
+def _present(array: Any, files: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return the file names of existing chunks, or shards, and their indices; other files are ignored."""
+    grid = _grid(array.shape, array.shards or array.chunks)
+    first = array.metadata.encode_chunk_key((0,) * array.ndim)
+    pattern = re.compile(re.escape(first).replace("0", r"(\d{1,18})"))
+    matches = {name: pattern.fullmatch(name) for name in files}
+    indices = {name: tuple(map(int, match.groups())) for name, match in matches.items() if match}
+    return {name: at for name, at in indices.items() if all(i < n for i, n in zip(at, grid, strict=True))}
+
+
+def _grid(shape: Sequence[int], chunks: Sequence[int]) -> list[int]:
+    """Return the number of chunks along each axis."""
+    return [math.ceil(side / chunk) for side, chunk in zip(shape, chunks, strict=True)]
+
+
+def _absent_warning(location: Location, n_absent: int, n_chunks: int, fill: Any) -> tuple[str, ...]:
+    missing, lacks = location.selection.missing, f"{location} lacks {n_absent} of its {n_chunks} chunks"
+    if n_absent <= 0 or missing == "fill":
+        return ()
+    if missing == "error":
+        raise SourceError(f"{lacks}, and #missing=error was given; copy or export it again")
+    if n_absent >= n_chunks:
+        raise SourceError(
+            f"{location} has none of its {n_chunks} chunks; copy or export it again, or, if it is empty, add "
+            "#missing=fill to the path"
+        )
+    return (f"{lacks}, which are read as {fill}, as its format defines (#missing=error makes this an error)",)
 
 
 def _files(location: Location, folder: str) -> Iterator[tuple[str, Stamp]]:
@@ -141,8 +163,8 @@ def _outside_store(location: Location, path: str) -> SourceError:
     return SourceError(f"{location} contains a link to a target outside the store, {path}; copy the files instead")
 
 
-def _count_absent(location: Location, array: Any, path: str, coordinates: Sequence[int]) -> int:
-    """Return the number of absent chunks of a shard, among those inside the array."""
+def _count_in_shard(location: Location, array: Any, path: str, coordinates: Sequence[int]) -> int:
+    """Return the number of chunks in a shard, among those inside the array."""
     sharding = array.metadata.codecs[0]
     codecs = [codec.to_dict()["name"] for codec in sharding.index_codecs]
     if codecs not in (["bytes", "crc32c"], ["bytes"]):
@@ -160,4 +182,4 @@ def _count_absent(location: Location, array: Any, path: str, coordinates: Sequen
         slice(math.ceil((side - at * shard) / chunk))
         for side, at, shard, chunk in zip(array.shape, coordinates, array.shards, array.chunks, strict=True)
     )
-    return int(np.count_nonzero((index[inside] == ABSENT).all(axis=-1)))
+    return int(np.count_nonzero((index[inside] != ABSENT).any(axis=-1)))

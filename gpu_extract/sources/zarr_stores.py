@@ -13,14 +13,17 @@ import zarr
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
 from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
+from gpu_extract.sources.zarr_placement import zarr_placements
 
 __all__ = [
     "Multiscale",
     "array_at",
     "array_axes",
+    "group_attributes",
     "multiscale",
     "store_labels",
     "store_location",
@@ -53,12 +56,15 @@ class Multiscale:
         Channel names, or empty.
     pixel_sizes : tuple
         Pixel size (y, x) of each array in um; None if it is not stated.
+    placements : tuple
+        Placements of each array, one per coordinate system; see `zarr_placements`.
     """
 
     axes: str
     paths: tuple[str, ...]
     names: tuple[str, ...]
     pixel_sizes: tuple[tuple[float, float] | None, ...]
+    placements: tuple[tuple[Placement, ...], ...] = ()
 
 
 def store_location(location: Location) -> Location | None:
@@ -105,6 +111,22 @@ def zarr_element(location: Location) -> Node:
     return _child(location, labels, "label", usual or next(iter(labels)))
 
 
+def group_attributes(location: Location, path: str) -> dict[str, Any] | None:
+    """Return the OME-Zarr attributes of a group at a path in a store; None if there is no group.
+
+    Parameters
+    ----------
+    location : Location
+        Of the store.
+    path : str
+        From the root; empty for the root itself.
+    """
+    node = _root(location)
+    if path:
+        node = node.get(path) if isinstance(node, zarr.Group) and _is_inside(path) else None
+    return _attributes(node) if isinstance(node, zarr.Group) else None
+
+
 def store_labels(location: Location) -> tuple[str, ...]:
     """Return the names of the labels that belong to the image at a location."""
     root = _root(location)
@@ -137,7 +159,9 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         channels = attributes.get("omero", {}).get("channels", [])
         names = tuple(str(channel.get("label", "")) for channel in channels)
         sizes = tuple(zarr_pixel_size(first, dataset) for dataset in first["datasets"])
-    return Multiscale(_axes(location, given), paths, names, sizes)
+        axes = _axes(location, given)
+        placements = tuple(zarr_placements(first, axes, level) for level in range(len(paths)))
+    return Multiscale(axes, paths, names, sizes, placements)
 
 
 def array_axes(location: Location, array: Any) -> str:

@@ -76,11 +76,12 @@ def test_absent_chunks_over_http(served):
     labels = LABELS.copy()
     labels[:32, :48] = 0
     zarr.create_array(folder / "a.zarr", data=labels, chunks=(32, 48))
-    raster = open_labels(f"{url}/a.zarr", "nucleus")
-    with pytest.raises(SourceError, match=r"lacks the chunk c/0/0, .* add #missing=fill"):
+    raster = open_labels(f"{url}/a.zarr#missing=error", "nucleus")
+    with pytest.raises(SourceError, match=r"lacks the chunk c/0/0; .* select #missing=fill"):
         raster.read(*BOX)
-    filled = open_labels(f"{url}/a.zarr#missing=fill", "nucleus")
-    np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
+    for selection in ("", "#missing=fill"):
+        filled = open_labels(f"{url}/a.zarr{selection}", "nucleus")
+        np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
 
 
 def test_spatialdata_over_http(served):

@@ -86,29 +86,67 @@ def test_a_sweep_reads_each_chunk_once(tmp_path, monkeypatch):
     assert len(chunks) == len(set(chunks)) == 30
 
 
-def test_absent_chunks_are_an_error_unless_fill_is_selected(tmp_path):
+def with_empty_corner(path, **storage):
+    """Write labels whose first chunk is empty, and so not written by zarr; return them."""
     labels = LABELS.copy()
     labels[:32, :48] = 0
-    zarr.create_array(tmp_path / "a.zarr", data=labels, chunks=(32, 48))  # zarr does not write empty chunks
-    with pytest.raises(SourceError, match=r"lacks 1 of its chunks, which would read as 0; .* add #missing=fill"):
-        open_labels(tmp_path / "a.zarr", "nucleus")
-    filled = open_labels(f"{tmp_path}/a.zarr#missing=fill", "nucleus")
-    np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
+    zarr.create_array(path, data=labels, **storage)
+    return labels
 
 
-def test_absent_chunks_in_shards_are_an_error(tmp_path):
-    labels = LABELS.copy()
-    labels[:32, :48] = 0
-    zarr.create_array(tmp_path / "a.zarr", data=labels, chunks=(16, 24), shards=(64, 96))
-    with pytest.raises(SourceError, match="lacks 4 of its chunks"):
-        open_labels(tmp_path / "a.zarr", "nucleus")
+@pytest.mark.parametrize(
+    ("storage", "n_absent", "n_chunks"),
+    [
+        ({"chunks": (32, 48)}, 1, 6),
+        ({"chunks": (32, 48), "zarr_format": 2}, 1, 6),
+        ({"chunks": (32, 48), "zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}}, 1, 6),
+        ({"chunks": (16, 24), "shards": (64, 96)}, 4, 20),
+        ({"chunks": (16, 24), "shards": (32, 48)}, 4, 20),
+    ],
+)
+def test_absent_chunks_have_the_fill_value(tmp_path, storage, n_absent, n_chunks):
+    path = tmp_path / "a.zarr"
+    labels = with_empty_corner(path, **storage)
+    slide = open_slide(IMAGE, nucleus=path)
+    np.testing.assert_array_equal(slide.read(BOX).labels[0], crop(labels))
+    (warning,) = slide.warnings
+    assert warning.startswith(
+        f"nucleus label plane {path} lacks {n_absent} of its {n_chunks} chunks, which are read as 0"
+    )
+    assert open_slide(IMAGE, nucleus=f"{path}#missing=fill").warnings == ()
+    with pytest.raises(SourceError, match=f"lacks {n_absent} of its {n_chunks} chunks, and #missing=error was given"):
+        open_slide(IMAGE, nucleus=f"{path}#missing=error")
+
+
+def test_a_fill_value_other_than_0_is_read(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", shape=(70, 90), chunks=(32, 48), dtype="u2", fill_value=7)[40:] = 9
+    slide = open_slide(IMAGE, nucleus=tmp_path / "a.zarr")
+    assert "lacks 2 of its 6 chunks, which are read as 7" in slide.warnings[0]
+    np.testing.assert_array_equal(np.unique(slide.read((0, 0, 40, 90)).labels[0]), 7)
+
+
+@pytest.mark.parametrize("storage", [{}, {"shards": (64, 96)}, {"zarr_format": 2}])
+def test_an_array_without_any_chunk_is_an_error(tmp_path, storage):
+    zarr.create_array(tmp_path / "a.zarr", shape=(70, 90), chunks=(32, 48), dtype="u2", **storage)
+    with pytest.raises(SourceError, match=r"has none of its \d chunks; .*, if it is empty, add #missing=fill"):
+        open_slide(IMAGE, nucleus=tmp_path / "a.zarr")
+    assert not open_labels(f"{tmp_path}/a.zarr#missing=fill", "nucleus").read(*BOX).any()
+
+
+def test_chunks_under_other_names_do_not_count(tmp_path):
+    """A store copied with another separator of chunk names would read as empty."""
+    with_empty_corner(tmp_path / "a.zarr", chunks=(32, 48), zarr_format=2)
+    metadata = json.loads((tmp_path / "a.zarr" / ".zarray").read_text())
+    (tmp_path / "a.zarr" / ".zarray").write_text(json.dumps(metadata | {"dimension_separator": "/"}))
+    with pytest.raises(SourceError, match="has none of its 6 chunks"):
+        open_slide(IMAGE, nucleus=tmp_path / "a.zarr")
 
 
 def test_a_chunk_deleted_after_opening_is_an_error(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr")
     raster = open_image(path)
     (path / "s0" / "c" / "1" / "0" / "1").unlink()
-    with pytest.raises(SourceError, match="lacks the chunk s0/c/1/0/1, which would read as a blank"):
+    with pytest.raises(SourceError, match="lacks the chunk s0/c/1/0/1; copy or export it again"):
         raster.read(*BOX)
 
 
@@ -155,11 +193,6 @@ def change_chunks(*sides):
         ("", change_axes("z", "c", "y", "x"), "is damaged: its metadata name the axes zcyx"),
         ("", lambda metadata: metadata["attributes"]["ome"].update(multiscales=[7]), "damaged OME-Zarr metadata"),
         ("", lambda metadata: metadata["attributes"].clear(), "without an image|choose one"),
-        (
-            "s0",
-            lambda metadata: metadata.update(shape=[3, 10**6, 10**6]),
-            "lacks .* of its chunks, which would read as 0",
-        ),
         ("s0", change_chunks(1, 10**6, 10**6), "has chunks of 2000000000000 bytes, and at most"),
         ("s0", lambda metadata: metadata.update(shape=[3, 0, 90]), "no pixels"),
         ("s0", lambda metadata: metadata.update(data_type="nonsense"), "damaged Zarr store"),
@@ -178,7 +211,9 @@ def test_damaged_stores_are_an_error(tmp_path, node, change, message):
 def test_a_region_of_a_store_with_a_trillion_pixels_is_read(tmp_path):
     path = write_ome_zarr(tmp_path / "a.zarr")
     edit_metadata(path / "s0", lambda metadata: metadata.update(shape=[3, 10**6, 10**6]))
-    raster = open_image(f"{path}#missing=fill")
+    with pytest.raises(SourceError, match=r"lacks \d* of its \d* chunks, and #missing=error was given"):
+        open_image(f"{path}#missing=error")
+    raster = open_image(path)
     assert raster.shape == (3, 10**6, 10**6)
     assert not raster.read(10**6 - 40, 10**6 - 30, 10**6, 10**6).any()
     np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
