@@ -132,7 +132,14 @@ class _Opened:
         """The slide, of a time point if one is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
+        return Slide(
+            image,
+            masks,
+            self.channel_names(image),
+            name=name,
+            pixel_size=_pixel_size(self.channels),
+            warnings=_warnings([*self.channels, *self.planes.values()]),
+        )
 
     def image(self, t: int | None) -> Raster:
         """The image alone."""
@@ -255,6 +262,11 @@ def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] 
     """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
+
+
+def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:
+    """Return the warnings about the files of a slide, each once."""
+    return tuple(dict.fromkeys(line for each in sources if isinstance(each, Stack) for line in each.warnings))
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:

@@ -61,6 +61,8 @@ class Stack:
     planes : Planes
     pixel_size : (y, x), um, optional
         Size of a pixel, where the file says it.
+    warnings : tuple of str
+        Warnings about the file, one line each.
     """
 
     location: Location
@@ -69,6 +71,7 @@ class Stack:
     names: tuple[str, ...]
     planes: Planes
     pixel_size: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""
