@@ -38,6 +38,7 @@ MAGIC = {
     b"\x89HDF\r\n\x1a\n": "hdf5",
 }
 PICTURE_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+OME_MAGIC = (b"<?xml", b"\xef\xbb\xbf<?xml", b"<OME")  # perhaps the companion file of an OME-TIFF
 # Other common formats, for messages.
 VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "LIF"}
 # Number of bytes at the beginning of a file by which the format is detected.
@@ -151,7 +152,7 @@ def absolute_path(path: str) -> str:
 def file_format(file: SourceFile) -> str:
     """Return the format of a file, by its first bytes, not its name.
 
-    It is ``npy``, ``npz``, ``tiff``, ``hdf5``, ``picture`` (PNG, JPEG) or else ``vendor``.
+    It is ``npy``, ``npz``, ``tiff``, ``hdf5``, ``picture`` (PNG, JPEG), ``xml``, or else ``vendor``.
 
     Raises
     ------
@@ -164,6 +165,8 @@ def file_format(file: SourceFile) -> str:
             return name
     if head.startswith(tuple(PICTURE_MAGIC)):
         return "picture"
+    if head.startswith(OME_MAGIC) and file.path.lower().endswith((".ome", ".xml")):
+        return "xml"
     if not head or _is_text(head):
         raise SourceError(f"{file} {_description(head)}; {READABLE}: convert it to OME-TIFF")
     return "vendor"
