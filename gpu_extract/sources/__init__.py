@@ -175,10 +175,14 @@ class _Opened:
             masks,
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
-        size = _pixel_size(self.channels)
-        opened = [each for each in (*self.channels, *self.planes.values()) if isinstance(each, Stack)]
-        warnings = (*(line for each in opened for line in each.warnings), *shifts)
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
+        return Slide(
+            image,
+            masks,
+            self.channel_names(image),
+            name=name,
+            pixel_size=_pixel_size(self.channels),
+            warnings=(*_warnings([*self.channels, *self.planes.values()]), *shifts),
+        )
 
     def image(self, t: int | None) -> Raster:
         """Return the image, of one time point if ``t`` is given."""
@@ -323,6 +327,11 @@ def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] 
     """Return the pixel size in the files of a slide; None if they have none or disagree."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
+
+
+def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:
+    """Return the warnings about the files of a slide, each once."""
+    return tuple(dict.fromkeys(line for each in sources if isinstance(each, Stack) for line in each.warnings))
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:

@@ -104,7 +104,7 @@ class ClassicProject:
                 f"only the {len(ids):,} ids in {self.classes} are extracted; give {self.image.path} itself for all"
             )
             slides = [slide.only(ids) for slide in slides]
-        return tuple(replace(slide, warnings=tuple(warnings)) for slide in slides)
+        return tuple(replace(slide, warnings=(*slide.warnings, *warnings)) for slide in slides)
 
     def _time_points(self, slides: Sequence[Slide], *, own_planes: bool) -> tuple[list[Slide], list[str]]:
         """Return the slides of time points with their metadata and ids, and a warning about those omitted."""

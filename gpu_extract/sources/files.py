@@ -27,7 +27,7 @@ __all__ = [
     "translated",
 ]
 
-READABLE = "this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy and .npz"
+READABLE = "this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy, .npz, PNG and JPEG"
 MAGIC = {
     b"\x93NUMPY": "npy",
     b"PK\x03\x04": "npz",
@@ -37,8 +37,9 @@ MAGIC = {
     b"MM\0+": "tiff",
     b"\x89HDF\r\n\x1a\n": "hdf5",
 }
-# Other common formats, for messages.
 PICTURE_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+OME_MAGIC = (b"<?xml", b"\xef\xbb\xbf<?xml", b"<OME")  # perhaps the companion file of an OME-TIFF
+# Other common formats, for messages.
 VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "LIF"}
 # Number of bytes at the beginning of a file by which the format is detected.
 N_HEAD = 64
@@ -149,18 +150,24 @@ def absolute_path(path: str) -> str:
 
 
 def file_format(file: SourceFile) -> str:
-    """Return ``npy``, ``npz``, ``tiff``, ``hdf5`` or else ``vendor``, by the file's first bytes, not its name.
+    """Return the format of a file, by its first bytes, not its name.
+
+    It is ``npy``, ``npz``, ``tiff``, ``hdf5``, ``picture`` (PNG, JPEG), ``xml``, or else ``vendor``.
 
     Raises
     ------
     SourceError
-        If it is empty, a text file, or a PNG or JPEG.
+        If it is empty or a text file.
     """
     head = _head(file)
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name
-    if not head or head.startswith(tuple(PICTURE_MAGIC)) or _is_text(head):
+    if head.startswith(tuple(PICTURE_MAGIC)):
+        return "picture"
+    if head.startswith(OME_MAGIC) and file.path.lower().endswith((".ome", ".xml")):
+        return "xml"
+    if not head or _is_text(head):
         raise SourceError(f"{file} {_description(head)}; {READABLE}: convert it to OME-TIFF")
     return "vendor"
 

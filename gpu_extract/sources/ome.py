@@ -1,16 +1,157 @@
-"""The OME-XML of a TIFF: channel names, pixel size, and the files of the dataset."""
+"""The OME-XML of a TIFF: its images and their files, channel names and pixel size.
+
+tifffile reads whatever the XML says: it fills missing files and planes with zeros, opens any file that is named,
+ignores pages that are not described, and reads an image that it does not understand as an unnamed stack of pages.
+The XML is therefore checked here, and cut to the image that is read.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from xml.etree import ElementTree as ET
+
+from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import SourceFile
 from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.tiff_images import ImageInFile, image_index, is_picture
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["check_ome_files", "ome_channel_names", "ome_pixel_size"]
+__all__ = [
+    "OmeImage",
+    "check_described",
+    "chosen_image",
+    "companion_xml",
+    "ome_channel_names",
+    "ome_pixel_size",
+    "ome_xml",
+]
+
+# Bytes. Companion files hold one line per plane; larger ones are malicious.
+MAX_XML = 256 << 20
+# tifffile allocates an entry per plane that the XML claims, even if no file has it.
+MAX_PLANES = 10_000_000
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """An image that the OME-XML of a TIFF describes.
+
+    Parameters
+    ----------
+    xml : str
+        The OME-XML, without the other images.
+    sizes : dict of str to int
+        Lengths of the axes T, Z, C, Y and X.
+    files : frozenset of str
+        Names of its other files.
+    n_images : int
+        Number of images in the OME-XML.
+    """
+
+    xml: str
+    sizes: dict[str, int]
+    files: frozenset[str]
+    n_images: int
+
+
+def ome_xml(file: SourceFile, tif: TiffFile) -> str | None:
+    """Return the OME-XML that describes a TIFF, from the TIFF or its metadata file; None if there is none.
+
+    Raises
+    ------
+    SourceError
+        If it is damaged, or its metadata file is missing.
+    """
+    description = tif.pages.first.description
+    if not tif.is_ome:
+        if "<OME" in description[:1000] and "openmicroscopy" in description[:1000]:
+            raise SourceError(f"{file} is damaged: its OME-XML is not complete; copy or export it again")
+        return None
+    binary_only = ET.fromstring(description).find("{*}BinaryOnly")
+    if binary_only is None:
+        return str(description)
+    return _metadata_file(file, binary_only.get("MetadataFile", ""))
+
+
+def chosen_image(file: SourceFile, location: Location, xml: str) -> OmeImage:
+    """Return the image to read: the one that ``image=`` selects, or the only one, or the only one in this file.
+
+    Raises
+    ------
+    SourceError
+        If it is not clear which one that is, or its other files are missing or outside its folder.
+    """
+    root = ET.fromstring(xml)
+    images = root.findall("{*}Image")
+    sizes = [_sizes(file, image) for image in images]
+    if not images:
+        raise SourceError(f"{file} has OME-XML without an image; export it again")
+    named = [
+        ImageInFile(
+            cleaned(image.get("Name", "")),
+            " ".join(f"{axis}={n}" for axis, n in size.items() if n != 1 or axis in "YX"),
+        )
+        for image, size in zip(images, sizes, strict=True)
+    ]
+    index = image_index(location, named, _candidates(file, root, images, named))
+    files = frozenset(_files(file, root, images[index]) - {None})
+    for number, image in enumerate(images):
+        if number != index:
+            root.remove(image)
+    _check_files(file, [name for name in files if name is not None])
+    xml = ET.tostring(root, encoding="unicode")
+    return OmeImage(xml, sizes[index], frozenset(name for name in files if name), len(images))
+
+
+def check_described(file: SourceFile, tif: TiffFile, image: OmeImage, series: Sequence[TiffPageSeries]) -> None:
+    """Refuse a file whose OME-XML does not fit its pages, or describes only a part of them.
+
+    Raises
+    ------
+    SourceError
+    """
+    said = " ".join(f"{axis}={n}" for axis, n in image.sizes.items())
+    if len(series) != 1 or series[0].kind != "ome":
+        page = tif.pages.first
+        raise SourceError(
+            f"{file} has OME-XML for an image of {said} that does not fit its {len(tif.pages)} pages of "
+            f"Y={page.imagelength} X={page.imagewidth}; correct the XML (tifffile.tiffcomment) or export it again"
+        )
+    if image.n_images > 1:
+        return  # the other pages belong to the other images
+    path = tif.filehandle.path
+    used = {page.index for page in series[0] if page is not None and page.parent.filehandle.path == path}
+    keyframe = series[0].keyframe
+    unused = [index for index in range(len(tif.pages)) if index not in used]
+    extra = [index for index in unused if used and _is_alike(tif.pages[index].aspage(), keyframe)]
+    if extra:
+        raise SourceError(
+            f"{file} has OME-XML ({said}) for {len(used)} of its {len(used) + len(extra)} pages, and not for page "
+            f"{extra[0]}; correct the XML (tifffile.tiffcomment) or export it again"
+        )
+
+
+def companion_xml(file: SourceFile) -> str:
+    """Return the OME-XML in a companion file, which describes TIFFs in its folder.
+
+    Raises
+    ------
+    SourceError
+        If it is other XML, or names no TIFF.
+    """
+    with file.open() as stream:
+        content = stream.read(MAX_XML)
+    root = ET.fromstring(content)
+    if not root.tag.endswith("OME"):
+        raise SourceError(f"{file} is XML and not an image; give the image file itself")
+    if root.find("{*}Image/{*}Pixels/{*}TiffData/{*}UUID[@FileName]") is None:
+        raise SourceError(f"{file} is OME-XML that names no TIFF; give the image file itself")
+    return ET.tostring(root, encoding="unicode")
 
 
 def ome_channel_names(xml: str) -> tuple[str, ...]:
@@ -33,22 +174,54 @@ def ome_pixel_size(xml: str) -> tuple[float, float] | None:
     return pixel_size(y[0], x[0], y[1], x[1])
 
 
-def check_ome_files(file: SourceFile, xml: str) -> None:
-    """Refuse an OME-TIFF whose other files are missing or outside its folder.
+def _sizes(file: SourceFile, image: ET.Element) -> dict[str, int]:
+    pixels = image.find("{*}Pixels")
+    sizes = {axis: _length("" if pixels is None else pixels.get(f"Size{axis}", "")) for axis in "TZCYX"}
+    wrong = [f"Size{axis}" for axis, n in sizes.items() if n < 1]
+    if wrong or sizes["C"] * sizes["Z"] * sizes["T"] > MAX_PLANES:
+        said = " ".join(f"{axis}={n}" for axis, n in sizes.items())
+        raise SourceError(
+            f"{file} has OME-XML for an image of {said}, which is not possible{f' ({wrong[0]})' if wrong else ''}; "
+            "correct the XML (tifffile.tiffcomment) or export it again"
+        )
+    return sizes
 
-    tifffile would fill missing files with zeros, and open any file that the XML names.
 
-    Raises
-    ------
-    SourceError
-    """
-    root = ET.fromstring(xml)
-    binary_only = root.find("{*}BinaryOnly")
-    if binary_only is not None:
-        main = cleaned(binary_only.get("MetadataFile", "another file"))
-        raise SourceError(f"{file} is one part of an OME-TIFF that {main} describes; give that file if it is a TIFF")
+def _length(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
+
+
+def _candidates(
+    file: SourceFile, root: ET.Element, images: Sequence[ET.Element], named: Sequence[ImageInFile]
+) -> list[int]:
+    """Return the images that may be meant: those in this file, if some are, and not pictures of the glass slide."""
+    indices = list(range(len(images)))
+    if file.plane is None:
+        indices = [index for index in indices if not is_picture(named[index].name)] or indices
+    own = [index for index in indices if None in _files(file, root, images[index])]
+    return own or indices
+
+
+def _files(file: SourceFile, root: ET.Element, image: ET.Element) -> set[str | None]:
+    """Return the names of an image's files, None for this file."""
+    own = root.get("UUID")
+    names: set[str | None] = set()
+    for data in image.iterfind("{*}Pixels/{*}TiffData"):
+        uuid = data.find("{*}UUID")
+        if uuid is None:
+            names.add(None)
+            continue
+        name = uuid.get("FileName", "")
+        # A renamed file is still recognized by its UUID, if it has one.
+        is_self = not name or name.lower() == os.path.basename(file.path).lower() or (own and uuid.text == own)
+        names.add(None if is_self else name)
+    return names
+
+
+def _check_files(file: SourceFile, names: Sequence[str]) -> None:
+    """Refuse files that are missing or outside the folder."""
     folder = os.path.realpath(os.path.dirname(os.path.abspath(file.path)))
-    for name in sorted(_other_names(file, root)):
+    for name in sorted(names):
         part = os.path.realpath(os.path.join(folder, name))
         if os.path.dirname(part) != folder:
             raise SourceError(
@@ -61,13 +234,24 @@ def check_ome_files(file: SourceFile, xml: str) -> None:
             )
 
 
-def _other_names(file: SourceFile, root: ET.Element) -> set[str]:
-    own = root.get("UUID")
-    names = set()
-    for uuid in root.iterfind("{*}Image/{*}Pixels/{*}TiffData/{*}UUID"):
-        name = uuid.get("FileName", "")
-        # A renamed file is still recognized by its UUID, if it has one.
-        is_self = uuid.text == own if own else name.lower() == os.path.basename(file.path).lower()
-        if name and not is_self:
-            names.add(name)
-    return names
+def _metadata_file(file: SourceFile, name: str) -> str:
+    """Return the OME-XML of the metadata file of a TIFF, which is XML or another TIFF."""
+    shown = cleaned(name) or "another file"
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(file.path)))
+    path = os.path.realpath(os.path.join(folder, name))
+    if not os.path.isfile(path) or os.path.dirname(path) != folder:
+        raise SourceError(f"{file} is one part of an OME-TIFF that {shown} describes; copy that into its folder")
+    with open(path, "rb") as stream:
+        if stream.read(2) not in (b"II", b"MM"):
+            stream.seek(0)
+            return stream.read(MAX_XML).decode("utf-8", "replace").lstrip("\ufeff")
+    with TiffFile(path) as tif:
+        xml = tif.ome_metadata
+    if xml is None or ET.fromstring(xml).find("{*}BinaryOnly") is not None:
+        raise SourceError(f"{file} is one part of an OME-TIFF, and {shown} does not describe it; export it again")
+    return str(xml)
+
+
+def _is_alike(page: TiffPage, keyframe: TiffPage) -> bool:
+    """Return whether a page could be another plane of an image."""
+    return not page.is_reduced and (page.shape, page.dtype) == (keyframe.shape, keyframe.dtype)

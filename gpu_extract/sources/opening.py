@@ -63,6 +63,14 @@ def _open_location(location: Location) -> Stack:
             from gpu_extract.sources.tiff import open_tiff
 
             return open_tiff(file, location)
+        case "picture":
+            from gpu_extract.sources.pictures import open_picture
+
+            return open_picture(file, location)
+        case "xml":
+            from gpu_extract.sources.tiff import open_companion
+
+            return open_companion(file, location)
         case _:
             from gpu_extract.sources.vendor import open_vendor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +21,24 @@ from gpu_extract.parallel import parallel_map
 from gpu_extract.sources import caches, tiff_checks
 from gpu_extract.sources.arrays import read_box
 from gpu_extract.sources.files import SourceFile, translated
-from gpu_extract.sources.ome import check_ome_files, ome_channel_names, ome_pixel_size
+from gpu_extract.sources.ome import (
+    OmeImage,
+    check_described,
+    chosen_image,
+    companion_xml,
+    ome_channel_names,
+    ome_pixel_size,
+    ome_xml,
+)
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range
+from gpu_extract.sources.tiff_axes import PlaneAxes, plane_axes, unknown_axis_warning
+from gpu_extract.sources.tiff_images import chosen_series
+from gpu_extract.sources.tiff_names import page_names
 from gpu_extract.sources.tiff_plane import CodedPlane, RawPlanes, joined
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_tiff"]
+__all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_companion", "open_tiff"]
 
 # Without a handler Python prints tifffile's warnings to stderr. The checks below raise an error for those that matter.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -36,8 +48,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 MAX_TAGGED_UM = 10.0
 
 Plane = RawPlanes | CodedPlane
-# A strip or tile: index of the plane in the raster, the plane, index of the segment
-Part = tuple[int, CodedPlane, int]
+Part = tuple[CodedPlane, int]  # a strip or tile: its plane and its index in the plane
 
 
 @dataclass(frozen=True)
@@ -114,16 +125,18 @@ class TiffRaster:
             If a strip or tile cannot be decoded, or the file has changed.
         """
         pixels = np.empty((len(self.planes), y1 - y0, x1 - x0), self.dtype)
-        parts: dict[tuple[Any, ...], Part] = {}
+        targets: dict[tuple[Any, int], list[tuple[int, CodedPlane]]] = {}
         for index, plane in enumerate(self.planes):
             if isinstance(plane, RawPlanes):
                 pixels[index] = plane.mapped(pixels[index].size)[0, y0:y1, x0:x1]
-            else:
-                key = plane.key
-                parts |= {(key, segment): (index, plane, segment) for segment in plane.segments(y0, x0, y1, x1)}
+                continue
+            for segment in plane.segments(y0, x0, y1, x1):
+                targets.setdefault((plane.key, segment), []).append((index, plane))
+        parts = {key: (planes[0][1], key[1]) for key, planes in targets.items()}
         decoded = caches.SEGMENTS.read(parts, _decode)
-        for (index, plane, segment), segment_pixels in zip(parts.values(), decoded, strict=True):
-            plane.paste(segment, segment_pixels, pixels[index], y0, x0)
+        for ((_, segment), planes), segment_pixels in zip(targets.items(), decoded, strict=True):
+            for index, plane in planes:  # several if the samples of a pixel are interleaved
+                plane.paste(segment, segment_pixels, pixels[index], y0, x0)
         return pixels
 
 
@@ -151,13 +164,13 @@ class TiffPlanes:
 
 
 def _decode(parts: Sequence[Part]) -> Iterator[NDArray[Any]]:
-    for file, parts_of_file in groupby(parts, lambda part: part[1].file):
+    for file, parts_of_file in groupby(parts, lambda part: part[0].file):
         with file.open() as stream:
             yield from parallel_map(partial(_decode_one, stream), list(parts_of_file))
 
 
 def _decode_one(stream: BinaryIO, part: Part) -> NDArray[Any]:
-    _, plane, segment = part
+    plane, segment = part
     return plane.decode(stream, segment)
 
 
@@ -169,18 +182,54 @@ def open_tiff(file: SourceFile, location: Location) -> Stack:
     SourceError, LabelError
         If the headers show that the pixels cannot be read, or are ambiguous.
     """
-    location.selection.refuse(str(location), "image", "label", "missing")
-    with translated(f"{file} is a damaged TIFF"), TiffFile(file.absolute) as tif:
-        tiff_checks.check_pages(file, tif)
-        if tif.ome_metadata:
-            check_ome_files(file, tif.ome_metadata)
-        tiff_checks.check_series(file, tif.series)
-        series = [_level(location, each) for each in tif.series]
-        axes, sizes = tiff_checks.plane_axes(file, series)
-        planes = tuple(_planes(file, tif, series, math.prod(sizes)))
-        names = _names(tif)
-        size = _pixel_size(tif, series[0])
-    return Stack(location, axes, sizes, names, TiffPlanes(planes, sizes), size)
+    location.selection.refuse(str(location), "label", "missing")
+    with translated(f"{file} is a damaged TIFF"):
+        with TiffFile(file.absolute) as tif:
+            tiff_checks.check_pages(file, tif)
+            xml = ome_xml(file, tif)
+            if xml is None:
+                return _stack(file, location, tif, chosen_series(file, location, tif))
+        return _open_ome(file, location, chosen_image(file, location, xml))
+
+
+def open_companion(file: SourceFile, location: Location) -> Stack:
+    """Return the planes of an OME-TIFF that is given by its companion file.
+
+    Raises
+    ------
+    SourceError, LabelError
+        As of `open_tiff`.
+    """
+    location.selection.refuse(str(location), "label", "missing")
+    with translated(f"{file} is damaged OME-XML"):
+        image = chosen_image(file, location, companion_xml(file))
+        first = SourceFile.at(os.path.join(os.path.dirname(file.path), min(image.files)), file.plane)
+        return _open_ome(first, location, image)
+
+
+def _open_ome(file: SourceFile, location: Location, image: OmeImage) -> Stack:
+    """Return the planes of an image that OME-XML describes; the file is one of its files."""
+    # Micro-Manager's files have an index as well, in which all positions are one image.
+    with TiffFile(file.absolute, omexml=image.xml, is_ome=True, is_mmstack=False) as tif:
+        check_described(file, tif, image, tif.series)
+        return _stack(file, location, tif, list(tif.series), image)
+
+
+def _stack(
+    file: SourceFile, location: Location, tif: TiffFile, full: list[TiffPageSeries], image: OmeImage | None = None
+) -> Stack:
+    """Return the planes of an image, or of single pages that are its channels."""
+    tiff_checks.check_series(file, full[0])
+    series = [_level(location, each) for each in full]
+    axes = plane_axes(file, location, series)
+    pages = _full_pages(file, series)
+    planes = tuple(_planes(file, tif, pages, axes))
+    names = axes.names or (page_names(tif, pages) if image is None else ome_channel_names(image.xml))
+    warnings = list(axes.warnings)
+    if len(names) != axes.n_channels:
+        warnings += unknown_axis_warning(location, series, axes.n_channels)
+    size = _pixel_size(tif, full[0], series[0], image)
+    return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, tuple(warnings))
 
 
 def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
@@ -190,17 +239,11 @@ def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
     return series.levels[level]
 
 
-def _names(tif: TiffFile) -> tuple[str, ...]:
-    if tif.ome_metadata:
-        return ome_channel_names(tif.ome_metadata)
-    labels = (tif.imagej_metadata or {}).get("Labels", [])
-    return (labels,) if isinstance(labels, str) else tuple(labels)
-
-
-def _pixel_size(tif: TiffFile, level: TiffPageSeries) -> tuple[float, float] | None:
-    """Return (y, x) in um, of a level that shows the same field of view as the first."""
-    full = tif.series[0]
-    size = ome_pixel_size(tif.ome_metadata) if tif.ome_metadata else _resolution(tif, full.keyframe)
+def _pixel_size(
+    tif: TiffFile, full: TiffPageSeries, level: TiffPageSeries, image: OmeImage | None
+) -> tuple[float, float] | None:
+    """Return (y, x) in um, of a level that shows the same field of view as the full resolution."""
+    size = _resolution(tif, full.keyframe) if image is None else ome_pixel_size(image.xml)
     if size is None:
         return None
     height, width = (full.shape[full.axes.index(axis)] / level.shape[level.axes.index(axis)] for axis in "YX")
@@ -221,13 +264,13 @@ def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
     return size if size and max(size) < MAX_TAGGED_UM else None
 
 
-def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n_planes: int) -> list[Plane]:
-    pages = _full_pages(file, series)
-    first = pages[0]
+def _planes(file: SourceFile, tif: TiffFile, pages: Sequence[TiffPage], axes: PlaneAxes) -> list[Plane]:
+    first, n_stored = pages[0], axes.n_stored if axes.is_interleaved else axes.n_stored * axes.n_samples
     # One page may hold all planes: as separate samples, or with the other planes right behind it in the file.
-    is_whole = len(pages) == 1 and (first.is_final or first.samplesperpixel == n_planes)
-    if len(pages) != n_planes and not is_whole:
-        raise SourceError(f"{file} has {len(pages)} pages for {n_planes} planes; export it again")
+    is_whole = len(pages) == 1 and (first.is_final or (not axes.is_interleaved and first.samplesperpixel == n_stored))
+    separate = 1 if axes.is_interleaved else axes.n_samples
+    if len(pages) * separate != n_stored and not is_whole:
+        raise SourceError(f"{file} has {len(pages)} pages for {n_stored} planes; export it again")
     files = {tif.filehandle.path: file}
     codings: dict[tuple[str, int], int] = {}  # for each coding, the directory of the first page that has it
     planes: list[Plane] = []
@@ -236,20 +279,29 @@ def _planes(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries], n
         if path not in files:  # another file of an OME-TIFF
             files[path] = SourceFile.at(path, file.plane)
         coding = codings.setdefault((path, page.hash), page.offset)
-        planes += _planes_of_page(files[path], page, first, coding, n_planes // len(pages))
+        planes += _planes_of_page(files[path], page, first, coding, n_stored // len(pages), axes)
     return planes
 
 
-def _planes_of_page(file: SourceFile, page: TiffPage, first: TiffPage, coding: int, n_planes: int) -> list[Plane]:
-    """Check a page and return its planes."""
+def _planes_of_page(
+    file: SourceFile, page: TiffPage, first: TiffPage, coding: int, n_stored: int, axes: PlaneAxes
+) -> list[Plane]:
+    """Check a page and return its planes, with a plane for each of the interleaved samples that are read."""
     offsets, nbytes = (np.array(numbers, np.int64) for numbers in (page.dataoffsets, page.databytecounts))
     tiff_checks.check_page(file, page, first)
-    tiff_checks.check_segments(file, page, offsets, nbytes, n_planes)
+    tiff_checks.check_segments(file, page, offsets, nbytes, n_stored)
     H, W, dtype = page.imagelength, page.imagewidth, np.dtype(page.dtype)
+    if axes.is_interleaved:
+        step = axes.n_samples
+        chosen = [(index, sample) for index in range(n_stored) for sample in axes.samples]
+    else:  # separate samples change fastest among the planes
+        step = 1
+        chosen = [(index, 0) for index in range(n_stored) if index % axes.n_samples in axes.samples]
     if page.is_final:  # uncompressed and contiguous, one plane after the other
-        stored, start, plane_nbytes = dtype.newbyteorder(page.parent.byteorder), int(offsets[0]), H * W * dtype.itemsize
-        return [RawPlanes(file, start + index * plane_nbytes, 0, (1, H, W), stored) for index in range(n_planes)]
-    height, width = page.chunks
+        stored, start, itemsize = dtype.newbyteorder(page.parent.byteorder), int(offsets[0]), dtype.itemsize
+        starts = [start + (index * H * W * step + sample) * itemsize for index, sample in chosen]
+        return [RawPlanes(file, begin, 0, (1, H, W), stored, step) for begin in starts]
+    height, width = page.chunks[:2]
     per_plane = math.ceil(H / height) * math.ceil(W / width)
     return [
         CodedPlane(
@@ -265,8 +317,9 @@ def _planes_of_page(file: SourceFile, page: TiffPage, first: TiffPage, coding: i
             offsets=offsets,
             nbytes=nbytes,
             jpegtables=page.jpegtables,
+            sample=sample,
         )
-        for index in range(n_planes)
+        for index, sample in chosen
     ]
 
 

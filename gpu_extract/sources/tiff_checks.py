@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import PHOTOMETRIC, TiffFile, TiffFrame, TiffPage, TiffPageSeries
+from tifffile import PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 from gpu_extract.errors import LabelError, SourceError
 from gpu_extract.sources.files import SourceFile, translated
-from gpu_extract.sources.names import cleaned
 
-__all__ = ["check_page", "check_pages", "check_segments", "check_series", "plane_axes"]
+__all__ = ["check_page", "check_pages", "check_segments", "check_series"]
 
-# Axes whose planes are channels: C is declared as such; I, Q and S (pages, samples) are of unknown meaning.
-CHANNEL_AXES = "CIQS"
 # Codecs that are or may be lossy, by the number in the TIFF tag: a rounded label is another cell.
 LOSSY = {
     6: "JPEG",
@@ -62,47 +58,10 @@ def check_pages(file: SourceFile, tif: TiffFile) -> None:
         )
 
 
-def check_series(file: SourceFile, series: Sequence[TiffPageSeries]) -> None:
-    """Refuse a file of several images, unless they are single pages that were written one by one as channels."""
-    if not series:
-        raise SourceError(f"{file} is a TIFF without an image; export it again")
-    first = series[0]
-    are_pages = all(
-        each.kind == "shaped" and len(each) == 1 and (each.shape, each.dtype) == (first.shape, first.dtype)
-        for each in series
-    )
-    if len(series) > 1 and not are_pages:
-        images = ", ".join(f"{cleaned(each.name) or index} ({_sizes(each)})" for index, each in enumerate(series[:8]))
-        raise SourceError(f"{file} holds {len(series)} images: {images}; save the one to extract alone")
-    if first.transform is not None:
-        raise SourceError(f"{file} stores its pixels by a formula ({first.kind}); convert it to OME-TIFF")
-
-
-def plane_axes(file: SourceFile, series: Sequence[TiffPageSeries]) -> tuple[str, tuple[int, ...]]:
-    """Return the axes of the planes, some of ``t``, ``c`` and ``z``, in their order in the file, and their lengths.
-
-    Parameters
-    ----------
-    series : sequence of TiffPageSeries
-        The series of one image, or the single pages that are its channels.
-
-    Raises
-    ------
-    SourceError, LabelError
-        If there are other axes, or each pixel has several samples.
-    """
-    axes, shape = series[0].axes, series[0].shape
-    if axes[-1] == "S" and shape[-1] > 1:
-        raise _interleaved(file, shape[-1])
-    if len(series) > 1:
-        return "c", (len(series),)
-    others = [(axis, n) for axis, n in zip(axes, shape, strict=True) if axis not in "YX" and n != 1]
-    kinds = ["c" if axis in CHANNEL_AXES else axis.lower() for axis, _ in others]
-    if not set(kinds) <= set("tcz") or len(set(kinds)) < len(kinds):
-        raise SourceError(
-            f"{file} has the axes {_sizes(series[0])}; only T, C, Z, Y and X are read, each once: save one image a file"
-        )
-    return ("".join(kinds), tuple(n for _, n in others)) if others else ("c", (1,))
+def check_series(file: SourceFile, series: TiffPageSeries) -> None:
+    """Refuse an image whose pixels are computed from those in the file."""
+    if series.transform is not None:
+        raise SourceError(f"{file} stores its pixels by a formula ({series.kind}); convert it to OME-TIFF")
 
 
 def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:
@@ -137,7 +96,7 @@ def check_segments(
     offsets, nbytes : (n,) int64, bytes
         Position and length of the strips or tiles in the file.
     n_planes : int
-        Number of planes that the page holds.
+        Number of planes that the page holds, without the interleaved samples of a pixel.
     """
     expected = math.prod(page.chunked)
     if not len(offsets) == len(nbytes) == expected:
@@ -151,7 +110,7 @@ def check_segments(
             "would read as zeros; export it with all of them"
         )
     if page.is_final:  # the planes are contiguous, whatever the headers say of their strips
-        needed = np.array([n_planes * page.imagelength * _nbytes(page, page.imagewidth)])
+        needed = np.array([n_planes * page.imagelength * _nbytes(page, page.imagewidth * _n_interleaved(page))])
         offsets = offsets[:1]
     else:
         needed = nbytes
@@ -205,18 +164,5 @@ def _nbytes(page: TiffPage, n_pixels: int) -> int:
     return -(-n_pixels * page.bitspersample // 8)
 
 
-def _interleaved(file: SourceFile, n_samples: int) -> SourceError | LabelError:
-    if file.plane is not None:
-        return LabelError(
-            f"{file} is a picture with {n_samples} colors per pixel (RGB), and a label plane has one integer id; "
-            "export the ids instead of their colors"
-        )
-    return SourceError(
-        f"{file} holds {n_samples} interleaved samples per pixel, perhaps an RGB picture; if they are "
-        "channels, save them as pages: tifffile.imwrite(path, channels, photometric='minisblack'), (C, H, W)"
-    )
-
-
-def _sizes(series: TiffPageSeries) -> str:
-    pairs = zip(series.axes, series.shape, strict=True)
-    return " ".join(f"{axis}={length}" for axis, length in pairs if length != 1 or axis in "YX")
+def _n_interleaved(page: TiffPage) -> int:
+    return 1 if page.planarconfig == PLANARCONFIG.SEPARATE else page.samplesperpixel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,6 +29,8 @@ class RawPlanes:
         Position of the first plane in the file.
     step : int, bytes
         Distance from the beginning of a plane to the beginning of the next; 0 for a single plane.
+    pixel_step : int
+        Distance between adjacent pixels of a plane, in pixels: the number of samples per pixel if they are interleaved.
     shape : (P, H, W)
     stored_dtype : numpy.dtype
         Pixel type in the byte order of the file.
@@ -39,6 +41,7 @@ class RawPlanes:
     step: int
     shape: tuple[int, int, int]
     stored_dtype: np.dtype[Any]
+    pixel_step: int = 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -55,9 +58,10 @@ class RawPlanes:
         """
         P, H, W = self.shape
         itemsize = self.stored_dtype.itemsize
-        span = ((P - 1) * self.step // itemsize + H * W,)
-        pixels = self.file.mapped(self.stored_dtype, self.start, span, nbytes=P * box_pixels * itemsize)
-        strides = self.step, W * itemsize, itemsize
+        span = ((P - 1) * self.step // itemsize + (H * W - 1) * self.pixel_step + 1,)
+        nbytes = P * box_pixels * self.pixel_step * itemsize
+        pixels = self.file.mapped(self.stored_dtype, self.start, span, nbytes=nbytes)
+        strides = self.step, W * self.pixel_step * itemsize, self.pixel_step * itemsize
         return np.lib.stride_tricks.as_strided(pixels, self.shape, strides, writeable=False)
 
 
@@ -86,6 +90,8 @@ class CodedPlane:
     offsets, nbytes : (n,) int64, bytes
         Position and length of the strips or tiles of the page in the file.
     jpegtables : bytes, optional
+    sample : int
+        Index of its sample among the interleaved samples of a pixel.
     """
 
     file: SourceFile
@@ -100,10 +106,11 @@ class CodedPlane:
     offsets: NDArray[np.int64]
     nbytes: NDArray[np.int64]
     jpegtables: bytes | None
+    sample: int = 0
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The key of its pixels in `caches`."""
+        """The key of its strips and tiles in `caches`; interleaved samples share them."""
         return (*self.file.key, self.directory, self.first)
 
     @property
@@ -119,7 +126,7 @@ class CodedPlane:
         return [row * n_columns + column for row in rows for column in columns]
 
     def decode(self, stream: BinaryIO, segment: int) -> NDArray[Any]:
-        """Return the pixels of a strip or tile, (h, w); a tile may reach beyond the plane. It is thread-safe.
+        """Return the pixels of a strip or tile, (h, w, samples); it may reach beyond the plane. It is thread-safe.
 
         Raises
         ------
@@ -134,7 +141,7 @@ class CodedPlane:
             decoded = np.asarray(decode(data, number, jpegtables=self.jpegtables)[0])
             if decoded.dtype != self.dtype:
                 raise TypeError(f"the pixels are {decoded.dtype} where the header says {self.dtype}")
-            pixels: NDArray[Any] = decoded[0, :, :, 0]
+            pixels: NDArray[Any] = decoded[0]
             return pixels
 
     def _decoder(self) -> Callable[..., Any]:
@@ -145,10 +152,10 @@ class CodedPlane:
             return decode
 
     def paste(self, segment: int, decoded: NDArray[Any], out: NDArray[Any], y0: int, x0: int) -> None:
-        """Copy the part of a strip or tile that lies in the box into `out`, whose first pixel is at (y0, x0)."""
+        """Copy the part of a strip or tile (h, w, samples) in the box into `out`, whose first pixel is at (y0, x0)."""
         row, column = divmod(segment, self.n_columns)
         top, left = row * self.segment_shape[0] - y0, column * self.segment_shape[1] - x0
-        inside = decoded[max(-top, 0) : out.shape[0] - top, max(-left, 0) : out.shape[1] - left]
+        inside = decoded[max(-top, 0) : out.shape[0] - top, max(-left, 0) : out.shape[1] - left, self.sample]
         top, left = max(top, 0), max(left, 0)
         # The last tiles are padded to full size in the file, but the box ends with the plane.
         out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
@@ -164,11 +171,11 @@ def joined(planes: Sequence[RawPlanes | CodedPlane]) -> RawPlanes | None:
         return None
     starts = []
     for plane in planes:
-        if not isinstance(plane, RawPlanes) or plane.file != first.file:
+        if not isinstance(plane, RawPlanes) or (plane.file, plane.pixel_step) != (first.file, first.pixel_step):
             return None
         starts.append(plane.start)
     steps = set(np.diff(starts).tolist()) or {0}
     step = steps.pop()
     if steps or step < 0 or step % first.stored_dtype.itemsize:
         return None
-    return RawPlanes(first.file, first.start, step, (len(planes), *first.shape[1:]), first.stored_dtype)
+    return replace(first, step=step, shape=(len(planes), *first.shape[1:]))

@@ -254,11 +254,9 @@ def test_damaged_files_raise_our_own_errors(tmp_path, name, seed):
         ),
         ("größe,ähnlich".encode() * 9, "is a text file"),
         (
-            b"\x89PNG\r\n\x1a\n" + bytes(100),
-            "is a PNG file; this version reads OME-Zarr, SpatialData, TIFF, OME-TIFF, HDF5, .npy and .npz",
+            b"ZISRAWFILE" + bytes(100),
+            r"is a CZI file; this version reads OME-Zarr, SpatialData, TIFF, .*, \.npz, PNG and JPEG",
         ),
-        (b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG file"),
-        (b"ZISRAWFILE" + bytes(100), "is a CZI file"),
         (b"\x00\x01\x02" + bytes(100), "of an unknown format .it begins with the bytes 00 01 02"),
         (pickle.dumps({"masks": LABELS}), "of an unknown format"),
     ],

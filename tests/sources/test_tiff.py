@@ -98,7 +98,7 @@ def check_reads(path, expected):
 def test_layouts_codings_and_containers(path, layout, coding, container):
     tifffile.imwrite(path, IMAGE, **{**PIXELS, **LAYOUTS[layout], **CODINGS[coding], **CONTAINERS[container]})
     raster = check_reads(path, IMAGE)
-    assert raster.names == (("DNA", "pH3", "actin") if container == "ome" else ())
+    assert raster.names == {"ome": ("DNA", "pH3", "actin"), "samples": ("R", "G", "B")}.get(container, ())
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f2", "f4", "f8", "u8"])
@@ -309,12 +309,14 @@ def write_entity_bomb(path):
     ("write", "message"),
     [
         (write_mini_is_white, "stored inverted .MinIsWhite.; save it as MinIsBlack"),
-        (write_interleaved, "3 interleaved samples per pixel.*photometric='minisblack'"),
-        (write_rgb_pages, "3 interleaved samples per pixel"),
+        (write_rgb_pages, "has 2 Z slices; add #z=0 to #z=1"),
         (write_time_series, "has 2 time points; add #t=0 to #t=1 to its path for one, or make each a slide"),
         (write_z_stack, "has 3 Z slices; add #z=0 to #z=2 to its path for one, or #z=max for their maximum"),
-        (write_two_images, r"holds 2 images: field 1 \(C=3 Y=100 X=150\), field 2 \(C=3 Y=50 X=150\); save"),
-        (write_pages_of_two_sizes, r"holds 2 images: 0 \(Y=100 X=150\), 1 \(Y=50 X=150\)"),
+        (
+            write_two_images,
+            r"holds 2 images: 0: field 1 \(C=3 Y=100 X=150\), 1: field 2 \(C=3 Y=50 X=150\); choose .*#image=0$",
+        ),
+        (write_pages_of_two_sizes, r"holds 2 images: 0: no name \(Y=100 X=150\), 1: no name \(Y=50 X=150\); choose"),
         (write_sparse, "sparse: 2 of 4 strips or tiles are absent on page 0"),
         (write_entity_bomb, "damaged TIFF"),
     ],
