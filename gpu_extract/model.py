@@ -163,9 +163,12 @@ class Slide:
             raise LabelError(f"{where} hold {planes} planes; give one plane (H, W)")
         if (height, width) != self.size:
             H, W = self.size
+            hint = _shape_hint((height, width), (H, W))
+            if (height, width) == (self.image.shape[0], H):
+                hint = "; the image looks like (H, W, channels): give numpy.moveaxis(image, -1, 0)"
             raise LabelError(
                 f"{where} are {height} x {width} pixels and the image {self.image.source} is {H} x {W} (H x W); "
-                f"they must be equal{_shape_hint((height, width), (H, W))}"
+                f"they must be equal{hint}"
             )
 
     @property

@@ -28,6 +28,7 @@ from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.slide_table import SlideInput
 from gpu_extract.sources.stacks import Stack
+from gpu_extract.sources.whole_numbers import whole_number_labels
 
 if TYPE_CHECKING:
     from gpu_extract.sources.classic import ClassicProject
@@ -168,7 +169,7 @@ class _Opened:
     def slide(self, name: str, t: int | None) -> Slide:
         """Return the slide, of one time point if ``t`` is given."""
         image = self.image(t)
-        masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
+        masks = {plane: _labels(labels, plane, t) for plane, labels in self.planes.items()}
         masks, shifts = place_labels(
             image,
             self.channels[0].placements,
@@ -283,7 +284,7 @@ def open_labels(labels: Any, plane: str) -> Raster:
     ----------
     labels : array or path
         (H, W) or (1, H, W), in any format of `open_image` or cellpose's ``_seg.npy``. A label in a Zarr store is
-        ``store.zarr#label=NAME``.
+        ``store.zarr#label=NAME``. Floating-point numbers are converted to integers, and checked when they are read.
     plane : str
         ``nucleus`` or ``cytosol``; used in messages, and to choose an array of an .npz file.
 
@@ -292,7 +293,7 @@ def open_labels(labels: Any, plane: str) -> Raster:
     InputError, SourceError, LabelError
     """
     assert plane in MASK_NAMES
-    return _raster(opened(parse_input(labels, plane), plane))
+    return _labels(opened(parse_input(labels, plane), plane), plane)
 
 
 def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
@@ -358,6 +359,12 @@ def _raster(source: ArrayRaster | Stack, t: int | None = None) -> Raster:
     if not isinstance(source, Stack):
         return source
     return (source if t is None else source.at(t)).raster()
+
+
+def _labels(source: ArrayRaster | Stack, plane: str, t: int | None = None) -> Raster:
+    """Return the raster of a label plane, as integers."""
+    raster = _raster(source, t)
+    return whole_number_labels(raster, f"{plane} labels {raster.source}")
 
 
 def _stem(given: Any) -> str:

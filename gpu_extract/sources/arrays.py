@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any
@@ -12,23 +11,32 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
 from gpu_extract.model import Raster
+from gpu_extract.sources.files import translated
 from gpu_extract.sources.placement import array_placements
+from gpu_extract.sources.user_arrays import ArrangedArray, arranged, check_not_masked, picklable
 
-__all__ = ["ArrayRaster", "StackedRaster", "is_array", "raster_shape", "read_box"]
+__all__ = ["ArrayRaster", "StackedRaster", "raster_shape", "read_box"]
+
+# A last axis this short, beside two axes this many times longer, holds channels and not columns.
+MAX_LAST_CHANNELS = 16
+TIMES_LONGER = 4
 
 
-def is_array(candidate: Any) -> bool:
-    """Return whether an object can be read by region, as NumPy, Dask, Zarr and h5py arrays can."""
-    return all(hasattr(candidate, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
-
-
-def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
+def raster_shape(shape: Sequence[int], subject: str, *, named: bool = False) -> tuple[int, int, int]:
     """Return (P, H, W) for an array of shape (P, H, W) or (H, W).
+
+    Parameters
+    ----------
+    shape : sequence of int
+    subject : str
+        The array, in messages.
+    named : bool
+        Whether names of the axes say that they are in this order.
 
     Raises
     ------
     InputError
-        If the array has another number of axes, or no pixels.
+        If the array has another number of axes, no pixels, or looks like (H, W, channels).
     """
     if len(shape) not in (2, 3):
         raise InputError(
@@ -37,6 +45,12 @@ def raster_shape(shape: Sequence[int], subject: str) -> tuple[int, int, int]:
         )
     if min(shape) < 1:
         raise InputError(f"{subject} has shape {tuple(shape)}, so it has no pixels; every side must be 1 or more")
+    if len(shape) == 3 and not named and _is_channels_last(shape):
+        remedy = "array[..., 0]" if shape[-1] == 1 else "numpy.moveaxis(array, -1, 0)"
+        raise InputError(
+            f"{subject} has shape {tuple(shape)}, which looks like (H, W, channels); it must be (planes, H, W): "
+            f"give {remedy}"
+        )
     planes, height, width = (1, *shape) if len(shape) == 2 else shape
     return int(planes), int(height), int(width)
 
@@ -51,7 +65,9 @@ def read_box(array: Any, y0: int, x0: int, y1: int, x1: int, channel: int | Elli
     channel : int, optional
         Read only this channel.
     """
-    box = np.asarray(array[channel, y0:y1, x0:x1])
+    pixels = array[channel, y0:y1, x0:x1]
+    check_not_masked(pixels, "array")
+    box = np.asarray(pixels)
     box = box.astype(box.dtype.newbyteorder("="), copy=False)
     return box[np.newaxis] if box.ndim == 2 else box
 
@@ -78,13 +94,14 @@ class ArrayRaster:
 
     def __init__(self, array: Any, plane: str | None, channels: tuple[int, ...] | None = None) -> None:
         subject = "image array" if plane is None else f"{plane} label array"
-        array = _in_order(array, subject)
-        planes, height, width = raster_shape(array.shape, subject)
+        placements = array_placements(array)
+        array = arranged(array, subject)
+        planes, height, width = raster_shape(array.shape, subject, named=isinstance(array, ArrangedArray))
         if array.ndim == 2:
             channels = None  # it has only one
-        names = _coordinates(array)
+        names = array.names if isinstance(array, ArrangedArray) else ()
         self._array = array
-        self.placements = array_placements(array)
+        self.placements = placements
         self._plane = plane
         self._channels = channels
         self.names = names if channels is None or not names else tuple(names[index] for index in channels)
@@ -92,17 +109,30 @@ class ArrayRaster:
         try:
             self.dtype = np.dtype(array.dtype).newbyteorder("=")
         except TypeError as cause:
-            raise InputError(f"{subject} is of type {array.dtype}; convert it to a NumPy array") from cause
+            raise InputError(
+                f"{subject} is of type {array.dtype}; convert it to a NumPy array, for example with array.numpy()"
+            ) from cause
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": _picklable(self._array)}
+        return {**self.__dict__, "_array": picklable(self._array)}
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
-        """See `Raster.read`."""
-        if self._channels is None:
-            return read_box(self._array, y0, x0, y1, x1)
-        # One channel at a time, because not every kind of array can be indexed with a list.
-        return np.concatenate([read_box(self._array, y0, x0, y1, x1, channel) for channel in self._channels])
+        """See `Raster.read`.
+
+        Raises
+        ------
+        InputError
+            If a pixel is masked.
+        SourceError
+            If the array cannot be read, for example because its file was closed.
+        """
+        subject = "image array" if self._plane is None else f"{self._plane} label array"
+        where = f"{subject} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"
+        with translated(where, "check the array, and that its file is open"):
+            if self._channels is None:
+                return read_box(self._array, y0, x0, y1, x1)
+            # One channel at a time, because not every kind of array can be indexed with a list.
+            return np.concatenate([read_box(self._array, y0, x0, y1, x1, channel) for channel in self._channels])
 
     def with_channels(self, indices: tuple[int, ...]) -> ArrayRaster:
         """Return the raster of some channels, in this order; the others are never read."""
@@ -139,29 +169,10 @@ class StackedRaster:
         return np.concatenate([channel.read(y0, x0, y1, x1) for channel in self._channels])
 
 
-def _picklable(array: Any) -> Any:
-    """Return a reference if the array is an h5py dataset, otherwise the array itself."""
-    if "h5py" not in sys.modules:
-        return array
-    from gpu_extract.sources.hdf5 import as_reference
-
-    return as_reference(array)
-
-
-def _in_order(array: Any, subject: str) -> Any:
-    """Return an xarray array with axes c, y and x in this order; any other array unchanged."""
-    axes = {str(name).lower(): name for name in getattr(array, "dims", ())}
-    for axis in axes.keys() & {"t", "z"}:
-        raise InputError(f"{subject} has the axis {axis}; choose one of it first: array.isel({axes[axis]}=0)")
-    if set(axes) in ({"c", "y", "x"}, {"y", "x"}):
-        return array.transpose(*(axes[axis] for axis in "cyx" if axis in axes))
-    return array
-
-
-def _coordinates(array: Any) -> tuple[str, ...]:
-    """Return the channel names in the coordinates of an xarray array; empty for other arrays."""
-    names = array.coords["c"].values if "c" in getattr(array, "coords", ()) else ()
-    return tuple(str(name) for name in np.atleast_1d(names))
+def _is_channels_last(shape: Sequence[int]) -> bool:
+    """Return whether a shape looks like (H, W, C)."""
+    rows, columns, last = shape
+    return last <= MAX_LAST_CHANNELS <= rows and min(rows, columns) >= TIMES_LONGER * last
 
 
 def _check_channel(channel: Raster, first: Raster) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.arrays import raster_shape
 from gpu_extract.sources.files import SourceFile, absolute_path, translated
+from gpu_extract.sources.hdf5_axes import dataset_axes, has_axis_names
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
-from gpu_extract.sources.stacks import Indices, Stack, absent, selector
+from gpu_extract.sources.stacks import Indices, Stack, absent
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
 from gpu_extract.sources.units import pixel_size
 
@@ -36,9 +38,27 @@ UNCHUNKED_TILE = (512, 512)
 MAX_LINKS = 32
 
 
+class Piece(NamedTuple):
+    """A part of the selected indices along an axis that is read in one slice.
+
+    Parameters
+    ----------
+    to : slice
+        Position among the selected indices.
+    of : slice
+        Position in the dataset.
+    order : list of int
+        Positions, within what is read, of the selected indices.
+    """
+
+    to: slice
+    of: slice
+    order: list[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Hdf5Planes(TiledPlanes):
-    """The planes of a dataset, (H, W), (C, H, W) or (T, C, H, W).
+    """The planes of a dataset.
 
     Parameters
     ----------
@@ -47,25 +67,42 @@ class Hdf5Planes(TiledPlanes):
     file : SourceFile
     path : str
         Path of the dataset in the file, without links.
+    axes : tuple of int
+        Positions of the axes of planes, then of y and x. All other axes have length 1.
+    ndim : int
+        Number of axes of the dataset.
     """
 
     file: SourceFile
     path: str
+    axes: tuple[int, ...]
+    ndim: int
 
     def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
-        """See `TiledPlanes.read_boxes`. The indices are one time point, if there is a time axis, and channels."""
-        *time, channels = indices
-        at, chosen = [index for (index,) in time], selector(channels)
+        """See `TiledPlanes.read_boxes`."""
+        *outer, y, x = self.axes
+        # A chunk holds many planes of an axis behind y or x; these are read at once, not one after the other.
+        pieces = [
+            _pieces(along, at_once=axis > min(y, x)) for axis, along in zip(outer, indices[: len(outer)], strict=True)
+        ]
         with opened_hdf5(self.file) as h5:
             dataset = h5[self.path]
             for y0, x0, y1, x1 in boxes:
-                box = slice(y0, y1), slice(x0, x1)
-                if dataset.ndim == 2:
-                    yield dataset[box][np.newaxis]
-                elif isinstance(chosen, slice):
-                    yield dataset[(*at, chosen, *box)]
-                else:  # h5py takes lists in increasing order only
-                    yield np.stack([dataset[(*at, channel, *box)] for channel in chosen])
+                pixels = np.empty((*(len(along) for along in indices[: len(outer)]), y1 - y0, x1 - x0), self.dtype)
+                for parts in itertools.product(*pieces):
+                    read = self._read(dataset, [*(part.of for part in parts), slice(y0, y1), slice(x0, x1)])
+                    for axis, part in enumerate(parts):
+                        read = read.take(part.order, axis)
+                    pixels[tuple(part.to for part in parts)] = read
+                yield pixels.reshape(-1, y1 - y0, x1 - x0)
+
+    def _read(self, dataset: Any, along: Sequence[slice]) -> NDArray[Any]:
+        """Return a rectangle of the dataset, with its axes in the order of `axes`."""
+        inside: list[Any] = [0] * self.ndim
+        for axis, part in zip(self.axes, along, strict=True):
+            inside[axis] = part
+        read: NDArray[Any] = dataset[tuple(inside)]
+        return read.transpose([sorted(self.axes).index(axis) for axis in self.axes])
 
 
 @dataclass(frozen=True)
@@ -109,34 +146,61 @@ def as_reference(array: Any) -> Any:
 
 
 def open_hdf5(file: SourceFile, location: Location) -> Stack:
-    """Return the planes of a dataset, (C, H, W) or (H, W): that at the given path, or the only one in the file.
+    """Return the planes of a dataset: that at the given path, or the only one in the file.
 
-    The datasets of a classic SPARCSpy time course are (T, C, H, W).
+    Its axes are those that it names (see `hdf5_axes`), otherwise (C, H, W) or (H, W). The datasets of a classic
+    SPARCSpy time course are (T, C, H, W).
 
     Raises
     ------
     SourceError
         If the dataset does not exist, is stored outside the file, or cannot be decoded.
     """
-    location.selection.refuse(str(location), "level", "image", "label")
+    location.selection.refuse(str(location), "level")
     with opened_hdf5(file) as h5:
-        path = _resolved(location, h5, location.inside) if location.inside else _only_dataset(location, h5)
+        path = _resolved(location, h5, location.inside) if location.inside else _chosen_dataset(location, h5)
         dataset = h5[path]
         if not isinstance(dataset, h5py.Dataset):
             raise SourceError(f"{location} is a group, not a dataset; it holds {_listed(_datasets(location, dataset))}")
-        if not _is_pixels(location, dataset):
+        if not _is_pixels(dataset):
             raise SourceError(
                 f"{location} is a dataset of shape {dataset.shape} and type {dataset.dtype}; it must hold "
-                f"{'numbers' if location.plane is None else 'integers'}, (C, H, W) or (H, W)"
+                f"{'numbers' if location.plane is None else 'integers'}, (C, H, W) or (H, W), or name its axes"
             )
-        _, H, W = raster_shape(dataset.shape[-3:], str(location))
+        positions = dataset_axes(str(location), dataset) or _default_axes(location, dataset)
+        letters = sorted(positions.keys() - {"y", "x"}, key=positions.__getitem__)
+        axes = tuple(positions[axis] for axis in (*letters, "y", "x"))
+        *sizes, H, W = (dataset.shape[axis] for axis in axes)
+        raster_shape(dataset.shape[-3:], str(location), named=True)
         _check_storage(location, dataset)
-        tile = tile_size(dataset.chunks) if dataset.chunks else UNCHUNKED_TILE
-        dtype = dataset.dtype.newbyteorder("=")
-        sizes = dataset.shape[:-2] or (1,)
-        size = _pixel_size(dataset)
-    planes = Hdf5Planes((*file.key, path), (H, W), tile, dtype, file, path)
-    return Stack(location, "tc"[-len(sizes) :], sizes, (), planes, size)
+        tile = tile_size([dataset.chunks[axis] for axis in axes]) if dataset.chunks else UNCHUNKED_TILE
+        planes = Hdf5Planes(
+            key=(*file.key, path),
+            size=(H, W),
+            tile=tile,
+            dtype=dataset.dtype.newbyteorder("="),
+            file=file,
+            path=path,
+            axes=axes,
+            ndim=dataset.ndim,
+        )
+        return Stack(location, "".join(letters), tuple(sizes), (), planes, _pixel_size(dataset))
+
+
+def _default_axes(location: Location, dataset: Any) -> dict[str, int]:
+    """Return the positions of the axes of a dataset that does not name them."""
+    if dataset.ndim < 4:
+        raster_shape(dataset.shape, str(location))
+    return {axis: index for index, axis in enumerate("tcyx"[-dataset.ndim :])}
+
+
+def _pieces(along: tuple[int, ...], *, at_once: bool) -> list[Piece]:
+    """Return the slices in which the selected indices along an axis are read."""
+    first, n = min(along), len(along)
+    span = max(along) + 1 - first
+    if at_once or span == n:
+        return [Piece(slice(None), slice(first, first + span), [index - first for index in along])]
+    return [Piece(slice(at, at + 1), slice(index, index + 1), [0]) for at, index in enumerate(along)]
 
 
 def _pixel_size(dataset: Any) -> tuple[float, float] | None:
@@ -181,8 +245,16 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _only_dataset(location: Location, h5: h5py.File) -> str:
+def _chosen_dataset(location: Location, h5: h5py.File) -> str:
+    """Return the path of the only dataset, or of the one that a selector names."""
     found = _datasets(location, h5)
+    name = location.selection.label or location.selection.image
+    if name is not None:
+        named = [path for path in found if path.strip("/") == name.strip("/") or path.rpartition("/")[2] == name]
+        if len(named) != 1:
+            n = "several datasets" if named else "no dataset"
+            raise SourceError(f"{location} has {n} of that name; it holds {_listed(named or found)}")
+        return named[0]
     if len(found) == 1:
         return found[0]
     wanted = "(C, H, W) or (H, W)"
@@ -192,21 +264,26 @@ def _only_dataset(location: Location, h5: h5py.File) -> str:
 
 
 def _datasets(location: Location, group: Any) -> list[str]:
-    """Return the paths of all datasets that can be planes; links to other files are not followed."""
-    found: list[str] = []
+    """Return the paths of all datasets that can be planes; links to other files are not followed.
+
+    Label planes are datasets of integers, or of floating-point numbers if there is none of integers.
+    """
+    found: dict[str, str] = {}
 
     def visit(_: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and _is_pixels(location, node):
-            found.append(node.name)
+        if isinstance(node, h5py.Dataset) and _is_pixels(node):
+            found[node.name] = node.dtype.kind
 
     group.visititems(visit)
-    return sorted(found)
+    integers = [path for path, kind in found.items() if kind in "iu"]
+    return sorted(integers if integers and location.plane is not None else found)
 
 
-def _is_pixels(location: Location, dataset: Any) -> bool:
-    kinds = "iuf" if location.plane is None else "iu"
+def _is_pixels(dataset: Any) -> bool:
+    if dataset.dtype.kind not in "iuf" or dataset.ndim < 2:
+        return False
     most = 4 if dataset.name in TIME_COURSE else 3
-    return 2 <= dataset.ndim <= most and dataset.dtype.kind in kinds
+    return dataset.ndim <= most or has_axis_names(dataset)
 
 
 def _listed(paths: list[str]) -> str:

@@ -6,12 +6,13 @@ import os
 from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
-from gpu_extract.sources.arrays import ArrayRaster, is_array
+from gpu_extract.sources.arrays import ArrayRaster
 from gpu_extract.sources.cellpose import open_cellpose
 from gpu_extract.sources.files import SourceFile, file_format
 from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
+from gpu_extract.sources.user_arrays import is_array, remedy_for
 
 __all__ = ["opened"]
 
@@ -34,10 +35,8 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
         return _open_location(given)
     if is_array(given):
         return ArrayRaster(given, plane)
-    raise InputError(
-        f"{'the image' if plane is None else f'the {plane} label plane'} is of type {type(given).__name__}; "
-        "give a path or an array (NumPy, Dask, Zarr, HDF5, xarray)"
-    )
+    subject = "the image" if plane is None else f"the {plane} label plane"
+    raise InputError(f"{subject} is of type {type(given).__name__}; {remedy_for(given)}")
 
 
 def _open_location(location: Location) -> Stack:

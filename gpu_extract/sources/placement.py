@@ -300,8 +300,10 @@ def array_placements(array: Any) -> tuple[Placement, ...]:
     The transformations that SpatialData keeps in ``attrs["transform"]`` follow the coordinates; without such
     transformations, the coordinates are the only system.
     """
+    if not hasattr(array, "coords"):
+        return ()
     coordinates = _coordinates_placement(array)
-    transformations = getattr(array, "attrs", {}).get("transform") if hasattr(array, "coords") else None
+    transformations = getattr(array, "attrs", {}).get("transform")
     if not isinstance(transformations, Mapping):
         return () if coordinates is None else (coordinates,)
     pixels = Placement() if coordinates is None else coordinates

@@ -229,7 +229,7 @@ def _stack(
     if len(names) != axes.n_channels:
         warnings += unknown_axis_warning(location, series, axes.n_channels)
     size = _pixel_size(tif, full[0], series[0], image)
-    return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, tuple(warnings))
+    return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, warnings=tuple(warnings))
 
 
 def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
