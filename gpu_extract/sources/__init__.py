@@ -67,6 +67,7 @@ def open_slide(
     InputError
         If the input cannot be extracted; also its subclasses `SourceError` and `LabelError`.
     """
+    image, nucleus, cytosol = _parsed(image, nucleus, cytosol)
     fields = plate_fields(image)
     if len(fields) > 1:
         raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
@@ -97,6 +98,7 @@ def open_slides(
     InputError
         As for `open_slide`; also if image and label planes differ in their number of time points.
     """
+    image, nucleus, cytosol = _parsed(image, nucleus, cytosol)
     whole = SlideInput(image, nucleus, cytosol, name=name)
     fields = plate_inputs(whole)
     if fields[0] is not whole:
@@ -107,6 +109,12 @@ def open_slides(
         return given.described([given.slide(base, None)])
     slides = [replace(given.slide(f"{base}_t{t}", t), metadata={"timepoint": str(t)}) for t in range(n_times)]
     return given.described(slides)
+
+
+def _parsed(image: Any, nucleus: Any, cytosol: Any) -> tuple[Any, Any, Any]:
+    """Return the inputs of a slide with each path as a `Location`."""
+    images = [parse_input(item, None) for item in image] if isinstance(image, (list, tuple)) else image
+    return parse_input(images, None), parse_input(nucleus, "nucleus"), parse_input(cytosol, "cytosol")
 
 
 def _open_plate(

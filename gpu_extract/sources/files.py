@@ -187,6 +187,8 @@ def translated(problem: str, remedy: str = "check the file, or export it again")
         yield
     except GpuExtractError:
         raise
+    except BlockingIOError as cause:
+        raise SourceError(f"{problem}: {cause.strerror}") from cause
     except Exception as cause:
         detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         first_line = (detail.splitlines() or [type(cause).__name__])[0]

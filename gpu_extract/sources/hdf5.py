@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.sources.arrays import raster_shape
 from gpu_extract.sources.files import SourceFile, absolute_path, translated
 from gpu_extract.sources.hdf5_axes import dataset_axes, has_axis_names
@@ -132,7 +133,7 @@ class DatasetReference:
     def __getitem__(self, box: Any) -> NDArray[Any]:
         with (
             translated(f"array {self.file}:{self.path} cannot be read"),
-            h5py.File(self.file, "r", locking=False) as h5,
+            open_to_read(self.file) as h5,
         ):
             pixels: NDArray[Any] = h5[self.path][box]
             return pixels
@@ -213,7 +214,7 @@ def _pixel_size(dataset: Any) -> tuple[float, float] | None:
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
     """Open a file with h5py; any exception inside the block becomes a `SourceError`."""
     # Opening the stream checks that the file has not changed.
-    with translated(f"{file} is a damaged HDF5 file"), file.open(), h5py.File(file.absolute, "r", locking=False) as h5:
+    with translated(f"{file} is a damaged HDF5 file"), file.open(), open_to_read(file.absolute) as h5:
         yield h5
 
 

@@ -25,6 +25,8 @@ def reporting_damage(path: Path, where: str = "") -> Iterator[None]:
         yield
     except GpuExtractError:
         raise
+    except BlockingIOError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # HDF5 and AnnData raise many types on a damaged file
         first_line = str(error).partition("\n")[0]
         raise OutputError(f"{path}{where} is damaged, or not a file of cells: {first_line}") from error

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpu_extract.errors import InputError, OutputError, UnknownCellError
+from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.layouts import layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
@@ -71,7 +71,7 @@ class Cells:
         if not self.path.is_file():
             raise OutputError(f"{path} {'is a folder' if self.path.is_dir() else 'does not exist'}")
         with reporting_damage(self.path):
-            self._file = h5py.File(self.path, "r", locking=False)
+            self._file = open_to_read(self.path)
             try:
                 self._read_header()
             except BaseException:

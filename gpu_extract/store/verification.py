@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.cpus import default_threads
 from gpu_extract.errors import OutputError
+from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.datasets import check_chunks, codec_of
 from gpu_extract.store.hdf5.layout import require
@@ -89,7 +90,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
     if path.suffix == ".partial" and not h5py.is_hdf5(path):
         raise OutputError(unfinished(path.with_suffix("")) or f"{path} is the partial file of an unfinished run")
-    with reporting_damage(path), _naming_file(path), h5py.File(path, "r", locking=False) as file:
+    with reporting_damage(path), _naming_file(path), open_to_read(path) as file:
         layout = layout_of(file)
         images = file[layout.images]
         _check_images(file, images)

@@ -77,26 +77,49 @@ def test_another_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
         lock(file.fileno())
 
 
-def test_finished_files_are_read_where_hdf5_cannot_lock(tmp_path):
-    """A writer's lock keeps HDF5 from opening a file, unless it is opened without locking."""
+@pytest.fixture
+def hdf5_cannot_lock(monkeypatch):
+    """HDF5 on a file system without locks."""
+    original = h5py.File
+
+    def opened(path, mode="r", **options):
+        if options.get("locking", True):
+            raise OSError(
+                37, "Unable to synchronously open file (unable to lock file, errno = 37, error message = 'x')"
+            )
+        return original(path, mode, **options)
+
+    monkeypatch.setattr(h5py, "File", opened)
+
+
+def test_files_are_read_where_hdf5_cannot_lock(tmp_path, request):
+    path, image = write(tmp_path / "cells.h5sc", make_contents(5)), tmp_path / "image.h5"
+    with h5py.File(image, "w") as file:
+        file["image"], file["nuclei"] = np.ones((2, 20, 20), np.uint16), np.eye(20, dtype=np.uint16)
+    request.getfixturevalue("hdf5_cannot_lock")
+    assert verify(path).n_cells == 5
+    with gx.open_cells(path) as cells:
+        assert cells.read([0]).shape[0] == 1
+    assert len(gx.plan(f"{image}:/image", nucleus=f"{image}:/nuclei", tile_size=8, border="keep").cells) == 1
+
+
+def test_a_file_that_is_written_is_not_called_damaged(tmp_path):
     path = write(tmp_path / "cells.h5sc", make_contents(5))
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="lock"), h5py.File(path, "r", locking=True):
-            pass
-        assert verify(path).n_cells == 5
-        with gx.open_cells(path) as cells:
-            assert cells.read([0]).shape[0] == 1
+        for read in (verify, gx.open_cells):
+            with pytest.raises(OutputError, match="is open for writing in another program"):
+                read(path)
+        with pytest.raises(gx.SourceError, match="is open for writing in another program"):
+            gx.plan(f"{path}:/obsm/spatial", nucleus=f"{path}:/obsm/spatial")
 
 
-def test_hdf5_inputs_are_read_where_hdf5_cannot_lock(tmp_path):
-    path = tmp_path / "image.h5"
-    with h5py.File(path, "w") as file:
-        file["image"], file["nuclei"] = np.ones((2, 20, 20), np.uint16), np.eye(20, dtype=np.uint16)
-    with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        plan = gx.plan(f"{path}:/image", nucleus=f"{path}:/nuclei", tile_size=8, border="keep")
-    assert len(plan.cells) == 1
+def test_a_file_may_be_open_twice_in_one_process(tmp_path):
+    path = write(tmp_path / "cells.h5sc", make_contents(5))
+    with gx.open_cells(path), h5py.File(path), gx.open_cells(path) as cells:
+        assert len(cells) == 5
+    with h5py.File(path), gx.open_cells(path) as cells:
+        assert len(cells) == 5
 
 
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from gpu_extract.errors import OutputError
+from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.store.chunks import ChunkFormat, checksum
 from gpu_extract.store.hdf5.datasets import format_of
 from gpu_extract.store.hdf5.fields import fill_index, set_end_of_file
@@ -69,7 +70,7 @@ def check_index(path: Path, journal: Journal) -> None:
         If the file does not have the chunks that were written.
     """
     record = join(journal.records)
-    with h5py.File(path, "r", locking=False) as file:
+    with open_to_read(path) as file:
         images = file[layout_of(file).images]
         format = format_of(images)
         offsets = format.chunk_offsets(record.rows, images.shape[1])
