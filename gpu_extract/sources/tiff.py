@@ -36,16 +36,12 @@ from gpu_extract.sources.tiff_axes import PlaneAxes, plane_axes, unknown_axis_wa
 from gpu_extract.sources.tiff_images import chosen_series
 from gpu_extract.sources.tiff_names import page_names
 from gpu_extract.sources.tiff_plane import CodedPlane, RawPlanes, joined
-from gpu_extract.sources.units import pixel_size
+from gpu_extract.sources.tiff_resolution import Resolution, tagged_resolution
 
 __all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_companion", "open_tiff"]
 
 # Without a handler Python prints tifffile's warnings to stderr. The checks below raise an error for those that matter.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
-# Maximum of a plain TIFF, um per pixel. Software that does not know the pixel size writes 72 to 600 dots per inch,
-# 353 to 42 um.
-MAX_TAGGED_UM = 10.0
 
 Plane = RawPlanes | CodedPlane
 Part = tuple[CodedPlane, int]  # a strip or tile: its plane and its index in the plane
@@ -228,7 +224,10 @@ def _stack(
     warnings = list(axes.warnings)
     if len(names) != axes.n_channels:
         warnings += unknown_axis_warning(location, series, axes.n_channels)
-    size = _pixel_size(tif, full[0], series[0], image)
+    said = tagged_resolution(tif, full[0].keyframe) if image is None else Resolution(ome_pixel_size(image.xml))
+    if file.plane is None:
+        warnings += said.warnings
+    size = _pixel_size(said.size, full[0], series[0])
     return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, tuple(warnings))
 
 
@@ -240,28 +239,13 @@ def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
 
 
 def _pixel_size(
-    tif: TiffFile, full: TiffPageSeries, level: TiffPageSeries, image: OmeImage | None
+    size: tuple[float, float] | None, full: TiffPageSeries, level: TiffPageSeries
 ) -> tuple[float, float] | None:
     """Return (y, x) in um, of a level that shows the same field of view as the full resolution."""
-    size = _resolution(tif, full.keyframe) if image is None else ome_pixel_size(image.xml)
     if size is None:
         return None
     height, width = (full.shape[full.axes.index(axis)] / level.shape[level.axes.index(axis)] for axis in "YX")
     return size[0] * height, size[1] * width
-
-
-def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
-    """Return the pixel size by the resolution tags; None if they hold the resolution of a printer or screen."""
-    ratios = [np.ravel(page.tags.valueof(name, ())) for name in ("YResolution", "XResolution")]
-    if any(len(ratio) != 2 or ratio[0] == 0 for ratio in ratios):
-        return None
-    y, x = (denominator / numerator for numerator, denominator in ratios)
-    if tif.imagej_metadata:
-        unit = tif.imagej_metadata.get("unit", "")
-        return pixel_size(y, x, tif.imagej_metadata.get("yunit", unit), unit)
-    unit = {2: "inch", 3: "cm"}.get(page.tags.valueof("ResolutionUnit"))
-    size = pixel_size(y, x, unit, unit)
-    return size if size and max(size) < MAX_TAGGED_UM else None
 
 
 def _planes(file: SourceFile, tif: TiffFile, pages: Sequence[TiffPage], axes: PlaneAxes) -> list[Plane]:
