@@ -15,6 +15,9 @@ from gpu_extract.sources.stacks import Stack, raster_stack
 
 __all__ = ["opened"]
 
+# What is at a URL can only be told by its name: a Zarr store is not a file.
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2", ".qptiff", ".svs")
+
 
 def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
     """Return the planes of a file, or the raster of an array.
@@ -42,6 +45,11 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
 
 def _open_location(location: Location) -> Stack:
     # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
+    if location.is_url and location.path.lower().partition("?")[0].endswith(TIFF_SUFFIXES):
+        from gpu_extract.sources.remote_files import RemoteFile
+        from gpu_extract.sources.tiff import open_tiff
+
+        return open_tiff(RemoteFile.at(location.path, location.plane), location)
     if location.is_url or os.path.isdir(location.path):
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
