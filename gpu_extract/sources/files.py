@@ -98,6 +98,15 @@ class SourceFile:
         """The key of its content in `caches`."""
         return self.absolute, self.stamp
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read over a network, so that it cannot be mapped into memory."""
+        return False
+
+    def read_at(self, stream: BinaryIO, offset: int, nbytes: int) -> bytes:
+        """Return bytes of the opened file at a position; it is thread-safe."""
+        return os.pread(stream.fileno(), nbytes, offset)
+
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Open the file for reading.

@@ -103,6 +103,8 @@ def chosen_image(file: SourceFile, location: Location, xml: str) -> OmeImage:
     for number, image in enumerate(images):
         if number != index:
             root.remove(image)
+    if files and file.is_remote:
+        raise SourceError(f"{file} consists of several files, which are read from disk only; download all of them")
     _check_files(file, [name for name in files if name is not None])
     xml = ET.tostring(root, encoding="unicode")
     return OmeImage(xml, sizes[index], frozenset(name for name in files if name), len(images))

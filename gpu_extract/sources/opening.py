@@ -16,6 +16,9 @@ from gpu_extract.sources.user_arrays import is_array, remedy_for
 
 __all__ = ["opened"]
 
+# What is at a URL can only be told by its name: a Zarr store is not a file.
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2", ".qptiff", ".svs")
+
 
 def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
     """Return the planes of a file, or the raster of an array.
@@ -41,6 +44,11 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
 
 def _open_location(location: Location) -> Stack:
     # The reader of a format is imported only when needed, because imports take time.
+    if location.is_url and location.path.lower().partition("?")[0].endswith(TIFF_SUFFIXES):
+        from gpu_extract.sources.remote_files import RemoteFile
+        from gpu_extract.sources.tiff import open_tiff
+
+        return open_tiff(RemoteFile.at(location.path, location.plane), location)
     if location.is_url or os.path.isdir(location.path):
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)

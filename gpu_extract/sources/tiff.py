@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -35,17 +35,16 @@ from gpu_extract.sources.stacks import Indices, Stack, out_of_range
 from gpu_extract.sources.tiff_axes import PlaneAxes, plane_axes, unknown_axis_warning
 from gpu_extract.sources.tiff_images import chosen_series
 from gpu_extract.sources.tiff_names import page_names
-from gpu_extract.sources.tiff_plane import CodedPlane, RawPlanes, joined
-from gpu_extract.sources.units import pixel_size
+from gpu_extract.sources.tiff_plane import CodedPlane, RawPlanes, joined, opened_tiff
+from gpu_extract.sources.tiff_resolution import Resolution, tagged_resolution
 
 __all__ = ["RawTiffRaster", "TiffPlanes", "TiffRaster", "open_companion", "open_tiff"]
 
 # Without a handler Python prints tifffile's warnings to stderr. The checks below raise an error for those that matter.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-# Maximum of a plain TIFF, um per pixel. Software that does not know the pixel size writes 72 to 600 dots per inch,
-# 353 to 42 um.
-MAX_TAGGED_UM = 10.0
+# Bytes. Uncompressed pixels of a remote file are requested in strips of about this size.
+REMOTE_STRIP = 1 << 19
 
 Plane = RawPlanes | CodedPlane
 Part = tuple[CodedPlane, int]  # a strip or tile: its plane and its index in the plane
@@ -184,7 +183,7 @@ def open_tiff(file: SourceFile, location: Location) -> Stack:
     """
     location.selection.refuse(str(location), "label", "missing")
     with translated(f"{file} is a damaged TIFF"):
-        with TiffFile(file.absolute) as tif:
+        with opened_tiff(file) as tif:
             tiff_checks.check_pages(file, tif)
             xml = ome_xml(file, tif)
             if xml is None:
@@ -210,7 +209,7 @@ def open_companion(file: SourceFile, location: Location) -> Stack:
 def _open_ome(file: SourceFile, location: Location, image: OmeImage) -> Stack:
     """Return the planes of an image that OME-XML describes; the file is one of its files."""
     # Micro-Manager's files have an index as well, in which all positions are one image.
-    with TiffFile(file.absolute, omexml=image.xml, is_ome=True, is_mmstack=False) as tif:
+    with opened_tiff(file, omexml=image.xml, is_ome=True, is_mmstack=False) as tif:
         check_described(file, tif, image, tif.series)
         return _stack(file, location, tif, list(tif.series), image)
 
@@ -228,7 +227,10 @@ def _stack(
     warnings = list(axes.warnings)
     if len(names) != axes.n_channels:
         warnings += unknown_axis_warning(location, series, axes.n_channels)
-    size = _pixel_size(tif, full[0], series[0], image)
+    said = tagged_resolution(tif, full[0].keyframe) if image is None else Resolution(ome_pixel_size(image.xml))
+    if file.plane is None:
+        warnings += said.warnings
+    size = _pixel_size(said.size, full[0], series[0])
     return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, warnings=tuple(warnings))
 
 
@@ -240,28 +242,13 @@ def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:
 
 
 def _pixel_size(
-    tif: TiffFile, full: TiffPageSeries, level: TiffPageSeries, image: OmeImage | None
+    size: tuple[float, float] | None, full: TiffPageSeries, level: TiffPageSeries
 ) -> tuple[float, float] | None:
     """Return (y, x) in um, of a level that shows the same field of view as the full resolution."""
-    size = _resolution(tif, full.keyframe) if image is None else ome_pixel_size(image.xml)
     if size is None:
         return None
     height, width = (full.shape[full.axes.index(axis)] / level.shape[level.axes.index(axis)] for axis in "YX")
     return size[0] * height, size[1] * width
-
-
-def _resolution(tif: TiffFile, page: TiffPage) -> tuple[float, float] | None:
-    """Return the pixel size by the resolution tags; None if they hold the resolution of a printer or screen."""
-    ratios = [np.ravel(page.tags.valueof(name, ())) for name in ("YResolution", "XResolution")]
-    if any(len(ratio) != 2 or ratio[0] == 0 for ratio in ratios):
-        return None
-    y, x = (denominator / numerator for numerator, denominator in ratios)
-    if tif.imagej_metadata:
-        unit = tif.imagej_metadata.get("unit", "")
-        return pixel_size(y, x, tif.imagej_metadata.get("yunit", unit), unit)
-    unit = {2: "inch", 3: "cm"}.get(page.tags.valueof("ResolutionUnit"))
-    size = pixel_size(y, x, unit, unit)
-    return size if size and max(size) < MAX_TAGGED_UM else None
 
 
 def _planes(file: SourceFile, tif: TiffFile, pages: Sequence[TiffPage], axes: PlaneAxes) -> list[Plane]:
@@ -298,29 +285,55 @@ def _planes_of_page(
         step = 1
         chosen = [(index, 0) for index in range(n_stored) if index % axes.n_samples in axes.samples]
     if page.is_final:  # uncompressed and contiguous, one plane after the other
-        stored, start, itemsize = dtype.newbyteorder(page.parent.byteorder), int(offsets[0]), dtype.itemsize
-        starts = [start + (index * H * W * step + sample) * itemsize for index, sample in chosen]
+        stored, start = dtype.newbyteorder(page.parent.byteorder), int(offsets[0])
+        size = H * W * step * dtype.itemsize
+        if file.is_remote:
+            return [_strips(file, page, start + index * size, stored, step, sample) for index, sample in chosen]
+        starts = [start + index * size + sample * dtype.itemsize for index, sample in chosen]
         return [RawPlanes(file, begin, 0, (1, H, W), stored, step) for begin in starts]
     height, width = page.chunks[:2]
     per_plane = math.ceil(H / height) * math.ceil(W / width)
-    return [
-        CodedPlane(
-            file=file,
-            page=page.index,
-            directory=page.offset,
-            coding=coding,
-            is_tiled=page.is_tiled,
-            shape=(H, W),
-            dtype=dtype,
-            segment_shape=(height, width),
-            first=index * per_plane,
-            offsets=offsets,
-            nbytes=nbytes,
-            jpegtables=page.jpegtables,
-            sample=sample,
-        )
-        for index, sample in chosen
-    ]
+    plane = CodedPlane(
+        file=file,
+        page=page.index,
+        directory=page.offset,
+        coding=coding,
+        is_tiled=page.is_tiled,
+        shape=(H, W),
+        dtype=dtype,
+        segment_shape=(height, width),
+        first=0,
+        offsets=offsets,
+        nbytes=nbytes,
+        jpegtables=page.jpegtables,
+    )
+    return [replace(plane, first=index * per_plane, sample=sample) for index, sample in chosen]
+
+
+def _strips(
+    file: SourceFile, page: TiffPage, start: int, stored: np.dtype[Any], n_samples: int, sample: int
+) -> CodedPlane:
+    """Return an uncompressed plane of a remote file, to be read in strips."""
+    H, W = page.imagelength, page.imagewidth
+    row = W * n_samples * stored.itemsize
+    height = min(max(REMOTE_STRIP // row, 1), H)
+    tops = np.arange(0, H, height)
+    return CodedPlane(
+        file=file,
+        page=page.index,
+        directory=start,
+        coding=page.offset,
+        is_tiled=False,
+        shape=(H, W),
+        dtype=stored.newbyteorder("="),
+        segment_shape=(height, W),
+        first=0,
+        offsets=start + tops * row,
+        nbytes=(np.minimum(tops + height, H) - tops) * row,
+        jpegtables=None,
+        sample=sample,
+        stored_dtype=stored,
+    )
 
 
 def _full_pages(file: SourceFile, series: Sequence[TiffPageSeries]) -> list[TiffPage]:

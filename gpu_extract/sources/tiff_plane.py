@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from tifffile import TiffFile, TiffPage
 from gpu_extract.sources import caches
 from gpu_extract.sources.files import SourceFile, translated
 
-__all__ = ["CodedPlane", "RawPlanes", "joined"]
+__all__ = ["CodedPlane", "RawPlanes", "joined", "opened_tiff"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class CodedPlane:
     jpegtables : bytes, optional
     sample : int
         Index of its sample among the interleaved samples of a pixel.
+    stored_dtype : numpy.dtype, optional
+        Pixel type in the byte order of the file, if the pixels are not coded; a remote file is then read in strips.
     """
 
     file: SourceFile
@@ -107,6 +110,7 @@ class CodedPlane:
     nbytes: NDArray[np.int64]
     jpegtables: bytes | None
     sample: int = 0
+    stored_dtype: np.dtype[Any] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -136,17 +140,25 @@ class CodedPlane:
         number = self.first + segment
         kind = "tile" if self.is_tiled else "strip"
         with translated(f"{self.file} cannot be decoded at page {self.page}, {kind} {number}"):
+            data = self.file.read_at(stream, int(self.offsets[number]), int(self.nbytes[number]))
+            if self.stored_dtype is not None:
+                shape = (-1, self.shape[1], len(data) // self.stored_dtype.itemsize // math.prod(self._size(segment)))
+                return np.frombuffer(data, self.stored_dtype).astype(self.dtype, copy=False).reshape(shape)
             decode = caches.OPENED.get((*self.file.key, self.coding), self._decoder)
-            data = os.pread(stream.fileno(), int(self.nbytes[number]), int(self.offsets[number]))
             decoded = np.asarray(decode(data, number, jpegtables=self.jpegtables)[0])
             if decoded.dtype != self.dtype:
                 raise TypeError(f"the pixels are {decoded.dtype} where the header says {self.dtype}")
             pixels: NDArray[Any] = decoded[0]
             return pixels
 
+    def _size(self, segment: int) -> tuple[int, int]:
+        """Return the size of an uncoded strip; the last one may be smaller."""
+        height, width = self.segment_shape
+        return min(height, self.shape[0] - segment * height), width
+
     def _decoder(self) -> Callable[..., Any]:
         """Return tifffile's function that decodes the segments; for JPEG, tifffile reads from the file to create it."""
-        with TiffFile(self.file.absolute) as tif:
+        with opened_tiff(self.file) as tif:
             tif.filehandle.seek(self.coding)
             decode: Callable[..., Any] = TiffPage(tif, self.page).decode
             return decode
@@ -159,6 +171,22 @@ class CodedPlane:
         top, left = max(top, 0), max(left, 0)
         # The last tiles are padded to full size in the file, but the box ends with the plane.
         out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+
+
+@contextmanager
+def opened_tiff(file: SourceFile, **options: Any) -> Iterator[TiffFile]:
+    """Open a TIFF with tifffile, from disk or through ranges of a remote file.
+
+    Raises
+    ------
+    SourceError
+    """
+    if not file.is_remote:
+        with TiffFile(file.absolute, **options) as tif:
+            yield tif
+        return
+    with file.open() as stream, TiffFile(stream, name=os.path.basename(file.path), **options) as tif:
+        yield tif
 
 
 def joined(planes: Sequence[RawPlanes | CodedPlane]) -> RawPlanes | None:

@@ -1,19 +1,38 @@
 """The masks in cellpose's _seg.npy."""
 
 import pickle
-from pathlib import Path
+import struct
+from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
 from made.stores import BOX, LABELS, Payload, crop
 
-from gpu_extract.errors import GpuExtractError, InputError, SourceError
+from gpu_extract.errors import GpuExtractError, InputError, LabelError, SourceError
 from gpu_extract.sources import open_labels
 
 
 def cellpose_content(masks):
     flows = [np.zeros((5, 5, 3), np.float32), [None, 2.5]]
     return {"masks": masks, "flows": flows, "filename": "a.tif", "ismanual": np.zeros(3, bool), "est": np.float32(3)}
+
+
+def write_pickle(path, content):
+    """Write an .npy file of one object with the given pickle."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }    \n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content)
+
+
+class Reduced:
+    """Pickles as a call and a state."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u4", "i8"])
@@ -28,11 +47,8 @@ def test_cellpose_masks_are_a_label_plane(tmp_path, dtype, order):
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_code_in_a_pickle_is_never_run(tmp_path, protocol):
-    header = b"\x93NUMPY\x01\x00\x3a\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }    \n"
     content = np.array(cellpose_content(Payload(str(tmp_path / "trace"))), object)
-    (tmp_path / "a_seg.npy").write_bytes(header[:8] + len(header[10:]).to_bytes(2, "little") + header[10:])
-    with open(tmp_path / "a_seg.npy", "ab") as stream:
-        pickle.dump(content, stream, protocol)
+    write_pickle(tmp_path / "a_seg.npy", pickle.dumps(content, protocol))
     with pytest.raises(SourceError, match=r"it asks for .*; give the masks as TIFF \(cellpose: _cp_masks\.tif\)"):
         open_labels(tmp_path / "a_seg.npy", "nucleus")
     assert not (tmp_path / "trace").exists()
@@ -48,6 +64,68 @@ def test_masks_written_by_older_versions_of_numpy(tmp_path):
     np.testing.assert_array_equal(open_labels(tmp_path / "old_seg.npy", "nucleus").read(*BOX)[0], crop(LABELS))
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_harmless_containers_are_read(tmp_path, protocol):
+    content = cellpose_content(LABELS) | {
+        "filename": Path("/data/a.tif"),
+        "others": [PurePosixPath("a/b"), PureWindowsPath("c")],
+        "diameter": np.float64(30),
+        "names": OrderedDict(a=1, b={"c": (1, 2), 3: None}),
+    }
+    write_pickle(tmp_path / "a_seg.npy", pickle.dumps(np.array(content, object), protocol))
+    np.testing.assert_array_equal(open_labels(tmp_path / "a_seg.npy", "nucleus").read(*BOX)[0], crop(LABELS))
+
+
+def test_masks_of_a_plain_dict(tmp_path):
+    write_pickle(tmp_path / "a_seg.npy", pickle.dumps({"masks": LABELS}, 5))
+    np.testing.assert_array_equal(open_labels(tmp_path / "a_seg.npy", "nucleus").read(*BOX)[0], crop(LABELS))
+
+
+def test_paths_of_newer_versions_of_python(tmp_path):
+    content = b"\x80\x02}(U\x01pcpathlib._local\nPosixPath\nU\x01a\x85RU\x05masksU\x01xu."
+    write_pickle(tmp_path / "a_seg.npy", content)
+    with pytest.raises(LabelError, match="a pickle without masks"):
+        open_labels(tmp_path / "a_seg.npy", "nucleus")
+
+
+TUPLES = b")" + b"2\x86" * 60  # twice itself, 60 times: hashing it takes 2^60 steps
+DEEP = b")" + b"\x85" * 200_000  # hashing it exhausts the stack
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x05\x96" + struct.pack("<Q", 8 << 30) + b".", "it claims 8589934592 bytes, more than the 12"),
+        (b"\x80\x05\x8e" + struct.pack("<Q", 8 << 30) + b".", "it claims 8589934592 bytes, more than the 12"),
+        (b"\x80\x05}" + TUPLES + b"K\x01s.", "keys that are no texts"),
+        (b"\x80\x05}" + DEEP + b"K\x01s.", "keys that are no texts"),
+        (b"\x80\x05}(" + DEEP + b"K\x01u.", "keys that are no texts"),
+        (b"\x80\x05(" + DEEP + b"K\x01d.", "keys that are no texts"),
+        (b"\x80\x05\x8f(" + DEEP + b"\x90.", "it holds a set"),
+        (b"\x80\x05(" + DEEP + b"\x91.", "it holds a set"),
+        (b"\x80\x05" + DEEP + b".", "a pickle without masks"),
+        (b"\x80\x05cpathlib\nPosixPath\n}b.", "it changes an object that is no array"),
+        (b"\x80\x05cpathlib\nPosixPath\n)\x81.", "only arrays and plain containers"),
+        (b"\x80\x05\x82\x01.", "only arrays and plain containers"),
+        (b"\x80\x05U\x01as.", "cannot be read as a _seg.npy"),
+    ],
+)
+def test_malicious_pickles_are_refused_at_once(tmp_path, content, message):
+    write_pickle(tmp_path / "a_seg.npy", content)
+    with pytest.raises(GpuExtractError, match=message) as caught:
+        open_labels(tmp_path / "a_seg.npy", "nucleus")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(90, 111), ([1], 1 << 40), (-90, -110), (90.0, 110.0), ("a", 1 << 40)])
+def test_masks_of_a_wrong_shape_are_refused(tmp_path, shape):
+    state = (1, shape, np.dtype("u2"), False, LABELS.astype("u2").tobytes())
+    content = pickle.dumps({"masks": Reduced(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)}, 4)
+    write_pickle(tmp_path / "a_seg.npy", content)
+    with pytest.raises(SourceError, match=r"cannot be read as a _seg.npy"):
+        open_labels(tmp_path / "a_seg.npy", "nucleus")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -57,7 +135,9 @@ def test_masks_written_by_older_versions_of_numpy(tmp_path):
         ({"masks": np.array([{}, {}])}, "the masks are of type O8"),
         ({"masks": LABELS[0]}, r"has shape \(90,\)"),
         ({"masks": np.stack([LABELS, LABELS])}, "holds 2 planes; give one plane"),
-        ({"masks": LABELS, "path": Path("a")}, "it asks for pathlib"),
+        ({"masks": LABELS, "when": datetime(2020, 1, 1)}, r"it asks for datetime\.datetime"),
+        ({"masks": LABELS, "set": {1, 2}}, r"only arrays and plain containers are ever loaded"),
+        ({"masks": LABELS, (1, 2): 3}, "a dict with keys that are no texts"),
     ],
 )
 def test_other_pickles_are_refused(tmp_path, content, message):

@@ -62,6 +62,10 @@ def test_pixel_size_of_a_tiff_level(tmp_path):
         ({"resolution": (25400, 50800), "resolutionunit": "INCH"}, (0.5, 1)),
         ({"resolution": (300, 300), "resolutionunit": "INCH"}, None),  # dots per inch, of a printer
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+        ({"resolution": (96, 96), "resolutionunit": "INCH"}, None),
+        ({"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch", "axes": "CYX"}}, None),
+        ({"imagej": True, "resolution": (25400, 50800), "metadata": {"unit": "inch", "axes": "CYX"}}, (0.5, 1)),
+        ({"imagej": True, "resolution": (0.05, 0.05), "metadata": {"unit": "um", "axes": "CYX"}}, (20, 20)),
         ({"resolution": (20000, 20000), "resolutionunit": "NONE"}, None),  # without a unit
         ({"resolution": ((0, 1), (0, 1)), "resolutionunit": "CENTIMETER"}, None),
         ({}, None),
@@ -70,6 +74,32 @@ def test_pixel_size_of_a_tiff_level(tmp_path):
 def test_pixel_size_of_tiff_tags_if_plausible(tmp_path, options, expected):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="minisblack", **options)
     assert size_of(tmp_path / "a.tif") == (expected and pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"resolution": (1550.3003, 1550.3003), "software": "Harmony"}, "6.45"),
+        ({"resolution": (1550.3003, 1550.3003)}, "6.45"),
+        ({"resolution": (20000, 40000), "software": "Harmony 4.9"}, "0.25 x 0.5"),
+    ],
+)
+def test_the_resolution_of_a_camera_is_not_used(tmp_path, options, said):
+    path = tmp_path / "r01c01f01p01-ch5sk1fk1fl1.tiff"
+    more = {"photometric": "minisblack", "compression": "lzw", "resolutionunit": "CENTIMETER", "metadata": None}
+    tifffile.imwrite(path, IMAGE[0], **options, **more)
+    slide = open_slide(path, nucleus=LABELS)
+    assert slide.pixel_size is None
+    (line,) = slide.warnings
+    assert line.startswith(f"pixel size {said} um, from the TIFF's resolution tag, is probably that of the camera")
+    assert "with --pixel-size" in line
+    with pytest.raises(InputError, match="give --pixel-size"):
+        gx.extract(path, nucleus=LABELS, output=tmp_path / "a.h5sc", tile_size_um=40, device="reference")
+
+
+def test_the_resolution_of_labels_is_not_mentioned(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", LABELS, resolution=(1550, 1550), resolutionunit="CENTIMETER", metadata=None)
+    assert open_slide(IMAGE, nucleus=tmp_path / "a.tif").warnings == ()
 
 
 def test_pixel_size_of_hdf5_by_imagej_and_ilastik(tmp_path):
