@@ -91,4 +91,4 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings, levels)
+    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, warnings, placements, levels)

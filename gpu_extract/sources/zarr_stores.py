@@ -18,6 +18,7 @@ from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
 from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
 from gpu_extract.sources.zarr_placement import zarr_placements
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = [
     "Multiscale",
@@ -36,6 +37,9 @@ ZARR_KEYS = ("zarr.json", ".zarray", ".zgroup")
 USUAL_IMAGE = "input_image"
 # Default names of label planes: scPortrait's, then ours.
 USUAL_LABELS = {"nucleus": ("seg_all_nucleus", "nucleus"), "cytosol": ("seg_all_cytosol", "cytosol")}
+
+# The masks of Xenium's cells.zarr.zip.
+XENIUM_MASKS = {"nucleus": "masks/0", "cytosol": "masks/1"}
 
 URL_REMEDY = "check the address; https needs pip install fsspec aiohttp, s3 needs s3fs; other files must be downloaded"
 
@@ -104,7 +108,8 @@ def zarr_element(location: Location) -> Node:
         return _image(location, root)
     labels = _labels(location, root)
     if not labels:
-        return _image(location, root)
+        mask = root.get(XENIUM_MASKS[location.plane])
+        return mask if isinstance(mask, zarr.Array) else _image(location, root)
     usual = usual_labels(list(labels)).get(location.plane)
     if len(labels) > 1 and usual is None:
         raise SourceError(f"{location} has the labels {_joined(labels)}; choose one: {location.path}#label=NAME")
@@ -208,18 +213,20 @@ def _axes(location: Location, names: Sequence[Any]) -> str:
 
 
 def _is_store(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, key)) for key in ZARR_KEYS)
+    return any(os.path.isfile(os.path.join(folder, key)) for key in ZARR_KEYS) or is_zipped_zarr(folder)
 
 
 def _root(location: Location) -> Node:
     remedy = URL_REMEDY if location.is_url else "check the store, or export it again"
     with translated(f"{location} cannot be opened as Zarr", remedy):
-        store = StrictStore.at(location)
-        node = zarr.open(store, mode="r")
+        store, within = StrictStore.at(location), location.inside.strip("/")
+        if within and not _is_inside(within):
+            raise SourceError(f"{location} leads out of the store; check the path")
+        node = zarr.open(store, mode="r", path=within)
         if location.is_url or isinstance(node, zarr.Array):
             return node
         # Consolidated metadata may be out of date.
-        return zarr.open_group(store, mode="r", use_consolidated=False)
+        return zarr.open_group(store, mode="r", path=within, use_consolidated=False)
 
 
 def _attributes(group: Any) -> dict[str, Any]:
