@@ -66,10 +66,11 @@ def open_slide(
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    fields = plate_fields(image)
+    images = _parsed_images(image)
+    fields = plate_fields(images)
     if len(fields) > 1:
         raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
-    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels)
+    given = _opened(fields[0].location if fields else images, nucleus, cytosol, channel_names, channels)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -96,11 +97,11 @@ def open_slides(
     InputError
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
-    whole = SlideInput(image, nucleus, cytosol, name=name)
+    whole = SlideInput(_parsed_images(image), nucleus, cytosol, name=name)
     fields = plate_inputs(whole)
     if fields[0] is not whole:
         return _open_plate(image, fields, channel_names, channels)
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    given = _opened(whole.image, nucleus, cytosol, channel_names, channels)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -176,8 +177,7 @@ class _Opened:
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
         size = _pixel_size(self.channels)
-        opened = [each for each in (*self.channels, *self.planes.values()) if isinstance(each, Stack)]
-        warnings = (*(line for each in opened for line in each.warnings), *shifts)
+        warnings = (*_warnings([*self.channels, *self.planes.values()]), *shifts)
         return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
@@ -323,6 +323,11 @@ def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] 
     """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
+
+
+def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:
+    """Return the warnings about the files of a slide, each once."""
+    return tuple(dict.fromkeys(line for each in sources if isinstance(each, Stack) for line in each.warnings))
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:

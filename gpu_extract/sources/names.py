@@ -34,6 +34,6 @@ def unique_names(names: Sequence[str], n_channels: int) -> tuple[str, ...]:
 
 
 def file_stem(path: str) -> str:
-    """The file's name without its folder and extension; ``.ome.tif`` counts as one."""
-    stem = re.sub(r"(?<=.)(\.ome)?\.[^.]+$", "", os.path.basename(path), flags=re.IGNORECASE)
+    """The file's name without its folder and extension; ``.ome.tif`` and ``.zarr.zip`` count as one."""
+    stem = re.sub(r"(?<=.)(\.ome)?(\.zarr(?=\.zip$))?\.[^.]+$", "", os.path.basename(path), flags=re.IGNORECASE)
     return cleaned(stem)

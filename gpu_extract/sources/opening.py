@@ -12,6 +12,7 @@ from gpu_extract.sources.files import SourceFile, file_format
 from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = ["opened"]
 
@@ -46,6 +47,8 @@ def _open_location(location: Location) -> Stack:
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
     kind = file_format(file)
+    if kind == "npz" and is_zipped_zarr(location.path):
+        return _open_folder(location)
     if location.inside and kind != "hdf5":
         raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")
     match kind:

@@ -62,10 +62,10 @@ class Stack:
     planes : Planes
     pixel_size : (y, x), um, optional
         Size of a pixel, where the file says it.
+    warnings : tuple of str
+        Warnings about the file, one line each.
     placements : tuple of Placement
         One per coordinate system in which the file places the planes.
-    warnings : tuple of str
-        What a user should know about the file, one line each.
     levels : tuple
         Placements of all levels of the pyramid that the planes are a level of.
     """
@@ -76,8 +76,8 @@ class Stack:
     names: tuple[str, ...]
     planes: Planes
     pixel_size: tuple[float, float] | None = None
-    placements: tuple[Placement, ...] = ()
     warnings: tuple[str, ...] = ()
+    placements: tuple[Placement, ...] = ()
     levels: tuple[tuple[Placement, ...], ...] = ()
 
     def size(self, axis: str) -> int:
