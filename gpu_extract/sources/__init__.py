@@ -12,7 +12,7 @@ selections; open files, decoded pixels and whatever else belongs to the process 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
+from gpu_extract.sources.physical import stated_pixel_size
 from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
 from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
@@ -176,8 +177,8 @@ class _Opened:
             masks,
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
-        size = _pixel_size(self.channels)
-        warnings = (*_warnings([*self.channels, *self.planes.values()]), *shifts)
+        size, contradictions = stated_pixel_size(_pixel_sizes(self.channels), _pixel_sizes(self.planes.values()))
+        warnings = (*_warnings([*self.channels, *self.planes.values()]), *shifts, *contradictions)
         return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
@@ -319,10 +320,9 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 
-def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
-    """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
-    said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
-    return said.pop() if len(said) == 1 else None
+def _pixel_sizes(sources: Iterable[ArrayRaster | Stack]) -> dict[str, tuple[float, float] | None]:
+    """Return the pixel sizes that files state, by their names."""
+    return {str(each.location): each.pixel_size for each in sources if isinstance(each, Stack)}
 
 
 def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:

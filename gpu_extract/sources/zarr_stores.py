@@ -16,7 +16,7 @@ from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
-from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
+from gpu_extract.sources.zarr_pixel_size import zarr_pixel_sizes
 from gpu_extract.sources.zarr_placement import zarr_placements
 from gpu_extract.sources.zips import is_zipped_zarr
 
@@ -59,7 +59,7 @@ class Multiscale:
     names : tuple of str
         Channel names, or empty.
     pixel_sizes : tuple
-        Pixel size (y, x) of each array in um; None if it is not stated.
+        Pixel sizes (y, x) of each array in um that are stated; see `zarr_pixel_sizes`.
     placements : tuple
         Placements of each array, one per coordinate system; see `zarr_placements`.
     """
@@ -67,7 +67,7 @@ class Multiscale:
     axes: str
     paths: tuple[str, ...]
     names: tuple[str, ...]
-    pixel_sizes: tuple[tuple[float, float] | None, ...]
+    pixel_sizes: tuple[tuple[tuple[float, float], ...], ...]
     placements: tuple[tuple[Placement, ...], ...] = ()
 
 
@@ -163,7 +163,7 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         paths = tuple(str(dataset["path"]) for dataset in first["datasets"])
         channels = attributes.get("omero", {}).get("channels", [])
         names = tuple(str(channel.get("label", "")) for channel in channels)
-        sizes = tuple(zarr_pixel_size(first, dataset) for dataset in first["datasets"])
+        sizes = tuple(zarr_pixel_sizes(first, dataset) for dataset in first["datasets"])
         axes = _axes(location, given)
         placements = tuple(zarr_placements(first, axes, level) for level in range(len(paths)))
     return Multiscale(axes, paths, names, sizes, placements)
