@@ -12,7 +12,7 @@ selections. Open files, decoded pixels and everything else that belongs to the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
+from gpu_extract.sources.physical import stated_pixel_size
 from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
 from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
@@ -103,7 +104,7 @@ def open_slides(
     fields = plate_inputs(whole)
     if fields[0] is not whole:
         return _open_plate(image, fields, channel_names, channels)
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    given = _opened(whole.image, nucleus, cytosol, channel_names, channels)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -113,8 +114,17 @@ def open_slides(
 
 def _parsed(image: Any, nucleus: Any, cytosol: Any) -> tuple[Any, Any, Any]:
     """Return the inputs of a slide with each path as a `Location`."""
-    images = [parse_input(item, None) for item in image] if isinstance(image, (list, tuple)) else image
-    return parse_input(images, None), parse_input(nucleus, "nucleus"), parse_input(cytosol, "cytosol")
+    images = _parsed_images(image)
+    only = images[0] if len(images) == 1 else images
+    return only, parse_input(nucleus, "nucleus"), parse_input(cytosol, "cytosol")
+
+
+def _parsed_images(image: Any) -> list[Any]:
+    """Return the locations and arrays of an image: one for all channels, or one per channel."""
+    items = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not items:
+        raise InputError("the list of images is empty; give one image, or one file per channel")
+    return [parse_input(item, None) for item in items]
 
 
 def _open_plate(
@@ -184,14 +194,9 @@ class _Opened:
             masks,
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
-        return Slide(
-            image,
-            masks,
-            self.channel_names(image),
-            name=name,
-            pixel_size=_pixel_size(self.channels),
-            warnings=(*_warnings([*self.channels, *self.planes.values()]), *shifts),
-        )
+        size, contradictions = stated_pixel_size(_pixel_sizes(self.channels), _pixel_sizes(self.planes.values()))
+        warnings = (*_warnings([*self.channels, *self.planes.values()]), *shifts, *contradictions)
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
         """Return the image, of one time point if ``t`` is given."""
@@ -313,14 +318,6 @@ def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
     return classic_project(images[0])
 
 
-def _parsed_images(image: Any) -> list[Any]:
-    """Return the locations and arrays of an image: one that holds all channels, or one per channel."""
-    items = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not items:
-        raise InputError("the list of images is empty; give one image, or one file per channel")
-    return [parse_input(item, None) for item in items]
-
-
 def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
     """Return the image of a time point as one raster; several sources are stacked as its channels."""
     rasters = [_raster(channel, t) for channel in channels]
@@ -332,10 +329,9 @@ def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 
-def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] | None:
-    """Return the pixel size in the files of a slide; None if they have none or disagree."""
-    said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
-    return said.pop() if len(said) == 1 else None
+def _pixel_sizes(sources: Iterable[ArrayRaster | Stack]) -> dict[str, tuple[float, float] | None]:
+    """Return the pixel sizes that files state, by their names."""
+    return {str(each.location): each.pixel_size for each in sources if isinstance(each, Stack)}
 
 
 def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.selectors import Location, Selection
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = ["label_planes"]
 
@@ -57,7 +58,7 @@ def _store(images: Sequence[Any]) -> Location | None:
     location = images[0]
     if len(images) > 1 or not isinstance(location, Location):
         return None
-    if not (location.is_url or os.path.isdir(location.path)):
+    if not (location.is_url or os.path.isdir(location.path) or is_zipped_zarr(location.path)):
         return None
     from gpu_extract.sources.zarr_stores import store_location
 

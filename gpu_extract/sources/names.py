@@ -37,6 +37,6 @@ def unique_names(names: Sequence[str], n_channels: int) -> tuple[str, ...]:
 
 
 def file_stem(path: str) -> str:
-    """Return the name of a file without its folder and extension; ``.ome.tif`` counts as one extension."""
-    stem = re.sub(r"(?<=.)(\.ome)?\.[^.]+$", "", os.path.basename(path), flags=re.IGNORECASE)
+    """Return the name of a file without its folder and extension; ``.ome.tif`` and ``.zarr.zip`` are one extension."""
+    stem = re.sub(r"(?<=.)(\.ome)?(\.zarr(?=\.zip$))?\.[^.]+$", "", os.path.basename(path), flags=re.IGNORECASE)
     return cleaned(stem)

@@ -13,6 +13,7 @@ from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
 from gpu_extract.sources.user_arrays import is_array, remedy_for
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = ["opened"]
 
@@ -53,6 +54,8 @@ def _open_location(location: Location) -> Stack:
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
     kind = file_format(file)
+    if kind == "npz" and is_zipped_zarr(location.path):
+        return _open_folder(location)
     if location.inside and kind != "hdf5":
         raise SourceError(f"{file} is not HDF5, so it has no dataset {location.inside}; give the path without it")
     match kind:

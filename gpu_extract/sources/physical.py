@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,15 @@ from gpu_extract.labels import Statistics
 from gpu_extract.model import Slide
 from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
-__all__ = ["as_pixel_size", "mixed_sizes", "rescaled", "tile_size_in_pixels", "vanished_ids"]
+__all__ = [
+    "ambiguous_pixel_size",
+    "as_pixel_size",
+    "mixed_sizes",
+    "rescaled",
+    "stated_pixel_size",
+    "tile_size_in_pixels",
+    "vanished_ids",
+]
 
 # Pixel sizes that differ by less are equal: tile sizes would differ by less than a pixel, and calibrations vary more.
 SAME_SIZE = 0.01
@@ -41,6 +49,52 @@ def as_pixel_size(given: float | Sequence[float]) -> tuple[float, float]:
     if not (0 < y < math.inf and 0 < x < math.inf):
         raise InputError(f"pixel_size is {given!r}; it must be a positive number of um per pixel, or two, (y, x)")
     return y, x
+
+
+def ambiguous_pixel_size(name: str, sizes: Sequence[tuple[float, float]]) -> tuple[str, ...]:
+    """Return a warning if a file states several pixel sizes, of which the first is used.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, for the message.
+    sizes : sequence of (y, x)
+        In um, as the file states them in several places.
+    """
+    others = [size for size in sizes if not _is_same(size, sizes[0])]
+    if not others:
+        return ()
+    texts = " and ".join(map(_text, others))
+    return (f"{name} states pixels of {_text(sizes[0])} and of {texts} um (y, x); the first is used: else {REMEDY}",)
+
+
+def stated_pixel_size(
+    images: Mapping[str, tuple[float, float] | None], labels: Mapping[str, tuple[float, float] | None]
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Return the pixel size (y, x) of a slide as its files state it, and warnings where they contradict each other.
+
+    Parameters
+    ----------
+    images, labels : mapping
+        Pixel size (y, x) in um by the name of the file, None where a file does not state it. Images that differ have no
+        pixel size together; labels that differ do not change that of the images.
+    """
+    known = {name: size for name, size in images.items() if size is not None}
+    if not known:
+        return None, ()
+    first, size = next(iter(known.items()))
+    for name, other in known.items():
+        if not _is_same(size, other):
+            line = f"{first} states pixels of {_text(size)} um (y, x) and {name} of {_text(other)} um; none is used"
+            return None, (f"{line}: {REMEDY}",)
+    if len(known) < len(images):
+        return None, ()
+    return size, tuple(
+        f"{name} states pixels of {_text(other)} um (y, x) and {first} of {_text(size)} um, which is used: else "
+        f"{REMEDY}"
+        for name, other in labels.items()
+        if other is not None and not _is_same(size, other)
+    )
 
 
 def rescaled(slide: Slide, scale: float) -> Slide:
@@ -123,6 +177,14 @@ def _pixel_size(slide: Slide) -> tuple[float, float]:
             f"the pixel size of slide {slide.name} is unknown, {slide.image.source} does not state it; {REMEDY}"
         )
     return slide.pixel_size
+
+
+def _is_same(size: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=SAME_SIZE) for a, b in zip(size, other, strict=True))
+
+
+def _text(size: tuple[float, float]) -> str:
+    return f"{size[0]:g} x {size[1]:g}"
 
 
 def _scale(slide: Slide, scale: float, side: float) -> float:

@@ -12,6 +12,7 @@ from gpu_extract.errors import InputError, SourceError
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.slide_table import SlideInput
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = ["Field", "check_label_names", "fields_error", "plate_fields", "plate_inputs"]
 
@@ -56,7 +57,9 @@ def plate_fields(image: Any) -> list[Field]:
     """
     images = image if isinstance(image, (list, tuple)) else [image]
     location = parse_input(images[0], None) if len(images) == 1 else None
-    if not isinstance(location, Location) or not (location.is_url or os.path.isdir(location.path)):
+    if not isinstance(location, Location) or not (
+        location.is_url or os.path.isdir(location.path) or is_zipped_zarr(location.path)
+    ):
         return []
     from gpu_extract.sources.zarr_stores import group_attributes, store_location
 
@@ -115,7 +118,7 @@ def check_label_names(image: Any, n_fields: int, **labels: Any) -> None:
         if n_fields > 1 and given is not None and not (isinstance(labels_at, Location) and not labels_at.exists):
             raise InputError(
                 f"{plane} label plane {labels_at.source if isinstance(labels_at, Location) else 'array'} is one plane, "
-                f"and {image} is a plate of {n_fields} fields; give the name of a label that is in each field"
+                f"and {_text(image)} is a plate of {n_fields} fields; give the name of a label that is in each field"
             )
 
 
@@ -136,6 +139,11 @@ def fields_error(image: Any, n_fields: int, errors: Mapping[str, InputError]) ->
         f"{len(errors)} of the {n_fields} fields of {image} cannot be extracted: {', '.join(names)}; the first because "
         f"{first} (--on-bad-slide skip, on_bad_slide='skip', leaves them out)"
     )
+
+
+def _text(image: Any) -> str:
+    (first,) = image if isinstance(image, (list, tuple)) else [image]
+    return first.source if isinstance(first, Location) else str(first)
 
 
 def _fields(store: Location, well: str) -> Iterator[Field]:
@@ -161,12 +169,19 @@ def _fields_of_well(store: Location, prefix: str, well: Mapping[str, Any], path:
             "field": name,
             "acquisition": str(image.get("acquisition", "")),
         }
-        yield Field(replace(store, path=f"{store.path.rstrip('/')}/{prefix}{name}"), metadata)
+        yield Field(_within(store, f"{prefix}{name}"), metadata)
+
+
+def _within(store: Location, path: str) -> Location:
+    """Return the location of a path in a store."""
+    if is_zipped_zarr(store.path):
+        return replace(store, inside=f"{store.inside}/{path}")
+    return replace(store, path=f"{store.path.rstrip('/')}/{path}")
 
 
 def _path_of_well(store: Location) -> str:
     """Return row and column of a well that was given by its own path; only the column if the row is none."""
-    row, column = os.path.split(os.path.abspath(store.path) if not store.is_url else store.path.rstrip("/"))
+    row, column = os.path.split(store.path.rstrip("/") if store.is_url else os.path.abspath(store.path + store.inside))
     row = os.path.basename(row)
     return f"{row}/{column}" if re.fullmatch(r"[A-Za-z0-9]{1,3}", row) else column
 

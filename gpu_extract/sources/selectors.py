@@ -25,6 +25,8 @@ from gpu_extract.errors import InputError
 __all__ = ["Location", "Selection", "input_paths", "located", "parse_input"]
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# A path inside a zipped store, which may be written like one in a folder.
+ZIPPED = re.compile(r"(.*?\.(?:zip|ozx))(/.+)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def located(text: str, plane: str | None) -> Location:
         head, _, tail = path.partition(":/")
         if os.path.isfile(head):
             return Location(head, f"/{tail}", selection, plane)
+        zipped = ZIPPED.match(path)
+        if zipped and os.path.isfile(zipped[1]):
+            return Location(zipped[1], zipped[2], selection, plane)
     return Location(path, "", selection, plane)
 
 

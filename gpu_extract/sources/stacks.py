@@ -64,8 +64,6 @@ class Stack:
         Size of a pixel, if the file has it.
     placements : tuple of Placement
         One per coordinate system in which the file places the planes.
-    warnings : tuple of str
-        What a user should know about the file, one line each.
     levels : tuple
         Placements of all levels of the pyramid that the planes are a level of.
     """
@@ -76,8 +74,8 @@ class Stack:
     names: tuple[str, ...]
     planes: Planes
     pixel_size: tuple[float, float] | None = None
-    placements: tuple[Placement, ...] = ()
     warnings: tuple[str, ...] = ()
+    placements: tuple[Placement, ...] = ()
     levels: tuple[tuple[Placement, ...], ...] = ()
 
     def size(self, axis: str) -> int:

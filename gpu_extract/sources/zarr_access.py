@@ -11,6 +11,8 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import absolute_path
 from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.zarr_zip import ZippedStore, zipped_store
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = ["METADATA", "StrictStore"]
 
@@ -45,7 +47,14 @@ class StrictStore(WrapperStore[Store]):
         """Return the store at a location without accessing it. The store and its arrays can be pickled."""
         if location.is_url:
             return cls(FsspecStore.from_url(location.path, read_only=True), location)
+        if is_zipped_zarr(location.path):
+            return cls(zipped_store(location.path, location.plane), location)
         return cls(LocalStore(absolute_path(location.path), read_only=True), location)
+
+    @property
+    def archive(self) -> ZippedStore | None:
+        """The store in a zip archive; None if it is a folder or at a URL."""
+        return self._store if isinstance(self._store, ZippedStore) else None
 
     def _with_store(self, store: Store) -> StrictStore:
         other = StrictStore(store, self._location)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.sources.files import absolute_path, translated
+from gpu_extract.sources.physical import ambiguous_pixel_size
 from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
@@ -48,6 +49,18 @@ class ZarrPlanes(TiledPlanes):
                 yield pixels.reshape(-1, y1 - y0, x1 - x0)
 
 
+@dataclass(frozen=True)
+class _Element:
+    """An array, and what the metadata of its group say of it; see `Multiscale`."""
+
+    array: Any
+    axes: str
+    names: tuple[str, ...] = ()
+    pixel_sizes: tuple[tuple[float, float], ...] = ()
+    placements: tuple[Placement, ...] = ()
+    levels: tuple[tuple[Placement, ...], ...] = ()
+
+
 def open_zarr(location: Location) -> Stack:
     """Return the planes of an image or label in a Zarr store.
 
@@ -57,32 +70,14 @@ def open_zarr(location: Location) -> Stack:
         If the metadata show that it cannot be read, or are ambiguous.
     """
     with translated(f"{location} is a damaged Zarr store"):
-        element = zarr_element(location)
-        found = multiscale(location, element)
-        if found is None:
-            array, axes, size = element, array_axes(location, element), None
-            placements: tuple[Placement, ...] = ()
-        else:
-            level = location.selection.level or 0
-            if level >= len(found.paths):
-                raise out_of_range(location, "level", len(found.paths))
-            array, axes = array_at(location, element, found.paths[level]), found.axes
-            size, placements = found.pixel_sizes[level], found.placements[level]
+        element = _element(location)
+        array, axes = element.array, element.axes
         check_array(location, array)
         if len(axes) != array.ndim:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        warnings: tuple[str, ...] = ()
-        if location.is_url:  # not every server lists its files
-            path, stamp = location.path, uuid.uuid4().hex
-        else:
-            files = stored_files(location, array)
-            warnings = check_chunks(location, array, files.chunks)
-            if not warnings and location.selection.missing is None:
-                array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
-            path, stamp = absolute_path(location.path), files.stamp
-    names, levels = ((), ()) if found is None else (found.names, found.placements)
+        path, stamp, warnings = _stored(location, array)
     planes = ZarrPlanes(
         key=(path, array.path, stamp, location.selection.missing),
         size=array.shape[-2:],
@@ -91,4 +86,40 @@ def open_zarr(location: Location) -> Stack:
         location=location,
         array=array,
     )
-    return Stack(location, axes[:-2], array.shape[:-2], names, planes, size, placements, warnings, levels)
+    return Stack(
+        location,
+        axes[:-2],
+        array.shape[:-2],
+        element.names,
+        planes,
+        pixel_size=element.pixel_sizes[0] if element.pixel_sizes else None,
+        warnings=(*warnings, *ambiguous_pixel_size(str(location), element.pixel_sizes)),
+        placements=element.placements,
+        levels=element.levels,
+    )
+
+
+def _element(location: Location) -> _Element:
+    """Return the array at a location, of a multiscale that of the selected level."""
+    node = zarr_element(location)
+    found = multiscale(location, node)
+    if found is None:
+        return _Element(node, array_axes(location, node))
+    level = location.selection.level or 0
+    if level >= len(found.paths):
+        raise out_of_range(location, "level", len(found.paths))
+    array = array_at(location, node, found.paths[level])
+    return _Element(
+        array, found.axes, found.names, found.pixel_sizes[level], found.placements[level], levels=found.placements
+    )
+
+
+def _stored(location: Location, array: Any) -> tuple[str, str, tuple[str, ...]]:
+    """Return where an array is stored, a stamp of its files, and a warning if chunks are absent."""
+    if location.is_url:  # not every server lists its files
+        return location.path, uuid.uuid4().hex, ()
+    files = stored_files(location, array)
+    warnings = check_chunks(location, array, files.chunks)
+    if not warnings and location.selection.missing is None:
+        array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
+    return absolute_path(location.path), files.stamp, warnings

@@ -71,6 +71,10 @@ def stored_files(location: Location, array: Any) -> StoredFiles:
         If one is a link to a target outside the store.
     """
     chunks, total = set(), 0
+    archive = array.store.archive
+    if archive is not None:
+        names = (name for name in archive.names(array.path) if name.rpartition("/")[2] not in METADATA)
+        return StoredFiles(frozenset(names), repr(archive.stamp))
     for name, stamp in _files(location, os.path.join(location.path, array.path)):
         if name.rpartition("/")[2] not in METADATA:
             chunks.add(name)
@@ -98,8 +102,8 @@ def check_chunks(location: Location, array: Any, files: Collection[str]) -> tupl
     n_chunks = math.prod(_grid(array.shape, array.chunks))
     present = _present(array, files)
     if array.shards:
-        folder = os.path.join(location.path, array.path)
-        n_present = sum(_count_in_shard(location, array, os.path.join(folder, key), at) for key, at in present.items())
+        folder = f"{array.path}/" if array.path else ""
+        n_present = sum(_count_in_shard(location, array, f"{folder}{key}", at) for key, at in present.items())
     else:
         n_present = len(present)
     return _absent_warning(location, n_chunks - n_present, n_chunks, array.fill_value)
@@ -164,7 +168,7 @@ def _outside_store(location: Location, path: str) -> SourceError:
 
 
 def _count_in_shard(location: Location, array: Any, path: str, coordinates: Sequence[int]) -> int:
-    """Return the number of chunks in a shard, among those inside the array."""
+    """Return the number of chunks in the shard at a path in the store, among those inside the array."""
     sharding = array.metadata.codecs[0]
     codecs = [codec.to_dict()["name"] for codec in sharding.index_codecs]
     if codecs not in (["bytes", "crc32c"], ["bytes"]):
@@ -173,7 +177,8 @@ def _count_in_shard(location: Location, array: Any, path: str, coordinates: Sequ
         )
     per_shard = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
     nbytes, checksum = 16 * math.prod(per_shard), 4 * (len(codecs) - 1)
-    with open(path, "rb") as stream:
+    archive = array.store.archive
+    with open(os.path.join(location.path, path), "rb") if archive is None else archive.open_member(path) as stream:
         if sharding.to_dict()["configuration"]["index_location"] == "end":
             stream.seek(-nbytes - checksum, os.SEEK_END)
         index = np.frombuffer(stream.read(nbytes), "<u8").reshape(*per_shard, 2)

@@ -7,11 +7,11 @@ from typing import Any
 
 from gpu_extract.sources.units import pixel_size
 
-__all__ = ["zarr_pixel_size"]
+__all__ = ["zarr_pixel_sizes"]
 
 
-def zarr_pixel_size(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the pixel size (y, x) of one level in um; None if it is not stated.
+def zarr_pixel_sizes(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+    """Return the pixel sizes (y, x) of one level in um that are stated, each once; the first is the best.
 
     Parameters
     ----------
@@ -23,14 +23,15 @@ def zarr_pixel_size(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> tup
     """
     level = _scale(dataset.get("coordinateTransformations", ()))
     whole = image.get("coordinateTransformations", ())
+    found = []
     for each in whole:
-        if "output" in each:
-            system, factors = each["output"], _scale([each])
+        system = each.get("output")
+        if isinstance(system, Mapping):
             for units in (_units(system.get("axes", ())), (system.get("name"),) * 2):
-                size = _size(level, factors, units)
-                if size is not None:
-                    return size
-    return _size(level, _scale(each for each in whole if "output" not in each), _units(image.get("axes", ())))
+                found.append(_size(level, _scale([each]), units))
+    of_axes = _scale(each for each in whole if "output" not in each)
+    found.append(_size(level, of_axes, _units(image.get("axes", ()))))
+    return tuple(dict.fromkeys(size for size in found if size is not None))
 
 
 def _size(

@@ -16,8 +16,9 @@ from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
-from gpu_extract.sources.zarr_pixel_size import zarr_pixel_size
+from gpu_extract.sources.zarr_pixel_size import zarr_pixel_sizes
 from gpu_extract.sources.zarr_placement import zarr_placements
+from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = [
     "Multiscale",
@@ -37,6 +38,9 @@ USUAL_IMAGE = "input_image"
 # Default names of label planes: scPortrait's, then ours.
 USUAL_LABELS = {"nucleus": ("seg_all_nucleus", "nucleus"), "cytosol": ("seg_all_cytosol", "cytosol")}
 
+# The masks of Xenium's cells.zarr.zip.
+XENIUM_MASKS = {"nucleus": "masks/0", "cytosol": "masks/1"}
+
 URL_REMEDY = "check the address; https needs pip install fsspec aiohttp, s3 needs s3fs; other files must be downloaded"
 
 Node = Any  # zarr.Group or zarr.Array
@@ -55,7 +59,7 @@ class Multiscale:
     names : tuple of str
         Channel names, or empty.
     pixel_sizes : tuple
-        Pixel size (y, x) of each array in um; None if it is not stated.
+        Pixel sizes (y, x) of each array in um that are stated; see `zarr_pixel_sizes`.
     placements : tuple
         Placements of each array, one per coordinate system; see `zarr_placements`.
     """
@@ -63,7 +67,7 @@ class Multiscale:
     axes: str
     paths: tuple[str, ...]
     names: tuple[str, ...]
-    pixel_sizes: tuple[tuple[float, float] | None, ...]
+    pixel_sizes: tuple[tuple[tuple[float, float], ...], ...]
     placements: tuple[tuple[Placement, ...], ...] = ()
 
 
@@ -104,7 +108,8 @@ def zarr_element(location: Location) -> Node:
         return _image(location, root)
     labels = _labels(location, root)
     if not labels:
-        return _image(location, root)
+        mask = root.get(XENIUM_MASKS[location.plane])
+        return mask if isinstance(mask, zarr.Array) else _image(location, root)
     usual = usual_labels(list(labels)).get(location.plane)
     if len(labels) > 1 and usual is None:
         raise SourceError(f"{location} has the labels {_joined(labels)}; choose one: {location.path}#label=NAME")
@@ -158,7 +163,7 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
         paths = tuple(str(dataset["path"]) for dataset in first["datasets"])
         channels = attributes.get("omero", {}).get("channels", [])
         names = tuple(str(channel.get("label", "")) for channel in channels)
-        sizes = tuple(zarr_pixel_size(first, dataset) for dataset in first["datasets"])
+        sizes = tuple(zarr_pixel_sizes(first, dataset) for dataset in first["datasets"])
         axes = _axes(location, given)
         placements = tuple(zarr_placements(first, axes, level) for level in range(len(paths)))
     return Multiscale(axes, paths, names, sizes, placements)
@@ -208,18 +213,20 @@ def _axes(location: Location, names: Sequence[Any]) -> str:
 
 
 def _is_store(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, key)) for key in ZARR_KEYS)
+    return any(os.path.isfile(os.path.join(folder, key)) for key in ZARR_KEYS) or is_zipped_zarr(folder)
 
 
 def _root(location: Location) -> Node:
     remedy = URL_REMEDY if location.is_url else "check the store, or export it again"
     with translated(f"{location} cannot be opened as Zarr", remedy):
-        store = StrictStore.at(location)
-        node = zarr.open(store, mode="r")
+        store, within = StrictStore.at(location), location.inside.strip("/")
+        if within and not _is_inside(within):
+            raise SourceError(f"{location} leads out of the store; check the path")
+        node = zarr.open(store, mode="r", path=within)
         if location.is_url or isinstance(node, zarr.Array):
             return node
         # Consolidated metadata may be out of date.
-        return zarr.open_group(store, mode="r", use_consolidated=False)
+        return zarr.open_group(store, mode="r", path=within, use_consolidated=False)
 
 
 def _attributes(group: Any) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def test_npz_of_several_arrays_is_refused_by_their_names(tmp_path):
 
 def test_zip_without_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
-        archive.writestr("zarr.json", "{}")
+        archive.writestr("readme.txt", "masks")
     with pytest.raises(SourceError, match="zip archive without NumPy arrays"):
         open_image(tmp_path / "x.npz")
 

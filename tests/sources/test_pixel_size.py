@@ -166,14 +166,42 @@ def test_a_level_without_a_scale_has_no_pixel_size(tmp_path):
     assert size_of(write_zarr(tmp_path / "a.zarr", [[ROTATION], [scale(1, 1)]])) is None
 
 
-def test_files_of_one_slide_must_agree_on_the_pixel_size(tmp_path):
-    for index, side in enumerate((0.5, 0.5, 0.6)):
-        metadata = {"axes": "YX", "PhysicalSizeX": side, "PhysicalSizeY": side}
-        tifffile.imwrite(tmp_path / f"{index}.ome.tif", IMAGE[0], metadata=metadata)
-    paths = [tmp_path / f"{index}.ome.tif" for index in range(3)]
+def write_tiff(path, side):
+    tifffile.imwrite(path, IMAGE[0], metadata={"axes": "YX", "PhysicalSizeX": side, "PhysicalSizeY": side})
+    return path
+
+
+def test_channels_of_one_slide_must_agree_on_the_pixel_size(tmp_path):
+    paths = [write_tiff(tmp_path / f"{index}.ome.tif", side) for index, side in enumerate((0.5, 0.5, 0.6))]
     assert size_of(paths[:2]) == (0.5, 0.5)
     assert size_of(paths) is None
+    (warning,) = open_slide(paths, nucleus=LABELS).warnings
+    assert warning.startswith(
+        f"image {paths[0]} states pixels of 0.5 x 0.5 um (y, x) and image {paths[2]} of 0.6 x 0.6"
+    )
+    assert "none is used: give --pixel-size in um (pixel_size=)" in warning
     assert size_of(paths, channels=[2]) == (0.6, 0.6)
+
+
+def test_a_pixel_size_of_labels_that_differs_is_a_warning(tmp_path):
+    image, labels = write_tiff(tmp_path / "image.ome.tif", 0.5), tmp_path / "labels.ome.tif"
+    for side, n_warnings in ((0.25, 1), (0.501, 0)):
+        metadata = {"axes": "YX", "PhysicalSizeX": side, "PhysicalSizeY": side}
+        tifffile.imwrite(labels, LABELS, metadata=metadata)
+        slide = open_slide(image, nucleus=labels)
+        assert slide.pixel_size == (0.5, 0.5)
+        assert len(slide.warnings) == n_warnings
+        if n_warnings:
+            assert f"image {image} of 0.5 x 0.5 um, which is used: else give --pixel-size" in slide.warnings[0]
+
+
+def test_several_pixel_sizes_in_one_zarr_are_a_warning(tmp_path):
+    systems = [to_system(scale(2, 2), "a", "micrometer"), to_system(scale(3, 3), "b", "micrometer")]
+    path = write_zarr(tmp_path / "a.zarr", [[scale(0.25, 0.5)], [scale(0.5, 1.0)]], systems, (None, None))
+    slide = open_slide(path, nucleus=LABELS)
+    assert slide.pixel_size == (0.5, 1.0)
+    assert f"image {path} states pixels of 0.5 x 1 and of 0.75 x 1.5 um (y, x); the first is used" in slide.warnings[0]
+    assert gx.plan(path, nucleus=LABELS, pixel_size=0.3, tile_size=16).slides[0].pixel_size == (0.3, 0.3)
 
 
 @pytest.mark.parametrize("name", ["scratch-assay-labeled-10T-2Ch.ome.tiff#t=0", "6001240_labels_v0.5.zarr#z=1"])
