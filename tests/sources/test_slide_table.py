@@ -73,17 +73,17 @@ def test_ids_and_n_cells_are_over_all_slides(table):
 
 
 def test_a_bad_slide_stops_the_run_before_a_pixel_is_read(table):
-    tifffile.imwrite(table.parent / "A2" / "nuclei.tif", np.zeros((90, 110), np.uint16))
-    with pytest.raises(gx.LabelError, match=r"A2/nuclei\.tif are empty"):
+    tifffile.imwrite(table.parent / "A2" / "nuclei.tif", np.full((90, 110), -1, np.int16))
+    with pytest.raises(gx.LabelError, match=r"A2/nuclei\.tif hold 9900 negative pixels"):
         gx.extract_many(read_slide_table(table), output="cells.h5sc", tile_size=24)
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty"])
+@pytest.mark.parametrize("fault", ["missing", "negative"])
 def test_a_bad_slide_can_be_skipped_with_a_warning(table, fault):
     path = table.parent / "A2" / "nuclei.tif"
     path.unlink()
-    if fault == "empty":
-        tifffile.imwrite(path, np.zeros((90, 110), np.uint16))
+    if fault == "negative":
+        tifffile.imwrite(path, np.full((90, 110), -1, np.int16))
     report = gx.extract_many(read_slide_table(table), output="cells.h5sc", tile_size=24, on_bad_slide="skip")
     assert report.warnings[0].startswith("skipped")
     assert "A2" in report.warnings[0]
