@@ -62,6 +62,9 @@ Slides = Annotated[
     ),
 ]
 OnBadSlide = Annotated[str, typer.Option(help="Stop at an invalid slide of --slides, or skip it.", metavar="stop|skip")]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Write a file without cells if no slide has any, instead of an error.")
+]
 Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels, 1 to 4096.", show_default=OF_RECIPE)]
 SizeUm = Annotated[
     float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
@@ -183,6 +186,7 @@ def _request(
     cytosol: Cytosol = None,
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
+    allow_empty: AllowEmpty = False,
     size: Size = None,
     size_um: SizeUm = None,
     pixel_size: PixelSize = None,
@@ -219,6 +223,7 @@ def _request(
         "pieces": pieces,
         "nuclear_channel": nuclear_channel,
         "on_bad_slide": on_bad_slide,
+        "allow_empty": allow_empty,
         "ids": None if ids is None else read_ids(ids),
         "n_cells": n_cells,
         "seed": seed,

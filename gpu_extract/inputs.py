@@ -135,7 +135,8 @@ def plan_slides(
     warnings += mixed_sizes(named)
     if channels is not None and "nuclear_channel" not in options:
         warnings += _nuclear_warning(recipe, named[0])
-    planned = planning.make_plan(named, recipe, subset, statistics)
+    allow_empty = options.get("allow_empty", False)
+    planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty)
     return replace(
         planned,
         cells=_with_vanished(planned, named, statistics),

@@ -130,7 +130,7 @@ def pair_nuclei(
 
 def _unused_ids(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     """Return ``n`` ids that are not in ``ids``, ascending: after the last one, or in gaps if that would overflow."""
-    last = int(ids[-1])
+    last = int(ids[-1]) if len(ids) else 0
     if last + n < 2**64:
         return np.arange(last + 1, last + n + 1, dtype=np.uint64)
     return np.setdiff1d(np.arange(1, len(ids) + n + 1, dtype=np.uint64), ids)[:n]

@@ -77,7 +77,10 @@ class PlanOptions(TypedDict, total=False):
         in resampled pixels. See `gpu_extract.sources.scaled`.
     on_bad_slide : {"stop", "skip"}, default "stop"
         Several slides only: raise an error on a slide that cannot be opened or whose label planes are invalid, or
-        skip the slide and report it in the plan's ``warnings``.
+        skip the slide and report it in the plan's ``warnings``. Empty label planes are valid.
+    allow_empty : bool, default False
+        Whether no cell at all is valid and makes a file without cells. By default it is an error. A slide without
+        cells is no error if another one has cells.
     tile_size : int, pixels, default 128
         Side of a tile. This and all that follow are the parameters of a recipe; `Recipe` describes them.
     border : {"mask", "window", "keep"}, default "mask"
@@ -120,6 +123,7 @@ class PlanOptions(TypedDict, total=False):
     tile_size_um: float | None
     scale: float | None
     on_bad_slide: Literal["stop", "skip"]
+    allow_empty: bool
 
     tile_size: int
     border: Literal["mask", "window", "keep"]

@@ -28,6 +28,10 @@ Table = TypeVar("Table", CellTable, DroppedCells)
 BAND_TILES = 2
 # Size of the tiles of a group of chunks: some hundred cells, enough for neighbors to be read together.
 GROUP_NBYTES = 64 << 20
+# Slides that a warning names.
+N_NAMED = 10
+# What to do if a file without cells is meant.
+ALLOW_EMPTY = "To write a file without cells use --allow-empty (allow_empty=True)"
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ class Plan:
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
-        """Return the smallest even tile size, in pixels, at which that share of the cells fits into tiles."""
-        return int(np.quantile(self.fitting_sides(), share, method="higher"))
+        """Return the smallest even tile size, in pixels, at which that share of the cells fits; 0 without cells."""
+        sides = self.fitting_sides()
+        return int(np.quantile(sides, share, method="higher")) if len(sides) else 0
 
     def fitting_sides(self) -> NDArray[np.int64]:
         """Return the smallest even tile size, in pixels, into which each cell fits, (N,)."""
@@ -109,6 +114,8 @@ def make_plan(
     recipe: Recipe,
     subset: CellSubset | None = None,
     statistics: Statistics = label_statistics,
+    *,
+    allow_empty: bool = False,
 ) -> Plan:
     """Plan an extraction. This reads the label planes, but not the image.
 
@@ -120,11 +127,14 @@ def make_plan(
         All cells by default.
     statistics : callable
         `label_statistics`, or its equivalent on a GPU.
+    allow_empty : bool
+        Whether a plan without any cell is valid. A slide without cells always is, if another one has cells.
 
     Raises
     ------
     LabelError
-        If a label plane is empty or has a negative id, or if ids do not match under ``on_mismatch="error"``.
+        If a label plane of every slide is empty, a label plane has a negative id, or ids do not match under
+        ``on_mismatch="error"``.
     InputError
         If no cell is left, or a requested id does not exist.
     RecipeError
@@ -133,6 +143,8 @@ def make_plan(
     slides = tuple(slides)
     program = _program(slides, recipe)
     prepared = [_prepare(slide, recipe, statistics) for slide in slides]
+    if not allow_empty:
+        _check_not_empty(prepared)
     tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(prepared)]
     reasons = np.concatenate(
         [_drop_reasons(of_slide, table, recipe) for of_slide, table in zip(prepared, tables, strict=True)]
@@ -141,11 +153,12 @@ def make_plan(
     in_subset = _in_subset(all_cells.ids, reasons == DropReason.KEPT, subset or CellSubset())
     _set_reason(reasons, ~in_subset, DropReason.NOT_SELECTED)
     cells = _split(all_cells, reasons)
-    if not len(cells):
+    if not len(cells) and not allow_empty:
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
-        raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
+        raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts}). {ALLOW_EMPTY}")
     warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
-    return Plan(tuple(of_slide.slide for of_slide in prepared), program, cells, tuple(warnings))
+    lines = (*warnings, *_empty_slides(prepared, cells))
+    return Plan(tuple(of_slide.slide for of_slide in prepared), program, cells, lines)
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -154,15 +167,9 @@ def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) ->
     Raises
     ------
     LabelError
-        If a plane is empty or has a negative id.
+        If a plane has a negative id.
     """
-    planes = []
-    for name, raster in slide.masks.items():
-        where = f"{name} labels {raster.source}"
-        planes.append(statistics(raster, where))
-        if not len(planes[-1]):
-            raise LabelError(f"{where} are empty: every pixel is 0 (background); segment the image first")
-    return planes
+    return [statistics(raster, f"{name} labels {raster.source}") for name, raster in slide.masks.items()]
 
 
 def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
@@ -189,6 +196,35 @@ class _PreparedSlide:
     slide: Slide
     planes: list[LabelStatistics]
     pairing: Pairing | None = None
+
+
+def _check_not_empty(prepared: Sequence[_PreparedSlide]) -> None:
+    """Raise an error if no slide has labels in all of its planes."""
+    empty = [
+        f"{name} labels {raster.source}"
+        for of_slide in prepared
+        for (name, raster), plane in zip(of_slide.slide.masks.items(), of_slide.planes, strict=True)
+        if not len(plane)
+    ]
+    if all(any(not len(plane) for plane in of_slide.planes) for of_slide in prepared):
+        of_all = f", as are those of all {len(prepared)} slides" if len(prepared) > 1 else ""
+        raise LabelError(
+            f"{empty[0]} are empty: every pixel is 0 (background){of_all}; segment the image first. {ALLOW_EMPTY}"
+        )
+
+
+def _empty_slides(prepared: Sequence[_PreparedSlide], cells: CellTable) -> list[str]:
+    """Return a warning that names the slides without any cell; those without a cell of the subset are not meant."""
+    has_cells, dropped = np.bincount(cells.slide, minlength=len(prepared)) > 0, cells.dropped
+    not_selected = np.isin(np.arange(len(prepared)), dropped.slide[dropped.reason == DropReason.NOT_SELECTED])
+    names = []
+    for index in np.flatnonzero(~has_cells & ~not_selected).tolist():
+        n_dropped = np.count_nonzero(dropped.slide == index)
+        names.append(prepared[index].slide.name + (f" (all {n_dropped:,} dropped)" if n_dropped else ""))
+    if not names:
+        return []
+    some = ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+    return [f"{'1 slide has' if len(names) == 1 else f'{len(names)} slides have'} no cell: {some}"]
 
 
 def _prepare(slide: Slide, recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
@@ -332,6 +368,8 @@ def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator
     are scattered over the slide, because each group reads the slide again.
     """
     cells, S = plan.cells, plan.program.recipe.tile_size
+    if not len(cells):
+        return
     corners = cells.centers - S // 2
     bands = cells.centers[:, 0] // (BAND_TILES * S)
     per_group = len(cells)

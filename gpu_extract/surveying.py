@@ -186,6 +186,8 @@ def size_histogram(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         Cells in each range.
     """
     sides = plan.fitting_sides()
+    if not len(sides):
+        return np.zeros(1, np.int64), np.zeros(0, np.int64)
     width = max(2, 2 * -(-int(sides.max() + 1 - sides.min()) // (2 * N_BARS)))
     edges = np.arange(sides.min(), sides.max() + width + 1, width)
     return edges, np.histogram(sides, edges)[0]
@@ -215,6 +217,7 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     sample = _sample(plan, backend)
     seconds, nbytes = _trial(sample, backend, threads, storage)
     n_tried, n_cells = len(sample.cells), len(plan.cells)
+    ratio = n_cells / n_tried if n_tried else 1.0
     memory = _largest_memory() + CELL_NBYTES * (n_cells - n_tried)
     return Survey(
         plan=plan,
@@ -224,8 +227,8 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
         channels=channels,
         share_read=share_read,
         n_tried=n_tried,
-        seconds=seconds * n_cells / n_tried + pass_seconds * _n_passes(plan),
-        file_nbytes=nbytes * n_cells // n_tried,
+        seconds=seconds * ratio + pass_seconds * _n_passes(plan),
+        file_nbytes=nbytes * n_cells // n_tried if n_tried else nbytes,
         memory_nbytes=memory,
     )
 
@@ -301,7 +304,7 @@ def _sample(plan: Plan, backend: Backend) -> Plan:
         if len(rows) >= min(N_TRIED, len(plan.cells)):
             break
         rows += every[i].rows.tolist()
-    return _part(plan, np.sort(np.array(rows)))
+    return _part(plan, np.sort(np.array(rows, np.int64)))
 
 
 def _part(plan: Plan, rows: NDArray[np.int64]) -> Plan:
@@ -315,7 +318,7 @@ def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, A
     """Extract the sample into a temporary file; return the seconds and the bytes of the file."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
         # One cell first, so that compilation is not part of the measurement.
-        for part, name in ((_part(sample, np.zeros(1, np.int64)), "first"), (sample, "sample")):
+        for part, name in ((_part(sample, np.arange(min(1, len(sample.cells)))), "first"), (sample, "sample")):
             contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
             store = CellStore.create(Path(folder, name), contents, **storage)
             report = pipeline.run(part, backend, store, threads)

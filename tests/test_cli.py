@@ -177,7 +177,7 @@ def bad_inputs():
     return [
         bad("other shape", "they must be equal", "image.tif", "--nucleus", "small.tif"),
         bad("transposed", "transposed", "image.tif", "--nucleus", "transposed.tif"),
-        bad("float labels", "they must be integers", "image.tif", "--nucleus", "float.tif"),
+        bad("float labels", "which is not a whole number", "image.tif", "--nucleus", "float.tif"),
         bad("negative labels", "negative", "image.tif", "--nucleus", "negative.tif"),
         bad("empty labels", "every pixel is 0", "image.tif", "--nucleus", "empty.tif"),
         bad("no labels", "no label plane was given", "image.tif"),
@@ -216,7 +216,7 @@ def bad_files(files):
     image, nucleus, _ = small_slide(4)
     tifffile.imwrite("small.tif", nucleus[:-7])
     tifffile.imwrite("transposed.tif", nucleus.T.copy())
-    tifffile.imwrite("float.tif", nucleus.astype(np.float32))
+    tifffile.imwrite("float.tif", nucleus.astype(np.float32) / 2)
     tifffile.imwrite("negative.tif", np.where(nucleus == 3, -3, nucleus.astype(np.int32)))
     tifffile.imwrite("empty.tif", np.zeros_like(nucleus))
     (files / "text.tif").write_text("this is not a picture\n")

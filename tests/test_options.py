@@ -28,6 +28,7 @@ PLANNING = {
     "tile_size_um",
     "scale",
     "on_bad_slide",
+    "allow_empty",
 }
 # For each parameter of a recipe a value that is not its default.
 OTHER_VALUES = {

@@ -54,6 +54,8 @@ def survey_lines(survey: Survey) -> Iterator[str]:
 
 def _sizes(plan: Plan) -> Iterator[str]:
     """Yield the distribution of the cells' sizes, and the tile sizes that hold them."""
+    if not len(plan.cells):
+        return
     edges, counts = size_histogram(plan)
     size = plan.program.recipe.tile_size
     yield "cells by the side of the smallest tile that holds them, in pixels:"

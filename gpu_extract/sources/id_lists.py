@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from gpu_extract.errors import InputError
+from gpu_extract.sources.texts import decoded
 
 __all__ = ["read_ids"]
 
@@ -25,7 +26,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[int]:
         If the file cannot be read or has other contents.
     """
     try:
-        texts = Path(path).read_text(encoding="utf-8-sig").split()
+        texts = decoded(Path(path).read_bytes()).split()
     except OSError as error:
         raise InputError(f"ids {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

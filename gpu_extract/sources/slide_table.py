@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpu_extract.errors import InputError
+from gpu_extract.sources.selectors import URL
+from gpu_extract.sources.texts import decoded
 
 __all__ = ["SlideInput", "as_slide_input", "check_listed_once", "match_slides", "read_slide_table"]
 
@@ -19,6 +22,12 @@ PLANES = ("nucleus", "cytosol")
 COLUMNS = ("image", *PLANES, "pixel_size")
 # Separates the files of a slide's channels within a cell of the table.
 CHANNEL_SEPARATOR = ";"
+# What separates the cells of a row: Excel writes a semicolon where the decimal point is a comma.
+DELIMITERS = (",", ";", "\t")
+# A first line by which Excel is told the delimiter. Excel does not show it, and so does not count it.
+SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?[ \t;,]*(?:\r\n|\r|\n|$)', re.IGNORECASE)
+# First bytes of workbooks: a ZIP archive (.xlsx, .ods, .numbers) or a compound file (.xls).
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 @dataclass(frozen=True)
@@ -169,27 +178,68 @@ def _split_path(text: str) -> tuple[str, str]:
 def read_slide_table(path: Path) -> list[SlideInput]:
     """Return the slides of a CSV file with columns image, nucleus, cytosol, pixel_size, then any metadata.
 
-    Paths are relative to the table. Several images of a slide, its channels, are separated by semicolons. An empty
-    nucleus or cytosol means that the slide does not have it; an empty pixel_size (um) is unknown.
+    Cells are separated by commas, semicolons or tabs, as Excel writes them (see `DELIMITERS`); the first line may be
+    ``sep=;``. The encoding is UTF-8, UTF-16 with its mark, or cp1252. The names of the first four columns may be in
+    any case. Empty rows and columns have no effect.
+
+    Paths are relative to the table. Several images of a slide, its channels, are separated by semicolons: a cell with
+    semicolons must be in quotes if semicolons separate the cells too. A nucleus or cytosol may be the name of a label
+    in the image's store; an empty one means that the slide does not have it. An empty pixel_size (um) is unknown.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or is not such a table.
+        If the file cannot be read, or is not such a table. Rows are numbered as in Excel: the header is row 1, and
+        empty rows count.
     """
+    path = Path(path)
+    rows, delimiter = _rows(path)
+    filled = [(number, row) for number, row in enumerate(rows, 1) if any(row)]
+    if len(filled) < 2:
+        raise InputError(f"slides {path} has no slide; its first line names the columns, one line per slide follows")
+    (_, header), *others = filled
+    header = [_column(name) for name in header]
+    _check_header(path, [name for name in header if name])
+    return [_slide(path, header, row, number, delimiter) for number, row in others]
+
+
+def _rows(path: Path) -> tuple[list[list[str]], str]:
+    """Return the cells of all rows, empty ones included, without spaces around them; and the delimiter."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, strict=True))
+        content = path.read_bytes()
+        if content.startswith(WORKBOOKS):
+            raise InputError(f"slides {path} is a workbook of Excel or another program; save it as CSV")
+        text = decoded(content)
+        stated = SEPARATOR_LINE.match(text)
+        if stated is not None:
+            return list(_parsed(text[stated.end() :], stated[1])), stated[1]
+        delimiter = max(DELIMITERS, key=lambda each: _fit(text, each))
+        return list(_parsed(text, delimiter)), delimiter
     except OSError as error:
         raise InputError(f"slides {path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"slides {path} is not a CSV table: {error}") from error
-    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
-    if len(rows) < 2:
-        raise InputError(f"slides {path} has no slide; its first line names the columns, one line per slide follows")
-    header = rows[0]
-    _check_header(path, header)
-    return [_slide(path, header, row, number) for number, row in enumerate(rows[1:], 2)]
+
+
+def _parsed(text: str, delimiter: str) -> Iterator[list[str]]:
+    for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True):
+        yield [cell.strip() for cell in row]
+
+
+def _fit(text: str, delimiter: str) -> tuple[bool, int]:
+    """Return whether the first row has the columns that a table must have, and how many columns it has."""
+    try:
+        header = next(filter(any, _parsed(text, delimiter)), [])
+    except csv.Error:
+        return False, 0
+    names = {_column(name) for name in header}
+    return "image" in names and bool(names & set(PLANES)), len(header)
+
+
+def _column(name: str) -> str:
+    """Return one of our columns in its own spelling; any other name unchanged."""
+    own = re.sub(r"[\s_-]+", "_", name.lower())
+    return own if own in COLUMNS else name
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -197,26 +247,49 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise InputError(
             f"slides {path} has the columns {', '.join(header)}; it needs image, and nucleus or cytosol or both"
         )
-    if "" in header or len(set(header)) < len(header):
+    if len(set(header)) < len(header):
         raise InputError(f"slides {path} has the columns {', '.join(header)}; each must have a different name")
 
 
-def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int) -> SlideInput:
-    if len(row) != len(header):
-        raise InputError(f"slides {path}: row {number} has {len(row)} cells for {len(header)} columns")
-    cells = dict(zip(header, row, strict=True))
-    if not cells["image"]:
+def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int, delimiter: str) -> SlideInput:
+    n_cells = max((n for n, cell in enumerate(row, 1) if cell), default=0)
+    n_columns = max(n for n, name in enumerate(header, 1) if name)
+    if n_cells > n_columns:
+        quotes = ""
+        if delimiter == CHANNEL_SEPARATOR:
+            quotes = '; put the files of several channels in quotes, as in "dna.tif;actin.tif"'
+        raise InputError(f"slides {path}: row {number} has {n_cells} cells for {n_columns} columns{quotes}")
+    # Excel leaves out empty cells at the end of a row.
+    every = list(zip(header, [*row, *[""] * len(header)], strict=False))
+    nameless = next((cell for name, cell in every if cell and not name), None)
+    if nameless is not None:
+        raise InputError(f"slides {path}: row {number} has {nameless!r} in a column without a name; name the column")
+    cells = {name: cell for name, cell in every if name}
+    files = [name.strip() for name in cells["image"].split(CHANNEL_SEPARATOR) if name.strip()]
+    if not files:
         raise InputError(f"slides {path}: row {number} has no image")
-    images = [path.parent / name.strip() for name in cells["image"].split(CHANNEL_SEPARATOR)]
-    planes = {name: path.parent / cells[name] if cells.get(name) else None for name in PLANES}
+    images = [_located(path.parent, name) for name in files]
+    planes = {name: _plane(path.parent, cells[name]) if cells.get(name) else None for name in PLANES}
     labels = {name: value for name, value in cells.items() if name not in COLUMNS}
     size = _pixel_size(f"slides {path}: row {number}", cells.get("pixel_size", ""))
     image = images[0] if len(images) == 1 else images
     return SlideInput(image, planes["nucleus"], planes["cytosol"], labels, pixel_size=size)
 
 
+def _located(folder: Path, name: str) -> Path | str:
+    """Return the path of a file that a table in a folder names; a URL unchanged."""
+    return name if URL.match(name) else folder / Path(name).expanduser()
+
+
+def _plane(folder: Path, name: str) -> Path | str:
+    """Return the path of a label plane, or a name if it can only be that of a label in the image's store."""
+    at = _located(folder, name)
+    is_name = not re.search(r"[/\\.:]", name) and not os.path.lexists(_split_path(str(at))[0])
+    return name if is_name else at
+
+
 def _pixel_size(where: str, cell: str) -> float | None:
     try:
-        return float(cell) if cell else None
+        return float(cell.replace(",", ".")) if cell else None
     except ValueError:
         raise InputError(f"{where} has the pixel_size {cell!r}; it must be a number of um per pixel") from None

@@ -50,7 +50,7 @@ class Contents:
     Raises
     ------
     InputError
-        If there are no cells, the slides have different planes, or a name or text cannot be stored.
+        If the slides have different planes, or a name or text cannot be stored.
     """
 
     cells: CellTable
@@ -60,9 +60,6 @@ class Contents:
     planes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.cells):
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self.cells.dropped.counts().items())
-            raise InputError("there is no cell to extract" + (f"; dropped: {reasons}" if reasons else ""))
         assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):

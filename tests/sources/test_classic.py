@@ -166,7 +166,8 @@ def test_cells_of_a_time_point_with_empty_classes_are_dropped_with_a_reason(tmp_
     dropped = plan.cells.dropped
     assert dropped.ids[dropped.slide == 1].tolist() == np.unique(labels[1])[1:].tolist()
     assert set(dropped.reasons()[dropped.slide == 1]) == {"not in the slide's list of ids"}
-    assert plan.warnings == ()
+    n = np.count_nonzero(dropped.slide == 1)
+    assert plan.warnings == (f"1 slide has no cell: a_t1 (all {n} dropped)",)
 
 
 def test_absent_time_points_are_empty_with_missing_fill(tmp_path):

@@ -40,6 +40,12 @@ def test_other_entries_are_refused(tmp_path, entry):
 def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_ids(tmp_path / "ids")
-    (tmp_path / "ids").write_bytes(b"\x89HDF\xff\xfe")
+    (tmp_path / "ids").write_bytes(b"\x89HDF\xff\x81")
     with pytest.raises(InputError, match="is not a text file"):
         read_ids(tmp_path / "ids")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252"])
+def test_ids_are_read_in_the_encodings_of_windows(tmp_path, encoding):
+    (tmp_path / "ids").write_bytes("3\r\n7\r\n12\r\n".encode(encoding))  # PowerShell writes UTF-16
+    assert read_ids(tmp_path / "ids") == [3, 7, 12]

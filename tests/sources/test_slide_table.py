@@ -73,17 +73,17 @@ def test_ids_and_n_cells_are_over_all_slides(table):
 
 
 def test_a_bad_slide_stops_the_run_before_a_pixel_is_read(table):
-    tifffile.imwrite(table.parent / "A2" / "nuclei.tif", np.zeros((90, 110), np.uint16))
-    with pytest.raises(gx.LabelError, match=r"A2/nuclei\.tif are empty"):
+    tifffile.imwrite(table.parent / "A2" / "nuclei.tif", np.full((90, 110), -1, np.int16))
+    with pytest.raises(gx.LabelError, match=r"A2/nuclei\.tif hold 9900 negative pixels"):
         gx.extract_many(read_slide_table(table), output="cells.h5sc", tile_size=24)
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty"])
+@pytest.mark.parametrize("fault", ["missing", "negative"])
 def test_a_bad_slide_can_be_skipped_with_a_warning(table, fault):
     path = table.parent / "A2" / "nuclei.tif"
     path.unlink()
-    if fault == "empty":
-        tifffile.imwrite(path, np.zeros((90, 110), np.uint16))
+    if fault == "negative":
+        tifffile.imwrite(path, np.full((90, 110), -1, np.int16))
     report = gx.extract_many(read_slide_table(table), output="cells.h5sc", tile_size=24, on_bad_slide="skip")
     assert report.warnings[0].startswith("skipped")
     assert "A2" in report.warnings[0]
@@ -124,7 +124,17 @@ def test_slides_must_have_the_same_planes_and_type(change, message):
         ("picture,nucleus\na,b\n", "it needs image, and nucleus or cytosol"),
         ("image,well\na,b\n", "it needs image, and nucleus or cytosol"),
         ("image,nucleus,well,well\na,b,c,d\n", "each must have a different name"),
-        ("image,nucleus\na,b,c\n", "row 2 has 3 cells for 2 columns"),
+        ("image,nucleus\na,b,c\n", "row 2 has 3 cells for 2 columns$"),
+        (
+            "image;nucleus\n\n;;\na;b\n\na;b;c\n",
+            r'row 6 has 3 cells for 2 columns; put .* quotes, as in "dna.tif;actin',
+        ),
+        ("sep=;\nimage;nucleus\na;b\n;b\n", "row 3 has no image"),
+        ("image,,nucleus\na,,b\na,x,b\n", "row 3 has 'x' in a column without a name"),
+        ("Image,nucleus,image\na,b,c\n", "each must have a different name"),
+        ("image;nucleus;pixel_size\na;b;1.234,5\n", "row 2 has the pixel_size '1.234,5'; it must be a number"),
+        ('image,nucleus,note\na,b,"two\nlines"\n,b,\n', "row 3 has no image"),
+        ("image,nucleus\na,b\n \t, \n,b\n", "row 4 has no image"),
         ("image,nucleus\n,b\n", "row 2 has no image"),
         ('image,nucleus\n"a,b\n', "is not a CSV table"),
     ],
@@ -146,3 +156,90 @@ def test_invalid_slides_are_errors():
         gx.plan_many([SlideInput(1)], on_bad_slide="hide")
     with pytest.raises(gx.InputError, match="cannot be read"):
         read_slide_table("missing.csv")
+
+
+# As Excel and other programs write tables
+
+TABLE = """image,nucleus,cytosol,pixel_size,Well,dose
+a.tif,a_n.tif,,0.65,A1,0.5
+"b.tif;c.tif",b_n.tif,b_c.tif,,Wéll 2,1 µM
+"""
+SLIDES = [
+    ("a.tif", "a_n.tif", None, 0.65, {"Well": "A1", "dose": "0.5"}),
+    (["b.tif", "c.tif"], "b_n.tif", "b_c.tif", None, {"Well": "Wéll 2", "dose": "1 µM"}),
+]
+
+
+def read(path):
+    """Return the slides of a table, with paths relative to its folder."""
+
+    def relative(given):
+        if isinstance(given, list):
+            return [relative(each) for each in given]
+        return None if given is None else str(given.relative_to(path.parent))
+
+    return [
+        (relative(each.image), relative(each.nucleus), relative(each.cytosol), each.pixel_size, dict(each.metadata))
+        for each in read_slide_table(path)
+    ]
+
+
+FORMS = {
+    "as it is": TABLE,
+    "semicolons": TABLE.replace(",", ";"),
+    "semicolons and decimal commas": TABLE.replace(",", ";").replace("0.65", "0,65"),
+    "quoted decimal comma": TABLE.replace("0.65", '"0,65"'),
+    "tabs": TABLE.replace(",", "\t"),
+    "sep": "sep=;\n" + TABLE.replace(",", ";"),
+    "quoted sep": '"sep=,",,\n' + TABLE,
+    "another sep": "sep=|\n" + TABLE.replace(",", "|"),
+    "trailing commas": TABLE.replace("\n", ",,\n"),
+    "empty column": TABLE.replace(",cyto", ",,cyto").replace("a_n.tif,", "a_n.tif,,").replace("b_n.tif,", "b_n.tif,,"),
+    "empty rows": TABLE.replace("\n", "\n\n,,,,,\n \n"),
+    "capitals": TABLE.replace("image", "Image").replace("nucleus", "NUCLEUS").replace("pixel_size", "Pixel Size"),
+    "spaces": TABLE.replace(",", " , ").replace('" ,', '",'),
+    "quotes": "\n".join(",".join(f'"{cell.strip(chr(34))}"' for cell in row.split(",")) for row in TABLE.splitlines()),
+    "Windows": TABLE.replace("\n", "\r\n"),
+    "old Macintosh": TABLE.replace("\n", "\r"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "cp1252"])
+def test_tables_are_read_as_programs_write_them(tmp_path, form, encoding):
+    text = FORMS[form]
+    content = text.encode(encoding) if encoding != "utf-16-be" else b"\xfe\xff" + text.encode(encoding)
+    (tmp_path / "table.csv").write_bytes(content)
+    assert read(tmp_path / "table.csv") == SLIDES
+
+
+def test_cells_left_out_at_the_end_of_a_row_are_empty(tmp_path):
+    (tmp_path / "table.csv").write_text("image,nucleus,cytosol,well\na.tif,n.tif\nb.tif,n.tif,c.tif,B1\n")
+    assert read(tmp_path / "table.csv") == [
+        ("a.tif", "n.tif", None, None, {"well": ""}),
+        ("b.tif", "n.tif", "c.tif", None, {"well": "B1"}),
+    ]
+
+
+def test_urls_and_names_of_labels_stay(tmp_path):
+    (tmp_path / "table.csv").write_text("image,nucleus\nhttps://x.org/a.zarr,nuclei\n/data/b.zarr,n.tif\n~/c.tif,n/m\n")
+    first, second, third = read_slide_table(tmp_path / "table.csv")
+    assert (first.image, first.nucleus) == ("https://x.org/a.zarr", "nuclei")
+    assert (str(second.image), second.nucleus) == ("/data/b.zarr", tmp_path / "n.tif")
+    assert (third.image.is_absolute(), "~" in str(third.image)) == (True, False)
+    assert third.nucleus == tmp_path / "n/m"
+
+
+@pytest.mark.parametrize("magic", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_workbooks_are_refused(tmp_path, magic):
+    (tmp_path / "table.xlsx").write_bytes(magic + bytes(100))
+    with pytest.raises(gx.InputError, match="is a workbook of Excel or another program; save it as CSV"):
+        read_slide_table(tmp_path / "table.xlsx")
+
+
+@pytest.mark.parametrize("content", [b"image,nucleus\na\0,b\n", b"\xff\xfea", b"\x81\x8d"])
+def test_files_that_are_no_text_are_refused(tmp_path, content):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(gx.InputError, match="is not a CSV table") as caught:
+        read_slide_table(tmp_path / "table.csv")
+    assert "\n" not in str(caught.value)

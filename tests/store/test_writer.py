@@ -27,7 +27,7 @@ from made.cells import (
 
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
-from gpu_extract.store import CellStore, check_output, encode, verify
+from gpu_extract.store import CellStore, check_output, encode, open_cells, verify
 from gpu_extract.store.codecs import CODECS
 from gpu_extract.store.hdf5.datasets import codec_of
 from gpu_extract.store.hdf5.layouts import LAYOUTS, skeleton
@@ -271,6 +271,13 @@ def test_slides_of_one_file_have_the_same_planes_and_different_names():
         make_contents(2, (make_slide("A"), make_slide("A")))
 
 
-def test_contents_without_cells_are_refused():
-    with pytest.raises(InputError, match="no cell to extract; dropped: 2 mask touches"):
-        make_contents(0, n_dropped=2)
+@pytest.mark.parametrize("compression", list(CODECS))
+@pytest.mark.parametrize("layout", ["h5sc", "sparcspy"])
+@pytest.mark.parametrize("chunk_cells", [1, 16])
+def test_a_file_may_have_no_cell(tmp_path, layout, compression, chunk_cells):
+    contents = make_contents(0, (make_slide("A", {"well": "1"}), make_slide("B", {"well": "2"})), n_dropped=2)
+    path = write(tmp_path / "a.h5", contents, layout=layout, compression=compression, chunk_cells=chunk_cells)
+    assert only_file(path)
+    assert verify(path).n_cells == 0
+    with open_cells(path) as cells:
+        assert cells.read([]).shape == (0, 4, 6, 6)

@@ -38,7 +38,7 @@ class H5sc:
         if contents.planes:
             raise OutputError("layout 'h5sc' keeps all planes, masks first; to choose planes use layout 'sparcspy'")
         return ChunkFormat(
-            (min(chunk_cells, len(contents.cells)), *contents.program.tile_shape),
+            (min(chunk_cells, max(len(contents.cells), 1)), *contents.program.tile_shape),
             contents.program.output_dtype,
             compression,
         )

@@ -61,7 +61,7 @@ def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=LIBVER) as file:
         layout.write(file, contents, format)
-        if not format.is_contiguous:
+        if len(contents.cells) and not format.is_contiguous:
             _allocate_index(file[layout.images])
     written = memory.getvalue()
     # The end-of-file address of HDF5 includes allocated space that was never written; BytesIO ends earlier.

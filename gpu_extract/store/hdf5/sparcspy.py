@@ -56,12 +56,12 @@ class Sparcspy:
                 f"layout 'sparcspy' keeps tiles of {kind} as {dtype}, which cannot represent the recipe's {given}; "
                 "use layout 'h5sc', or output_dtype float16"
             )
-        if not _is_time_course(contents) and contents.cells.ids.max() > np.iinfo(np.int64).max:
+        if not _is_time_course(contents) and contents.cells.ids.max(initial=0) > np.iinfo(np.int64).max:
             raise OutputError(
                 f"layout 'sparcspy' keeps ids as int64; cell {contents.cells.ids.max()} exceeds it; use layout 'h5sc'"
             )
         n_planes = contents.program.n_planes if compression == "none" else 1
-        return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
+        return ChunkFormat((min(chunk_cells, max(len(contents.cells), 1)), n_planes, S, S), dtype, compression)
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`."""
