@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpu_extract.channels import channel_indices
@@ -28,6 +29,7 @@ from gpu_extract.sources.stacks import Stack
 
 if TYPE_CHECKING:
     from gpu_extract.sources.classic import ClassicProject
+    from gpu_extract.sources.outline_files import Canvas
 
 __all__ = ["open_image", "open_labels", "open_slide", "open_slides"]
 
@@ -40,6 +42,7 @@ def open_slide(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
+    pixel_size: tuple[float, float] | None = None,
 ) -> Slide:
     """The slide of an image and its label planes; no pixel is read yet.
 
@@ -48,7 +51,9 @@ def open_slide(
     image : array, path, or sequence of them
         See `open_image`.
     nucleus, cytosol : array, path or name, optional
-        See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
+        See `open_labels`; or the name of a label in the image's own Zarr store; or outlines of cells: GeoJSON (the
+        same file may hold nuclei and cells, as QuPath's), ImageJ ROIs (.roi, .zip), boundaries of Xenium (.parquet,
+        .csv.gz) and MERSCOPE (.parquet), shapes of SpatialData or GeoParquet. At least one is needed, unless the
         store has labels of the usual names: ``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``;
         or the image is a classic SPARCSpy project.
     channel_names : sequence of str, length C, optional
@@ -57,13 +62,15 @@ def open_slide(
         The channels to read, by index or name, in that order; the others are never read. Default: all.
     name : str, optional
         Default: the (first) image's file name without its extension, else ``slide``.
+    pixel_size : (y, x), um, optional
+        Size of a pixel of the image, for outlines in um. Default: what the image says, else a file beside the outlines.
 
     Raises
     ------
     InputError
         Or one of its kinds, `SourceError` and `LabelError`: with one line that says what to do.
     """
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    given = _opened(image, nucleus, cytosol, channel_names, channels, pixel_size)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -75,6 +82,7 @@ def open_slides(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
+    pixel_size: tuple[float, float] | None = None,
 ) -> tuple[Slide, ...]:
     """The slides of an image, one for each of its time points, as `open_slide` makes one.
 
@@ -87,7 +95,7 @@ def open_slides(
     InputError
         As of `open_slide`; also if label planes have not as many time points as the image.
     """
-    given = _opened(image, nucleus, cytosol, channel_names, channels)
+    given = _opened(image, nucleus, cytosol, channel_names, channels, pixel_size)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -132,7 +140,10 @@ class _Opened:
         """The slide, of a time point if one is given."""
         image = self.image(t)
         masks = {plane: _raster(labels, t) for plane, labels in self.planes.items()}
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=_pixel_size(self.channels))
+        # Drawing outlines shows what the user should know of them; other rasters have no warnings.
+        warnings = tuple(line for raster in masks.values() for line in getattr(raster, "warnings", ()))
+        size = _pixel_size(self.channels)
+        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
         """The image alone."""
@@ -149,6 +160,7 @@ def _opened(
     cytosol: Any,
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
+    pixel_size: tuple[float, float] | None,
 ) -> _Opened:
     if isinstance(channel_names, str):
         raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
@@ -160,9 +172,11 @@ def _opened(
     project = _classic_project(images)
     own_planes = project is not None and not planes
     labels = project.planes() if project and own_planes else label_planes(images, planes)
+    sources = [opened(item, None) for item in ([project.image] if project else images)]
+    canvas = partial(_canvas, sources, pixel_size)
     given = _Opened(
-        channels=[opened(item, None) for item in ([project.image] if project else images)],
-        planes={plane: opened(at, plane) for plane, at in labels.items()},
+        channels=sources,
+        planes={plane: opened(at, plane, canvas) for plane, at in labels.items()},
         names=None if channel_names is None else tuple(cleaned(channel) for channel in channel_names),
         stem=_stem(images[0]) or "slide",
         project=project,
@@ -212,7 +226,7 @@ def open_labels(labels: Any, plane: str) -> Raster:
     ----------
     labels : array or path
         (H, W) or (1, H, W), the formats of `open_image`, and cellpose's ``_seg.npy``; a label in a Zarr store is
-        ``store.zarr#label=NAME``.
+        ``store.zarr#label=NAME``. Outlines of cells are drawn over an image, and so are opened by `open_slide` only.
     plane : str
         ``nucleus`` or ``cytosol``; used in messages, and to choose an array of an .npz file.
 
@@ -255,6 +269,16 @@ def _pixel_size(channels: Sequence[ArrayRaster | Stack]) -> tuple[float, float] 
     """What the files of a slide say of the size of a pixel; None where they say nothing, or not the same."""
     said = {channel.pixel_size for channel in channels if isinstance(channel, Stack)}
     return said.pop() if len(said) == 1 else None
+
+
+def _canvas(channels: Sequence[ArrayRaster | Stack], pixel_size: tuple[float, float] | None) -> Canvas:
+    """Return what outlines must know of the image that they are drawn over."""
+    from gpu_extract.sources.outline_files import Canvas
+
+    image = _stacked(channels, 0 if _n_times(channels) > 1 else None)
+    first = channels[0]
+    location = first.location if isinstance(first, Stack) else None
+    return Canvas(image.shape[1:], pixel_size or _pixel_size(channels), location)
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gpu_extract.errors import InputError, SourceError
 from gpu_extract.sources.arrays import ArrayRaster, is_array
@@ -13,10 +14,13 @@ from gpu_extract.sources.numpy_files import holds_pickle, open_npy, open_npz
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Stack, raster_stack
 
+if TYPE_CHECKING:
+    from gpu_extract.sources.outline_files import Canvas
+
 __all__ = ["opened"]
 
 
-def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
+def opened(given: Any, plane: str | None, canvas: Callable[[], Canvas] | None = None) -> ArrayRaster | Stack:
     """Return the planes of a file, or the raster of an array.
 
     Parameters
@@ -25,13 +29,15 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
         What `selectors.parse_input` made of what the user gave.
     plane : str, optional
         The label plane that it holds; None if it holds an image.
+    canvas : callable, optional
+        Returns the image over which a label plane is drawn, if it is a file of outlines.
 
     Raises
     ------
     InputError, SourceError, LabelError
     """
     if isinstance(given, Location):
-        return _open_location(given)
+        return _open_location(given, canvas)
     if is_array(given):
         return ArrayRaster(given, plane)
     raise InputError(
@@ -40,11 +46,20 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
     )
 
 
-def _open_location(location: Location) -> Stack:
+def _open_location(location: Location, canvas: Callable[[], Canvas] | None) -> Stack:
     # What reads each format is imported where it is needed, so that who gives arrays need not wait for it.
+    from gpu_extract.sources.outline_files import open_outlines, outline_format
+    from gpu_extract.sources.shapes import shapes_location
+
+    location = shapes_location(location) or location
     if location.is_url or os.path.isdir(location.path):
+        location.selection.refuse(str(location), "unit")
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
+    outlines = outline_format(file)
+    if outlines is not None:
+        return open_outlines(file, location, outlines, canvas)
+    location.selection.refuse(str(location), "unit")
     kind = file_format(file)
     if location.inside and kind != "hdf5":
         raise SourceError(f"{file} is not HDF5, and so has nothing at {location.inside}; leave that out")

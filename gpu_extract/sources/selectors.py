@@ -8,6 +8,7 @@
     movie.ome.tif#t=3,c=0         a time point; several selectors are parted by commas
     store.zarr#image=NAME         an image, or label=NAME, a label, by name
     sparse.zarr#missing=fill      chunks that are absent hold the fill value, as the file's writer meant
+    cells.geojson#unit=um         coordinates of outlines are in um; px, pixels of the image, by default
 
 A file whose own name holds the ``#`` is that file. In HDF5 the array's path stands before: ``file.h5:/a/b#c=0``.
 """
@@ -37,6 +38,7 @@ class Selection:
     image: str | None = None
     label: str | None = None
     missing: Literal["fill"] | None = None
+    unit: Literal["px", "um"] | None = None
 
     def __str__(self) -> str:
         """As it stands behind a path, empty if nothing is selected."""
@@ -167,12 +169,13 @@ def _value(text: str, key: str, value: str) -> Any:
             return channels
     if key in ("level", "z", "t") and re.fullmatch(r"\d{1,9}", value):
         return int(value)
-    if (key, value) in (("z", "max"), ("missing", "fill")):
+    if (key, value) in (("z", "max"), ("missing", "fill"), ("unit", "px"), ("unit", "um")):
         return value
     allowed = {
         "c": "different channels by number from 0 or by name, as in c=0,2",
         "z": "a number from 0, or max",
         "missing": "fill",
+        "unit": "px or um",
         "image": "a name",
         "label": "a name",
     }
