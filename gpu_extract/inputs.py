@@ -169,6 +169,7 @@ def _opened(
 def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
     """Open an input as one slide, or one per time point, resampled if ``scale`` is given."""
     channel_names, pixel_size = options.get("channel_names"), options.get("pixel_size")
+    size = pixel_size if given.pixel_size is None else given.pixel_size
     slides = open_slides(
         given.image,
         nucleus=given.nucleus,
@@ -176,8 +177,8 @@ def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
         channel_names=given.channel_names if channel_names is None else channel_names,
         channels=options.get("channels"),
         name=given.name,
+        pixel_size=None if size is None else as_pixel_size(size),
     )
-    size = pixel_size if given.pixel_size is None else given.pixel_size
     ids, scale, found = _as_ids(given.ids), options.get("scale"), []
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)

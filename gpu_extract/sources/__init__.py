@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpu_extract.channels import channel_indices
@@ -33,6 +34,7 @@ from gpu_extract.sources.whole_numbers import whole_number_labels
 
 if TYPE_CHECKING:
     from gpu_extract.sources.classic import ClassicProject
+    from gpu_extract.sources.outline_files import Canvas
 
 __all__ = ["open_image", "open_labels", "open_slide", "open_slides"]
 
@@ -45,6 +47,7 @@ def open_slide(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
+    pixel_size: tuple[float, float] | None = None,
 ) -> Slide:
     """Return the slide of an image and its label planes, without reading any pixel.
 
@@ -53,7 +56,9 @@ def open_slide(
     image : array, path, or sequence of them
         See `open_image`.
     nucleus, cytosol : array, path or name, optional
-        See `open_labels`; or the name of a label in the image's own Zarr store. At least one is needed, unless the
+        See `open_labels`; or the name of a label in the image's own Zarr store; or outlines of cells: GeoJSON (nuclei
+        and cells may be in one file, as QuPath writes it), ImageJ ROIs (.roi, .zip), boundaries of Xenium (.parquet,
+        .csv.gz) and MERSCOPE (.parquet), shapes of SpatialData or GeoParquet. At least one is needed, unless the
         store has labels with the usual names (``seg_all_nucleus`` or ``nucleus``, ``seg_all_cytosol`` or ``cytosol``)
         or the image is a classic SPARCSpy project.
     channel_names : sequence of str, length C, optional
@@ -62,6 +67,8 @@ def open_slide(
         Channels to read, by index or name, in this order. The others are never read. Default: all.
     name : str, optional
         Default: the (first) image's file name without its extension, else ``slide``.
+    pixel_size : (y, x), um, optional
+        Size of a pixel of the image, for outlines in um. Default: what the image says, else a file beside the outlines.
 
     Raises
     ------
@@ -72,7 +79,7 @@ def open_slide(
     fields = plate_fields(image)
     if len(fields) > 1:
         raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
-    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels)
+    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels, pixel_size)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -84,6 +91,7 @@ def open_slides(
     channel_names: Sequence[str] | None = None,
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
+    pixel_size: tuple[float, float] | None = None,
 ) -> tuple[Slide, ...]:
     """Return the slides of an image, one for each time point; see `open_slide`.
 
@@ -103,8 +111,8 @@ def open_slides(
     whole = SlideInput(image, nucleus, cytosol, name=name)
     fields = plate_inputs(whole)
     if fields[0] is not whole:
-        return _open_plate(image, fields, channel_names, channels)
-    given = _opened(whole.image, nucleus, cytosol, channel_names, channels)
+        return _open_plate(image, fields, channel_names, channels, pixel_size)
+    given = _opened(whole.image, nucleus, cytosol, channel_names, channels, pixel_size)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -128,7 +136,11 @@ def _parsed_images(image: Any) -> list[Any]:
 
 
 def _open_plate(
-    image: Any, fields: Sequence[SlideInput], channel_names: Sequence[str] | None, channels: Sequence[int | str] | None
+    image: Any,
+    fields: Sequence[SlideInput],
+    channel_names: Sequence[str] | None,
+    channels: Sequence[int | str] | None,
+    pixel_size: tuple[float, float] | None,
 ) -> tuple[Slide, ...]:
     """Return the slides of all fields of a plate."""
     slides: list[Slide] = []
@@ -142,6 +154,7 @@ def _open_plate(
                 channel_names=channel_names,
                 channels=channels,
                 name=each.name,
+                pixel_size=pixel_size,
             )
             slides += [replace(slide, metadata={**each.metadata, **slide.metadata}) for slide in found]
         except InputError as error:
@@ -195,7 +208,9 @@ class _Opened:
             {plane: labels.placements for plane, labels in self.planes.items()},
         )
         size, contradictions = stated_pixel_size(_pixel_sizes(self.channels), _pixel_sizes(self.planes.values()))
-        warnings = (*_warnings([*self.channels, *self.planes.values()]), *shifts, *contradictions)
+        # Drawing outlines finds problems with them; other rasters have no warnings.
+        drawn = [line for raster in masks.values() for line in getattr(raster, "warnings", ())]
+        warnings = (*_warnings([*self.channels, *self.planes.values()]), *drawn, *shifts, *contradictions)
         return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
 
     def image(self, t: int | None) -> Raster:
@@ -213,6 +228,7 @@ def _opened(
     cytosol: Any,
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
+    pixel_size: tuple[float, float] | None,
 ) -> _Opened:
     if isinstance(channel_names, str):
         raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
@@ -225,9 +241,10 @@ def _opened(
     own_planes = project is not None and not planes
     labels = project.planes() if project and own_planes else label_planes(images, planes)
     channels_opened = [opened(item, None) for item in ([project.image] if project else images)]
+    canvas = partial(_canvas, channels_opened, pixel_size)
     given = _Opened(
         channels=channels_opened,
-        planes={plane: _on_image(channels_opened[0], opened(at, plane)) for plane, at in labels.items()},
+        planes={plane: _on_image(channels_opened[0], opened(at, plane, canvas)) for plane, at in labels.items()},
         names=None if channel_names is None else tuple(cleaned(channel) for channel in channel_names),
         stem=_stem(images[0]) or "slide",
         project=project,
@@ -298,6 +315,7 @@ def open_labels(labels: Any, plane: str) -> Raster:
     labels : array or path
         (H, W) or (1, H, W), in any format of `open_image` or cellpose's ``_seg.npy``. A label in a Zarr store is
         ``store.zarr#label=NAME``. Floating-point numbers are converted to integers, and checked when they are read.
+        Outlines of cells are drawn over an image, and so are opened by `open_slide` only.
     plane : str
         ``nucleus`` or ``cytosol``; used in messages, and to choose an array of an .npz file.
 
@@ -337,6 +355,17 @@ def _pixel_sizes(sources: Iterable[ArrayRaster | Stack]) -> dict[str, tuple[floa
 def _warnings(sources: Sequence[ArrayRaster | Stack]) -> tuple[str, ...]:
     """Return the warnings about the files of a slide, each once."""
     return tuple(dict.fromkeys(line for each in sources if isinstance(each, Stack) for line in each.warnings))
+
+
+def _canvas(channels: Sequence[ArrayRaster | Stack], pixel_size: tuple[float, float] | None) -> Canvas:
+    """Return what outlines must know of the image that they are drawn over."""
+    from gpu_extract.sources.outline_files import Canvas
+
+    image = _stacked(channels, 0 if _n_times(channels) > 1 else None)
+    first = channels[0]
+    location = first.location if isinstance(first, Stack) else None
+    stated, _ = stated_pixel_size(_pixel_sizes(channels), {})
+    return Canvas(image.shape[1:], pixel_size or stated, location)
 
 
 def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:

@@ -24,6 +24,7 @@ from gpu_extract.sources.files import SourceFile, file_format, translated
 from gpu_extract.sources.hdf5 import TIME_COURSE, opened_hdf5
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.sources.names import cleaned
+from gpu_extract.sources.outline_files import outline_format
 from gpu_extract.sources.selectors import Location, Selection
 
 __all__ = ["ClassicProject", "classic_project"]
@@ -162,7 +163,7 @@ def _file_in(folder: Location) -> str | None:
 
 def _project(location: Location, classes: str | None) -> ClassicProject | None:
     file = SourceFile.at(location.path, None)
-    if file_format(file) != "hdf5":
+    if outline_format(file) is not None or file_format(file) != "hdf5":
         return None
     with opened_hdf5(file) as h5:
         for names, ndim in ((TIME_COURSE, 4), (ONE_SLIDE, 3)):

@@ -42,6 +42,9 @@ def label_planes(images: Sequence[Any], given: Mapping[str, Any]) -> dict[str, A
         names = store_labels(store)
     if not given:
         return {plane: _label(store, plane, name, Selection()) for plane, name in usual_labels(names).items()}
+    from gpu_extract.sources.shapes import shape_names
+
+    names += tuple(name for name in shape_names(store) if name not in names)
     planes = dict(given)
     for plane, label in by_name.items():
         if label.path not in names:
@@ -77,5 +80,6 @@ def _label(store: Location, plane: str, name: str, own: Selection) -> Location:
         image=of_image.image,
         label=name,
         missing=own.missing or of_image.missing,
+        unit=own.unit,
     )
     return replace(store, selection=selection, plane=plane)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gpu_extract.errors import InputError, SourceError
 from gpu_extract.sources.arrays import ArrayRaster
@@ -15,13 +16,16 @@ from gpu_extract.sources.stacks import Stack, raster_stack
 from gpu_extract.sources.user_arrays import is_array, remedy_for
 from gpu_extract.sources.zips import is_zipped_zarr
 
+if TYPE_CHECKING:
+    from gpu_extract.sources.outline_files import Canvas
+
 __all__ = ["opened"]
 
 # What is at a URL can only be told by its name: a Zarr store is not a file.
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2", ".qptiff", ".svs")
 
 
-def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
+def opened(given: Any, plane: str | None, canvas: Callable[[], Canvas] | None = None) -> ArrayRaster | Stack:
     """Return the planes of a file, or the raster of an array.
 
     Parameters
@@ -30,29 +34,40 @@ def opened(given: Any, plane: str | None) -> ArrayRaster | Stack:
         The user's input, parsed by `selectors.parse_input`.
     plane : str, optional
         Name of the label plane in it; None if it is an image.
+    canvas : callable, optional
+        Returns the image over which a label plane is drawn, if it is a file of outlines.
 
     Raises
     ------
     InputError, SourceError, LabelError
     """
     if isinstance(given, Location):
-        return _open_location(given)
+        return _open_location(given, canvas)
     if is_array(given):
         return ArrayRaster(given, plane)
     subject = "the image" if plane is None else f"the {plane} label plane"
     raise InputError(f"{subject} is of type {type(given).__name__}; {remedy_for(given)}")
 
 
-def _open_location(location: Location) -> Stack:
+def _open_location(location: Location, canvas: Callable[[], Canvas] | None) -> Stack:
     # The reader of a format is imported only when needed, because imports take time.
+    from gpu_extract.sources.outline_files import open_outlines, outline_format
+    from gpu_extract.sources.shapes import shapes_location
+
     if location.is_url and location.path.lower().partition("?")[0].endswith(TIFF_SUFFIXES):
         from gpu_extract.sources.remote_files import RemoteFile
         from gpu_extract.sources.tiff import open_tiff
 
         return open_tiff(RemoteFile.at(location.path, location.plane), location)
+    location = shapes_location(location) or location
     if location.is_url or os.path.isdir(location.path):
+        location.selection.refuse(str(location), "unit")
         return _open_folder(location)
     file = SourceFile.at(location.path, location.plane)
+    outlines = outline_format(file)
+    if outlines is not None:
+        return open_outlines(file, location, outlines, canvas)
+    location.selection.refuse(str(location), "unit")
     kind = file_format(file)
     if kind == "npz" and is_zipped_zarr(location.path):
         return _open_folder(location)

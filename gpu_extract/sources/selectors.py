@@ -8,6 +8,7 @@
     movie.ome.tif#t=3,c=0         a time point; several selectors are separated by commas
     store.zarr#image=NAME         an image, or label=NAME, a label, by name
     sparse.zarr#missing=error     absent chunks are an error; in HDF5 missing=fill makes them the fill value
+    cells.geojson#unit=um         coordinates of outlines are in um; px, pixels of the image, by default
 
 A file whose own name contains ``#`` is opened under that name. In HDF5 the path of a dataset precedes the selectors:
 ``file.h5:/a/b#c=0``.
@@ -40,6 +41,7 @@ class Selection:
     image: str | None = None
     label: str | None = None
     missing: Literal["fill", "error"] | None = None
+    unit: Literal["px", "um"] | None = None
 
     def __str__(self) -> str:
         """Return the text after the path; empty if nothing is selected."""
@@ -174,12 +176,13 @@ def _value(text: str, key: str, value: str) -> Any:
             return channels
     if key in ("level", "z", "t") and re.fullmatch(r"\d{1,9}", value):
         return int(value)
-    if (key, value) in (("z", "max"), ("missing", "fill"), ("missing", "error")):
+    if (key, value) in (("z", "max"), ("missing", "fill"), ("missing", "error"), ("unit", "px"), ("unit", "um")):
         return value
     allowed = {
         "c": "different channels by number from 0 or by name, as in c=0,2",
         "z": "a number from 0, or max",
         "missing": "fill or error",
+        "unit": "px or um",
         "image": "a name",
         "label": "a name",
     }

@@ -179,6 +179,11 @@ class MaxRaster:
         """See `Raster.source`."""
         return self.slices[0].source
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the slices if they are drawn outlines; empty if not."""
+        return tuple(dict.fromkeys(line for each in self.slices for line in getattr(each, "warnings", ())))
+
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`."""
         highest = np.array(self.slices[0].read(y0, x0, y1, x1))
