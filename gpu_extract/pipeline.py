@@ -275,10 +275,10 @@ def pieces(batches: Iterable[CellImages]) -> Iterator[CellImages]:
 def _warnings(plan: Plan, flat: list[int]) -> Iterator[str]:
     n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
     if n_truncated:
-        yield (
-            f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off; "
-            f"99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
-        )
+        # Where masks of one id are not of one cell, their box says nothing of how large tiles should be.
+        whole = bool((plan.cells.truncated & plan.sure()).any())
+        needs = f"; 99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}" if whole else ""
+        yield f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off{needs}"
     for name, n in zip(plan.slides[0].channel_names, flat, strict=True):
         if n:
             yield f"channel {name} is flat in {n} of {len(plan.cells)} cells (its lower and upper value are equal)"

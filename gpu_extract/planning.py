@@ -6,13 +6,15 @@ with one reason; `batches` gives the order of work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.checks import Trust, check_images, check_slides
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
@@ -20,7 +22,7 @@ from gpu_extract.matching import Pairing, Relabelled, find_overlaps, pair_nuclei
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics"]
+__all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics", "with_checked_images"]
 
 Table = TypeVar("Table", CellTable, DroppedCells)
 
@@ -66,6 +68,10 @@ class Plan:
         What the user should know, one line each.
     planes : tuple of int
         The planes of a tile that are kept, in that order; all where it is empty.
+    trusted : tuple of str
+        What the checks of the labels would have refused and the user accepted, one line each.
+    unsure : tuple of (n,) uint64
+        For each slide the ids, ascending, whose boxes are not those of one cell; empty if there are none at all.
     """
 
     slides: tuple[Slide, ...]
@@ -73,6 +79,8 @@ class Plan:
     cells: CellTable
     warnings: tuple[str, ...] = ()
     planes: tuple[int, ...] = ()
+    trusted: tuple[str, ...] = ()
+    unsure: tuple[NDArray[np.uint64], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -87,8 +95,20 @@ class Plan:
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
-        """The smallest even tile side, in pixels, that holds that share of the cells whole."""
-        return int(np.quantile(self.fitting_sides(), share, method="higher"))
+        """Return the smallest even tile side, in pixels, that holds that share of the cells whole.
+
+        Cells that are not sure to be one cell are left out, unless none is sure.
+        """
+        sides, sure = self.fitting_sides(), self.sure()
+        return int(np.quantile(sides[sure] if sure.any() else sides, share, method="higher"))
+
+    def sure(self) -> NDArray[np.bool_]:
+        """Return which cells have labels that are surely of one cell, (N,)."""
+        sure = np.ones(len(self.cells), bool)
+        for index, ids in enumerate(self.unsure):
+            if len(ids):
+                sure &= (self.cells.slide != index) | ~np.isin(self.cells.ids, ids)
+        return sure
 
     def fitting_sides(self) -> NDArray[np.int64]:
         """The smallest even tile side, in pixels, that holds each cell whole, (N,)."""
@@ -102,6 +122,7 @@ def make_plan(
     recipe: Recipe,
     subset: CellSubset | None = None,
     statistics: Statistics = label_statistics,
+    trust: Collection[Trust] = (),
 ) -> Plan:
     """The plan of an extraction: the label planes are read, the image is not.
 
@@ -113,11 +134,14 @@ def make_plan(
         All cells by default.
     statistics : callable
         `label_statistics`, or what gives the same on a GPU.
+    trust : collection of str
+        What is accepted of what `gpu_extract.checks` would refuse.
 
     Raises
     ------
     LabelError
-        If a label plane is empty or holds a negative id, or if ids disagree under ``on_mismatch="error"``.
+        If a label plane is empty or holds a negative id, if ids disagree under ``on_mismatch="error"``, or if the
+        planes are not what they should be; see `gpu_extract.checks`.
     InputError
         If no cell is left, or an id asked for is not there.
     RecipeError
@@ -125,7 +149,9 @@ def make_plan(
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    labelled = [_labelled(slide, recipe, statistics) for slide in slides]
+    given = [slide_statistics(slide, statistics) for slide in slides]
+    checked = check_slides(slides, given, recipe, trust)
+    labelled = [_labelled(slide, planes, recipe, statistics) for slide, planes in zip(slides, given, strict=True)]
     tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(labelled)]
     reasons = [_reasons(of_slide, table, recipe) for of_slide, table in zip(labelled, tables, strict=True)]
     every, why = _join(tables), np.concatenate(reasons)
@@ -134,8 +160,29 @@ def make_plan(
     if not len(cells):
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts})")
-    warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
-    return Plan(tuple(of_slide.slide for of_slide in labelled), program, cells, tuple(warnings))
+    warnings = dict.fromkeys([*(line for slide in slides for line in slide.warnings), *checked.warnings])
+    return Plan(
+        tuple(of_slide.slide for of_slide in labelled),
+        program,
+        cells,
+        tuple(warnings),
+        trusted=checked.trusted,
+        unsure=checked.unsure,
+    )
+
+
+def with_checked_images(plan: Plan, trust: Collection[Trust] = ()) -> Plan:
+    """Return the plan after a look at a few windows of the images, which `make_plan` does not read.
+
+    Raises
+    ------
+    LabelError
+        If labels surely are not those of their image; see `gpu_extract.checks.check_images`.
+    """
+    first = np.searchsorted(plan.cells.slide, np.arange(len(plan.slides) + 1)).tolist()
+    boxes = [plan.cells.boxes[start:stop] for start, stop in pairwise(first)]
+    checked = check_images(plan.slides, boxes, trust)
+    return replace(plan, warnings=(*plan.warnings, *checked.warnings), trusted=(*plan.trusted, *checked.trusted))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -181,9 +228,8 @@ class _Labelled:
     pairing: Pairing | None = None
 
 
-def _labelled(slide: Slide, recipe: Recipe, statistics: Statistics) -> _Labelled:
+def _labelled(slide: Slide, planes: list[LabelStatistics], recipe: Recipe, statistics: Statistics) -> _Labelled:
     """The slide with the lesser pieces of labels removed, and nuclei paired with cytosols, where that is asked for."""
-    planes = slide_statistics(slide, statistics)
     if recipe.pieces == "largest":
         slide = replace(slide, masks={name: _in_one_piece(raster) for name, raster in slide.masks.items()})
         planes = slide_statistics(slide, statistics)
