@@ -13,7 +13,7 @@ from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan, plan_many
 from gpu_extract.model import CellImages
 from gpu_extract.parallel import default_threads
-from gpu_extract.planning import Plan
+from gpu_extract.planning import Plan, with_checked_images
 from gpu_extract.sources.selectors import located
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
@@ -180,6 +180,7 @@ def iter_cells(
     """
     backend, threads = choose_backend(device, gpu_memory), as_threads(threads)
     planned = plan(image, nucleus=nucleus, cytosol=cytosol, statistics=backend.statistics, **choices)
+    planned = with_checked_images(planned)
 
     def batches() -> Iterator[CellImages]:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
@@ -208,16 +209,16 @@ def _planned(
     backend: backends.Backend,
     choices: Mapping[str, Any],
 ) -> Plan:
-    """The plan, with the statistics of the device; refuses an output that is a file that is read."""
+    """The plan, with the statistics of the device and checked images; refuses an output that is a file that is read."""
     inputs = [as_slide_input(given) for given in slides]
     if output is None:
-        return plan_many(inputs, statistics=backend.statistics, **choices)
+        return with_checked_images(plan_many(inputs, statistics=backend.statistics, **choices))
     for given in inputs:
         _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
     planned = plan_many(inputs, statistics=backend.statistics, **choices)
     for slide in planned.slides:  # a folder was given, perhaps, and only now it is known of which file
         _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
-    return planned
+    return with_checked_images(planned)
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:
