@@ -62,6 +62,14 @@ Slides = Annotated[
     ),
 ]
 OnBadSlide = Annotated[str, typer.Option(help="Stop at an invalid slide of --slides, or skip it.", metavar="stop|skip")]
+TrustWords = Annotated[
+    str | None,
+    typer.Option(
+        "--trust",
+        help="Checks to skip, separated by commas: ids, binary, planes, placement. Their errors become warnings.",
+        metavar="WHAT",
+    ),
+]
 AllowEmpty = Annotated[
     bool, typer.Option("--allow-empty", help="Write a file without cells if no slide has any, instead of an error.")
 ]
@@ -187,6 +195,7 @@ def _request(
     slides: Slides = None,
     on_bad_slide: OnBadSlide = "stop",
     allow_empty: AllowEmpty = False,
+    trust: TrustWords = None,
     size: Size = None,
     size_um: SizeUm = None,
     pixel_size: PixelSize = None,
@@ -224,6 +233,7 @@ def _request(
         "nuclear_channel": nuclear_channel,
         "on_bad_slide": on_bad_slide,
         "allow_empty": allow_empty,
+        "trust": trust,
         "ids": None if ids is None else read_ids(ids),
         "n_cells": n_cells,
         "seed": seed,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract import planning
+from gpu_extract.checks import Trust, as_trust, check_labels
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
@@ -26,6 +29,10 @@ from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_li
 __all__ = ["as_recipe", "plan", "plan_many", "plan_slides"]
 
 ON_BAD_SLIDE = ("stop", "skip")
+# Names of stains and proteins that mark nuclei.
+NUCLEAR_STAIN = re.compile(
+    r"(?<![a-z])(dapi|hoechst|dna|dsdna|draq5|sytox|h2b|histone\w*|nucle(us|i|ar))(?![a-z])", re.IGNORECASE
+)
 # The parameters of a recipe that may be given as options.
 RECIPE_OPTIONS = frozenset(field.name for field in fields(Recipe)) - {"base"}
 
@@ -126,17 +133,20 @@ def plan_slides(
     if on_bad_slide == "skip":  # each field of a plate by itself
         inputs = [each for given in inputs for each in plate_inputs(given)]
     check_listed_once(inputs)
-    check = statistics if on_bad_slide == "skip" else None
-    opened, warnings = _opened(inputs, lambda given: _open(given, options), check)
+    trust = as_trust(options.get("trust"))
+    check = None
+    if on_bad_slide == "skip":
+        check = partial(_check_slide, recipe=recipe, statistics=statistics, trust=trust)
+    opened, warnings = _opened(inputs, lambda given: _open(given, options, trust), check)
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
     if tile_size_um is not None:
         recipe = recipe.replace(tile_size=tile_size_in_pixels(named, tile_size_um))
     warnings += mixed_sizes(named)
-    if channels is not None and "nuclear_channel" not in options:
-        warnings += _nuclear_warning(recipe, named[0])
+    if "nuclear_channel" not in options:
+        warnings += _nuclear_warnings(recipe, named[0], were_chosen=channels is not None)
     allow_empty = options.get("allow_empty", False)
-    planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty)
+    planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty, trust=trust)
     return replace(
         planned,
         cells=_with_vanished(planned, named, statistics),
@@ -146,7 +156,7 @@ def plan_slides(
 
 
 def _opened(
-    inputs: Sequence[SlideInput], open_one: Callable[[SlideInput], list[Slide]], check: Statistics | None
+    inputs: Sequence[SlideInput], open_one: Callable[[SlideInput], list[Slide]], check: Callable[[Slide], None] | None
 ) -> tuple[list[Slide], list[str]]:
     """Open all inputs. With ``check``, invalid slides are skipped, and a warning is returned for each."""
     opened, warnings = [], []
@@ -155,7 +165,7 @@ def _opened(
             found = open_one(given)
             if check is not None:
                 for slide in found:
-                    planning.slide_statistics(slide, check)
+                    check(slide)
             opened += found
         except InputError as error:
             if check is None:
@@ -166,7 +176,7 @@ def _opened(
     return opened, warnings
 
 
-def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
+def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> list[Slide]:
     """Open an input as one slide, or one per time point, resampled if ``scale`` is given."""
     channel_names, pixel_size = options.get("channel_names"), options.get("pixel_size")
     size = pixel_size if given.pixel_size is None else given.pixel_size
@@ -178,6 +188,7 @@ def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
         channels=options.get("channels"),
         name=given.name,
         pixel_size=None if size is None else as_pixel_size(size),
+        trust=trust,
     )
     ids, scale, found = _as_ids(given.ids), options.get("scale"), []
     for slide in slides:
@@ -189,13 +200,40 @@ def _open(given: SlideInput, options: PlanOptions) -> list[Slide]:
     return found
 
 
-def _nuclear_warning(recipe: Recipe, slide: Slide) -> list[str]:
-    """Return a warning that says which of the chosen channels is the nuclear channel, if a mask is applied to it."""
-    at = recipe.nuclear_channel
-    if not isinstance(at, int) or at >= len(slide.channel_names) or not recipe.apply_masks:
+def _check_slide(slide: Slide, recipe: Recipe, statistics: Statistics, trust: Collection[Trust]) -> None:
+    """Check what a run would refuse of the labels of a slide.
+
+    Raises
+    ------
+    LabelError
+    """
+    check_labels(slide, planning.slide_statistics(slide, statistics), recipe, trust)
+
+
+def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> list[str]:
+    """Return a warning about the nuclear channel that nobody named.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    slide : Slide
+    were_chosen : bool
+        Whether the channels are a choice of the user, so that the place of the nuclear one may be another than meant.
+    """
+    at, names = recipe.nuclear_channel, slide.channel_names
+    if not isinstance(at, int) or at >= len(names) or not recipe.apply_masks:
+        return []
+    stains = [name for name in names if NUCLEAR_STAIN.search(name)]
+    if stains and names[at] not in stains and len(slide.masks) > 1:
+        return [
+            f"channel {names[at]} is cut with the nucleus mask, being number {at}, and {', '.join(stains)} with the "
+            f"cytosol mask; if {stains[0]} is the nuclear stain, give --nuclear-channel {stains[0]} "
+            f"(nuclear_channel={stains[0]!r}), or none if no channel is"
+        ]
+    if not were_chosen:
         return []
     return [
-        f"channel {slide.channel_names[at]} is cut with the nucleus mask, being number {at} of those chosen; "
+        f"channel {names[at]} is cut with the nucleus mask, being number {at} of those chosen; "
         "name another or none with --nuclear-channel (nuclear_channel=)"
     ]
 

@@ -78,6 +78,9 @@ class PlanOptions(TypedDict, total=False):
     on_bad_slide : {"stop", "skip"}, default "stop"
         Several slides only: raise an error on a slide that cannot be opened or whose label planes are invalid, or
         skip the slide and report it in the plan's ``warnings``. Empty label planes are valid.
+    trust : str or iterable of str, optional
+        Checks to skip: ``ids``, ``binary``, ``planes``, ``placement``; see `gpu_extract.checks`. What they find is a
+        warning instead of an error, and recorded in the file.
     allow_empty : bool, default False
         Whether no cell at all is valid and makes a file without cells. By default it is an error. A slide without
         cells is no error if another one has cells.
@@ -123,6 +126,7 @@ class PlanOptions(TypedDict, total=False):
     tile_size_um: float | None
     scale: float | None
     on_bad_slide: Literal["stop", "skip"]
+    trust: str | Iterable[str] | None
     allow_empty: bool
 
     tile_size: int

@@ -283,9 +283,12 @@ def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:
     n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
     if n_truncated:
+        # If the masks of an id are not of one cell, their box does not tell how large tiles should be.
+        is_any_sure = bool((plan.cells.truncated & plan.sure()).any())
+        needs = f"; 99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
         yield (
-            f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off; "
-            f"99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
+            f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off"
+            f"{needs if is_any_sure else ''}"
         )
     for name, n in zip(plan.slides[0].channel_names, n_flat, strict=True):
         if n:

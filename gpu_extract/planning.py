@@ -6,13 +6,15 @@ reason. `batches` determines the order of work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.checks import Trust, check_images, check_slides
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
@@ -20,7 +22,7 @@ from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
-__all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics"]
+__all__ = ["CellSubset", "Plan", "batches", "make_plan", "slide_statistics", "with_checked_images"]
 
 Table = TypeVar("Table", CellTable, DroppedCells)
 
@@ -70,6 +72,10 @@ class Plan:
         Warnings about the input, one line each.
     planes : tuple of int
         The planes of a tile to keep, in this order; all if empty.
+    trusted : tuple of str
+        What the checks found and the user accepted, one line each.
+    unsure : tuple of (n,) uint64
+        For each slide the ids, ascending, whose boxes are not those of one cell; empty if there are none.
     """
 
     slides: tuple[Slide, ...]
@@ -77,6 +83,8 @@ class Plan:
     cells: CellTable
     warnings: tuple[str, ...] = ()
     planes: tuple[int, ...] = ()
+    trusted: tuple[str, ...] = ()
+    unsure: tuple[NDArray[np.uint64], ...] = ()
 
     def __repr__(self) -> str:
         tile = (len(self.plane_names), *self.program.tile_shape[1:])
@@ -98,9 +106,20 @@ class Plan:
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     def fitting_tile_size(self, share: float) -> int:
-        """Return the smallest even tile size, in pixels, at which that share of the cells fits; 0 without cells."""
-        sides = self.fitting_sides()
-        return int(np.quantile(sides, share, method="higher")) if len(sides) else 0
+        """Return the smallest even tile size, in pixels, at which that share of the cells fits; 0 without cells.
+
+        Cells whose labels may not be of one cell are left out, unless this is true of all.
+        """
+        sides, sure = self.fitting_sides(), self.sure()
+        return int(np.quantile(sides[sure] if sure.any() else sides, share, method="higher")) if len(sides) else 0
+
+    def sure(self) -> NDArray[np.bool_]:
+        """Return which cells have labels that are surely of one cell, (N,)."""
+        sure = np.ones(len(self.cells), bool)
+        for index, ids in enumerate(self.unsure):
+            if len(ids):
+                sure &= (self.cells.slide != index) | ~np.isin(self.cells.ids, ids)
+        return sure
 
     def fitting_sides(self) -> NDArray[np.int64]:
         """Return the smallest even tile size, in pixels, into which each cell fits, (N,)."""
@@ -116,6 +135,7 @@ def make_plan(
     statistics: Statistics = label_statistics,
     *,
     allow_empty: bool = False,
+    trust: Collection[Trust] = (),
 ) -> Plan:
     """Plan an extraction. This reads the label planes, but not the image.
 
@@ -129,12 +149,15 @@ def make_plan(
         `label_statistics`, or its equivalent on a GPU.
     allow_empty : bool
         Whether a plan without any cell is valid. A slide without cells always is, if another one has cells.
+    trust : collection of str
+        Findings of `gpu_extract.checks` to accept.
 
     Raises
     ------
     LabelError
         If a label plane of every slide is empty, a label plane has a negative id, or ids do not match under
-        ``on_mismatch="error"``.
+        ``on_mismatch="error"``, or the planes are not what they should be
+        (`gpu_extract.checks`).
     InputError
         If no cell is left, or a requested id does not exist.
     RecipeError
@@ -142,9 +165,11 @@ def make_plan(
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    prepared = [_prepare(slide, recipe, statistics) for slide in slides]
+    given = [slide_statistics(slide, statistics) for slide in slides]
     if not allow_empty:
-        _check_not_empty(prepared)
+        _check_not_empty(slides, given)
+    checked = check_slides(slides, given, recipe, trust)
+    prepared = [_prepare(slide, planes, recipe, statistics) for slide, planes in zip(slides, given, strict=True)]
     tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(prepared)]
     reasons = np.concatenate(
         [_drop_reasons(of_slide, table, recipe) for of_slide, table in zip(prepared, tables, strict=True)]
@@ -156,9 +181,29 @@ def make_plan(
     if not len(cells) and not allow_empty:
         counts = ", ".join(f"{reason}: {n}" for reason, n in cells.dropped.counts().items())
         raise InputError(f"no cell is left to extract; all {len(cells.dropped)} were dropped ({counts}). {ALLOW_EMPTY}")
-    warnings = dict.fromkeys(line for slide in slides for line in slide.warnings)
-    lines = (*warnings, *_empty_slides(prepared, cells))
-    return Plan(tuple(of_slide.slide for of_slide in prepared), program, cells, lines)
+    lines = dict.fromkeys(line for slide in slides for line in slide.warnings)
+    return Plan(
+        tuple(of_slide.slide for of_slide in prepared),
+        program,
+        cells,
+        (*lines, *checked.warnings, *_empty_slides(prepared, cells)),
+        trusted=checked.trusted,
+        unsure=checked.unsure,
+    )
+
+
+def with_checked_images(plan: Plan, trust: Collection[Trust] = ()) -> Plan:
+    """Check a few windows of the images, which `make_plan` does not read, and return the plan with what was found.
+
+    Raises
+    ------
+    LabelError
+        If labels surely are not those of their image; see `gpu_extract.checks.check_images`.
+    """
+    first = np.searchsorted(plan.cells.slide, np.arange(len(plan.slides) + 1)).tolist()
+    boxes = [plan.cells.boxes[start:stop] for start, stop in pairwise(first)]
+    checked = check_images(plan.slides, boxes, trust)
+    return replace(plan, warnings=(*plan.warnings, *checked.warnings), trusted=(*plan.trusted, *checked.trusted))
 
 
 def slide_statistics(slide: Slide, statistics: Statistics = label_statistics) -> list[LabelStatistics]:
@@ -198,16 +243,16 @@ class _PreparedSlide:
     pairing: Pairing | None = None
 
 
-def _check_not_empty(prepared: Sequence[_PreparedSlide]) -> None:
+def _check_not_empty(slides: Sequence[Slide], statistics: Sequence[Sequence[LabelStatistics]]) -> None:
     """Raise an error if no slide has labels in all of its planes."""
     empty = [
         f"{name} labels {raster.source}"
-        for of_slide in prepared
-        for (name, raster), plane in zip(of_slide.slide.masks.items(), of_slide.planes, strict=True)
+        for slide, planes in zip(slides, statistics, strict=True)
+        for (name, raster), plane in zip(slide.masks.items(), planes, strict=True)
         if not len(plane)
     ]
-    if all(any(not len(plane) for plane in of_slide.planes) for of_slide in prepared):
-        of_all = f", as are those of all {len(prepared)} slides" if len(prepared) > 1 else ""
+    if all(any(not len(plane) for plane in planes) for planes in statistics):
+        of_all = f", as are those of all {len(slides)} slides" if len(slides) > 1 else ""
         raise LabelError(
             f"{empty[0]} are empty: every pixel is 0 (background){of_all}; segment the image first. {ALLOW_EMPTY}"
         )
@@ -227,9 +272,8 @@ def _empty_slides(prepared: Sequence[_PreparedSlide], cells: CellTable) -> list[
     return [f"{'1 slide has' if len(names) == 1 else f'{len(names)} slides have'} no cell: {some}"]
 
 
-def _prepare(slide: Slide, recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
+def _prepare(slide: Slide, planes: list[LabelStatistics], recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
     """Keep the largest components of labels and pair nuclei with cytosols, if the recipe asks for it."""
-    planes = slide_statistics(slide, statistics)
     if recipe.pieces == "largest":
         slide = replace(slide, masks={name: _keep_largest_components(raster) for name, raster in slide.masks.items()})
         planes = slide_statistics(slide, statistics)

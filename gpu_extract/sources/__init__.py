@@ -12,7 +12,7 @@ selections. Open files, decoded pixels and everything else that belongs to the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ def open_slide(
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
     pixel_size: tuple[float, float] | None = None,
+    trust: Collection[str] = (),
 ) -> Slide:
     """Return the slide of an image and its label planes, without reading any pixel.
 
@@ -69,6 +70,8 @@ def open_slide(
         Default: the (first) image's file name without its extension, else ``slide``.
     pixel_size : (y, x), um, optional
         Size of a pixel of the image, for outlines in um. Default: what the image says, else a file beside the outlines.
+    trust : collection of str
+        With ``placement``, labels are used as they are, wherever their file places them.
 
     Raises
     ------
@@ -79,7 +82,9 @@ def open_slide(
     fields = plate_fields(image)
     if len(fields) > 1:
         raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
-    given = _opened(fields[0].location if fields else image, nucleus, cytosol, channel_names, channels, pixel_size)
+    given = _opened(
+        fields[0].location if fields else image, nucleus, cytosol, channel_names, channels, pixel_size, trust
+    )
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -92,6 +97,7 @@ def open_slides(
     channels: Sequence[int | str] | None = None,
     name: str | None = None,
     pixel_size: tuple[float, float] | None = None,
+    trust: Collection[str] = (),
 ) -> tuple[Slide, ...]:
     """Return the slides of an image, one for each time point; see `open_slide`.
 
@@ -111,8 +117,8 @@ def open_slides(
     whole = SlideInput(image, nucleus, cytosol, name=name)
     fields = plate_inputs(whole)
     if fields[0] is not whole:
-        return _open_plate(image, fields, channel_names, channels, pixel_size)
-    given = _opened(whole.image, nucleus, cytosol, channel_names, channels, pixel_size)
+        return _open_plate(image, fields, channel_names, channels, pixel_size, trust)
+    given = _opened(whole.image, nucleus, cytosol, channel_names, channels, pixel_size, trust)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -141,6 +147,7 @@ def _open_plate(
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
     pixel_size: tuple[float, float] | None,
+    trust: Collection[str],
 ) -> tuple[Slide, ...]:
     """Return the slides of all fields of a plate."""
     slides: list[Slide] = []
@@ -155,6 +162,7 @@ def _open_plate(
                 channels=channels,
                 name=each.name,
                 pixel_size=pixel_size,
+                trust=trust,
             )
             slides += [replace(slide, metadata={**each.metadata, **slide.metadata}) for slide in found]
         except InputError as error:
@@ -182,6 +190,8 @@ class _Opened:
         The classic project that the files belong to.
     own_planes : bool
         Whether the label planes are those of the project.
+    trust : collection of str
+        See `open_slide`.
     """
 
     channels: Sequence[ArrayRaster | Stack]
@@ -190,6 +200,7 @@ class _Opened:
     stem: str
     project: ClassicProject | None = None
     own_planes: bool = False
+    trust: Collection[str] = ()
 
     def described(self, slides: list[Slide]) -> tuple[Slide, ...]:
         """Return the slides with the metadata, ids and warnings of their project, if they belong to one."""
@@ -206,6 +217,7 @@ class _Opened:
             self.channels[0].placements,
             masks,
             {plane: labels.placements for plane, labels in self.planes.items()},
+            self.trust,
         )
         size, contradictions = stated_pixel_size(_pixel_sizes(self.channels), _pixel_sizes(self.planes.values()))
         # Drawing outlines finds problems with them; other rasters have no warnings.
@@ -215,7 +227,7 @@ class _Opened:
 
     def image(self, t: int | None) -> Raster:
         """Return the image, of one time point if ``t`` is given."""
-        return _stacked(self.channels, t)
+        return _stacked(self.channels, t, self.trust)
 
     def channel_names(self, image: Raster) -> tuple[str, ...]:
         """Return the channel names of the image."""
@@ -229,6 +241,7 @@ def _opened(
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
     pixel_size: tuple[float, float] | None,
+    trust: Collection[str],
 ) -> _Opened:
     if isinstance(channel_names, str):
         raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
@@ -249,6 +262,7 @@ def _opened(
         stem=_stem(images[0]) or "slide",
         project=project,
         own_planes=own_planes,
+        trust=trust,
     )
     return _with_channels(given, channels)
 
@@ -336,14 +350,14 @@ def _classic_project(images: Sequence[Any]) -> ClassicProject | None:
     return classic_project(images[0])
 
 
-def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None) -> Raster:
+def _stacked(channels: Sequence[ArrayRaster | Stack], t: int | None, trust: Collection[str] = ()) -> Raster:
     """Return the image of a time point as one raster; several sources are stacked as its channels."""
     rasters = [_raster(channel, t) for channel in channels]
     if len(rasters) == 1:
         return rasters[0]
     own_names = ["".join(raster.names) for raster in rasters]  # StackedRaster refuses more than one plane each
     stems = [_stem(each.location) if isinstance(each, Stack) else "" for each in channels]
-    check_channels([raster.source for raster in rasters], [channel.placements for channel in channels])
+    check_channels([raster.source for raster in rasters], [channel.placements for channel in channels], trust)
     return StackedRaster(rasters, [name or stem for name, stem in zip(own_names, stems, strict=True)])
 
 

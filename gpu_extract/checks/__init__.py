@@ -1,0 +1,113 @@
+"""Whether label planes and images mean what they should, checked before any cell is written.
+
+Planning knows the area, place and box of every label, and nearly every mistake of meaning shows there. Pixels are read
+in a few windows only, mostly of suspicious labels, so that the checks take less than a hundredth of a run. Where cells
+would surely be wrong they raise a `LabelError` that names the word by which the user accepts the slides as they are
+(``--trust ids``); where cells may be wrong they return warnings.
+
+`check_slides` needs the label planes only; `check_images` reads the image as well. `planes` checks each label plane by
+itself, `pairs` the two against each other, `channels` and `alignment` the image; `counting` counts the components of a
+label, and `findings` has the words and the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_extract.checks.alignment import check_alignment
+from gpu_extract.checks.channels import check_channels
+from gpu_extract.checks.findings import TRUST, Checked, Finding, Trust, as_trust, conclude
+from gpu_extract.checks.pairs import check_pairs
+from gpu_extract.checks.planes import check_plane
+from gpu_extract.labels import LabelStatistics
+from gpu_extract.model import Slide
+from gpu_extract.recipe import Recipe
+
+__all__ = ["TRUST", "Checked", "Trust", "as_trust", "check_images", "check_labels", "check_slides"]
+
+# Slides of a dataset whose images are sampled: what is wrong with one is mostly wrong with all.
+N_SAMPLED = 2
+
+
+def check_slides(
+    slides: Sequence[Slide],
+    planes: Sequence[Sequence[LabelStatistics]],
+    recipe: Recipe,
+    trust: Collection[Trust] = (),
+) -> Checked:
+    """Check the label planes of slides that are alike in their planes; the image is not read.
+
+    Parameters
+    ----------
+    slides : sequence of Slide
+        As they were given: labels neither paired by overlap nor reduced to their largest component.
+    planes : sequence
+        Of each slide, the statistics of its label planes, in their order.
+    recipe : Recipe
+    trust : collection of str
+        What the user accepts; see `Trust`.
+
+    Returns
+    -------
+    Checked
+
+    Raises
+    ------
+    LabelError
+        If cells would surely be wrong. The line names the remedy, and the word that accepts it.
+    """
+    # A plane without any label has a line of its own, in planning.
+    rows = [index for index, of_slide in enumerate(planes) if all(map(len, of_slide))]
+    unsure = [np.zeros(0, np.uint64)] * len(slides)
+    if not rows:
+        return Checked(unsure=tuple(unsure))
+    some, of_some = [slides[index] for index in rows], [planes[index] for index in rows]
+    names, findings, doubtful = some[0].mask_names, list[Finding](), list[Sequence[NDArray[np.uint64]]]()
+    for m, name in enumerate(names):
+        found, ids = check_plane(name, some, [each[m] for each in of_some], largest=recipe.pieces == "largest")
+        findings += found
+        if recipe.match == "id" or name == names[-1]:  # nuclei that are paired by overlap get other ids
+            doubtful.append(ids)
+    if len(names) == 2:
+        found, ids = check_pairs(some, of_some, recipe)
+        findings += found
+        doubtful.append(ids)
+    for index, *of_slide in zip(rows, *doubtful, strict=True):
+        if any(map(len, of_slide)):
+            unsure[index] = np.unique(np.concatenate(of_slide))
+    return conclude(findings, frozenset(trust), unsure)
+
+
+def check_labels(
+    slide: Slide, planes: Sequence[LabelStatistics], recipe: Recipe, trust: Collection[Trust] = ()
+) -> Checked:
+    """Check the label planes of one slide; see `check_slides`, which tells more of slides that belong together."""
+    return check_slides([slide], [planes], recipe, trust)
+
+
+def check_images(slides: Sequence[Slide], boxes: Sequence[NDArray[np.int64]], trust: Collection[Trust] = ()) -> Checked:
+    """Check the images of some slides against their labels, by a few windows.
+
+    Parameters
+    ----------
+    slides : sequence of Slide
+    boxes : sequence of (n, 4) int64, pixels
+        The boxes of each slide's cells.
+    trust : collection of str
+        What the user accepts; see `Trust`.
+
+    Raises
+    ------
+    LabelError
+        If labels surely are not those of their image.
+    """
+    findings: list[Finding] = []
+    with_cells = [index for index, of_slide in enumerate(boxes) if len(of_slide)]
+    chosen = sorted({with_cells[n * len(with_cells) // N_SAMPLED] for n in range(N_SAMPLED)}) if with_cells else []
+    for index in chosen:
+        findings += check_channels(slides[index], boxes[index])
+        findings += check_alignment(slides[index])
+    return conclude(findings, frozenset(trust))
