@@ -147,14 +147,6 @@ def test_anndata_opens_it_with_every_table(path):
     }
 
 
-def test_texts_have_an_encoding_that_all_versions_of_anndata_read(path):
-    # pandas 3 makes texts nullable, which anndata writes in an encoding that older versions do not know.
-    write(path, make_contents(3))
-    with h5py.File(path) as file:
-        for name in ("obs/_index", "var/_index", "var/channels", "uns/gpu_extract/dropped/_index"):
-            assert file[name].attrs["encoding-type"] == "string-array"
-
-
 def test_the_recipe_in_the_file_is_the_recipe(path, tmp_path):
     contents = make_contents(1, recipe=Recipe.preset("scportrait").replace(tile_size=S))
     write(path, contents)

@@ -45,14 +45,13 @@ class H5sc:
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`. The dataset of tiles has the attributes that scPortrait reads."""
-        from anndata.io import write_elem
-
+        from gpu_extract.store.hdf5.anndata_files import write_anndata
         from gpu_extract.store.hdf5.anndata_tables import anndata_tables
 
         facts = _facts(contents, format.compression)
         lower, upper = _normalization_range(contents)
         shared = facts | {"normalization_range_lower": lower, "normalization_range_upper": upper}
-        write_elem(file, "/", anndata_tables(contents, shared, self.limits))
+        write_anndata(file, anndata_tables(contents, shared, self.limits))
         images = create_images(file, self.images, len(contents.cells), contents.program.n_planes, format)
         images.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for name, value in facts.items():
