@@ -38,7 +38,8 @@ def test_a_table_becomes_one_dataset(table):
     obs = anndata.read_h5ad(report.path).obs
     assert list(obs["slide"].cat.categories) == ["ch0", "ch0_2", "ch0_3"]
     assert set(zip(obs["slide"], obs["well"], strict=True)) == {("ch0", "A1"), ("ch0_2", "A2"), ("ch0_3", "B1")}
-    assert set(obs["dose"]) == {"0 nM", "10 nM", ""}
+    assert set(obs["dose"].dropna()) == {"0 nM", "10 nM"}
+    assert set(obs["slide"][obs["dose"].isna()]) == {"ch0_3"}
     keys = list(zip(obs["slide"].cat.codes, obs["scportrait_cell_id"], strict=True))
     assert keys == sorted(keys)
     with gx.open_cells(report.path) as cells:

@@ -109,7 +109,7 @@ def test_batches_are_written_in_any_order(path, layout, compression):
 
 
 def test_anndata_opens_it_with_every_table(path):
-    slides = (make_slide("A", {"well": "D03", "time": "0"}), make_slide("B", {"well": "D04"}))
+    slides = (make_slide("A", {"well": "D03", "time": "0 h"}), make_slide("B", {"well": "D04"}))
     contents = make_contents(4, slides, n_dropped=2, texts={"command": "gpu-extract run"})
     images = make_images(contents)
     write(path, contents, images)

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpu_extract.store.contents import Contents
+from gpu_extract.store.metadata_numbers import as_numbers
 
 __all__ = ["anndata_tables"]
 
@@ -67,9 +68,12 @@ def _slide_column(slide: NDArray[np.int64], contents: Contents) -> Any:
 
 
 def _metadata_column(slide: NDArray[np.int64], values: Sequence[str | None]) -> Any:
-    """Return the value of each cell's slide as a categorical; missing if the slide has none."""
-    categories = list(dict.fromkeys(value for value in values if value is not None))
-    codes = np.array([-1 if value is None else categories.index(value) for value in values])
+    """Return the value of each cell's slide, numbers or a categorical; missing if the slide has none, or an empty one."""
+    numbers = as_numbers(values)
+    if numbers is not None:
+        return numbers[slide]
+    categories = list(dict.fromkeys(value for value in values if value))
+    codes = np.array([categories.index(value) if value else -1 for value in values])
     return pd.Categorical.from_codes(codes[slide], _texts(categories))
 
 

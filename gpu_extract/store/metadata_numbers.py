@@ -1,0 +1,56 @@
+"""Which metadata of slides are numbers: a dose of ``0.5`` is one, a well ``03`` is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["as_numbers"]
+
+# An exponent has a sign where a program has written it (1e-06, 1.5E+03); without one it may be a name: well E3 of
+# plate 1. Zeros that lead belong to names too, as in 007.
+NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-][0-9]+)?")
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+# Up to here float64 holds every whole number.
+EXACT = 2**53
+
+
+def as_numbers(texts: Sequence[str | None]) -> NDArray[np.int64] | NDArray[np.float64] | None:
+    """Return the numbers that all of the texts are, or None if one of them is not a number.
+
+    A number is written with a decimal point, without leading zeros, and with a signed exponent if it has one.
+
+    Parameters
+    ----------
+    texts : sequence of str or None
+        None and empty texts are missing.
+
+    Returns
+    -------
+    (n,) int64 or float64, or None
+        int64 if all are whole numbers and none is missing; missing ones are NaN. None also where a number could not be
+        told from another text's: 1.1 and 1.10 may be sections, and long whole numbers need more digits than a number
+        has.
+    """
+    given = [text for text in texts if text]
+    if not given or not all(NUMBER.fullmatch(text) for text in given):
+        return None
+    if all(WHOLE_NUMBER.fullmatch(text) for text in given):
+        whole = [int(text) for text in given]
+        is_missing_any = len(given) < len(texts)
+        largest = EXACT if is_missing_any else np.iinfo(np.int64).max
+        if max(abs(value) for value in whole) > largest or not _are_as_many(given, whole):
+            return None
+        if not is_missing_any:
+            return np.array(whole, np.int64)
+    values = np.array([float(text) if text else np.nan for text in texts])
+    known = values[~np.isnan(values)]
+    return values if np.isfinite(known).all() and _are_as_many(given, known.tolist()) else None
+
+
+def _are_as_many(texts: Sequence[str], values: Sequence[float]) -> bool:
+    """Return whether different texts have different values."""
+    return len(set(texts)) == len(set(values))
