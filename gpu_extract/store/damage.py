@@ -8,7 +8,11 @@ from pathlib import Path
 
 from gpu_extract.errors import GpuExtractError, OutputError
 
-__all__ = ["reporting_damage"]
+__all__ = ["NotCellsError", "reporting_damage"]
+
+
+class NotCellsError(Exception):
+    """A file is sound, but not one of cells; the message follows its path."""
 
 
 @contextmanager
@@ -25,6 +29,8 @@ def reporting_damage(path: Path, where: str = "") -> Iterator[None]:
         yield
     except GpuExtractError:
         raise
+    except NotCellsError as error:
+        raise OutputError(f"{path} {error}") from error
     except Exception as error:  # HDF5 and AnnData raise many types on a damaged file
         first_line = str(error).partition("\n")[0]
         raise OutputError(f"{path}{where} is damaged, or not a file of cells: {first_line}") from error

@@ -68,7 +68,7 @@ def _slide_column(slide: NDArray[np.int64], contents: Contents) -> Any:
 
 
 def _metadata_column(slide: NDArray[np.int64], values: Sequence[str | None]) -> Any:
-    """Return the value of each cell's slide, numbers or a categorical; missing if the slide has none, or an empty one."""
+    """Return the value of each cell's slide, numbers or a categorical; missing if the slide's is missing or empty."""
     numbers = as_numbers(values)
     if numbers is not None:
         return numbers[slide]

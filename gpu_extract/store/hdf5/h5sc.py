@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.hdf5.datasets import create_images
+from gpu_extract.store.hdf5.datasets import compression_of, create_images
+from gpu_extract.store.hdf5.h5sc_tables import cell_ids, check_kinds, plane_names
 from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
 
 if TYPE_CHECKING:
@@ -65,12 +66,15 @@ class H5sc:
         return H5scTables(file)
 
     def check(self, file: h5py.File) -> H5scTables:
-        """See `Layout.check`. Tables that files of scPortrait do not have are not checked."""
-        images = file[self.images]
+        """See `Layout.check`. Files of other programs may lack all tables but obs."""
+        images, tables = file[self.images], H5scTables(file)
+        if not tables.is_own:
+            _check_foreign(file, tables)
+            return tables
         _check_attributes(images)
         _check_planes(file, images)
         _check_tables(file, images)
-        return H5scTables(file)
+        return tables
 
 
 class H5scTables:
@@ -79,10 +83,12 @@ class H5scTables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.images = file[IMAGES]
-        shared = file["uns/single_cell_images"]
-        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
-        self.n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
-        self.ids: NDArray[np.uint64] = file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+        # Who reads our file and writes it again keeps uns, but not this attribute of the tiles: neither anndata does,
+        # nor `scportrait.io.write_h5sc`, which calls it image_size_x.
+        self.is_own = "uns/gpu_extract" in file and "image_size" in self.images.attrs
+        self.planes, kinds = plane_names(file, self.images)
+        self.n_masks = kinds.count("mask")
+        self.ids: NDArray[np.uint64] = cell_ids(file, "scportrait_cell_id")
 
     def obs(self) -> pd.DataFrame:
         """See `Tables.obs`; this is ``obs`` of the AnnData file."""
@@ -95,9 +101,12 @@ class H5scTables:
 
     def info(self) -> dict[str, Any]:
         """See `Tables.info`; the entries of scPortrait and the texts that this package adds."""
-        shared = self._file["uns/single_cell_images"]
-        facts = {name: shared[name][()].item() for name in NORMALIZATION}
-        facts["compression"] = shared["compression"].asstr()[()]
+        shared = self._file.get("uns/single_cell_images", {})
+        facts = {name: shared[name][()].item() for name in NORMALIZATION if name in shared}
+        if "compression" in shared:
+            facts["compression"] = shared["compression"].asstr()[()]
+        else:
+            facts["compression"] = compression_of(self.images)
         for name, item in self._file.get("uns/gpu_extract", {}).items():
             if isinstance(item, h5py.Dataset):
                 facts[name] = item.asstr()[()]
@@ -156,11 +165,16 @@ def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
     require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")
     require(list(var["channels"]) == names, "var and uns name different planes")
     require(list(var["channel_mapping"]) == kinds, "var and uns give different kinds of planes")
-    n_masks = kinds.count("mask")
-    require(
-        kinds == ["mask"] * n_masks + ["image_channel"] * (n_planes - n_masks),
-        f"its planes are {kinds}; masks come first, then channels",
-    )
+    check_kinds(kinds)
+
+
+def _check_foreign(file: h5py.File, tables: H5scTables) -> None:
+    """Compare what another program's file says of its tiles with them."""
+    n_cells, n_planes = tables.images.shape[:2]
+    names, kinds = plane_names(file, tables.images)
+    require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")
+    check_kinds(kinds)
+    require(len(tables.ids) == n_cells, f"obs has {len(tables.ids)} rows for {n_cells} tiles")
 
 
 def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
@@ -173,7 +187,7 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
     require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
     ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
     require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
-    require_unique(obs, [name for name in ("slide", "scportrait_cell_id") if name in obs])
+    require_unique(obs, ["slide", "scportrait_cell_id"])
     for name in (*LIMITS, "obsm/spatial"):
         if name in file:
             values = read_elem(file[name])

@@ -65,12 +65,16 @@ class Tables(Protocol):
         Names of the planes of a tile: masks first, then channels.
     n_masks : int
     ids : (N,) uint64
+        In the label planes.
+    is_own : bool
+        Whether this package wrote the file.
     """
 
     images: Any
     planes: tuple[str, ...]
     n_masks: int
     ids: NDArray[np.uint64]
+    is_own: bool
 
     def obs(self) -> pd.DataFrame:
         """Return a table of the cells: ``scportrait_cell_id``, and slide and metadata if there are any."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.hdf5.datasets import codec_of, create_images
+from gpu_extract.store.hdf5.datasets import compression_of, create_images
 from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class SparcspyTables:
     def obs(self) -> pd.DataFrame:
         """See `Tables.obs`; the slide of a time course is its metadata ``ID``."""
         import pandas as pd
+        self.is_own = "gpu_extract" in file.attrs
 
         columns: dict[str, Any] = {"scportrait_cell_id": self.ids}
         if "label_names" in self._file:
@@ -135,8 +136,7 @@ class SparcspyTables:
     def info(self) -> dict[str, Any]:
         """See `Tables.info`; the compression and the texts that this package adds."""
         texts = {name: value for name, value in self._attribute.items() if isinstance(value, str)}
-        codec = codec_of(self.images)
-        return {"compression": "other filters" if codec is None else codec.name, **texts}
+        return {"compression": compression_of(self.images), **texts}
 
 
 def _plane_names(n_planes: int) -> list[str]:
