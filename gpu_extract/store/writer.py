@@ -16,6 +16,7 @@ from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
+from gpu_extract.store.libraries import reporting_libraries
 from gpu_extract.store.system import preallocate, trim_heap
 from gpu_extract.store.target import Target, check_output, sync_folder
 
@@ -95,7 +96,8 @@ class CellStore:
 
     def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
         """Create the partial file and the journal, up to the first tile."""
-        head = skeleton(contents, layout, self.format)
+        with reporting_libraries():
+            head = skeleton(contents, layout, self.format)
         header = pack_header(head, self._n_cells, len(contents.program.cut))
         row_nbytes = self.format.nbytes if self.format.is_contiguous else None
         partial = _create_partial(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
