@@ -46,6 +46,7 @@ class CellStore:
     def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, journal: int) -> None:
         self.path = target.path
         self.format = format
+        self._layout_warnings = layout.warnings(contents)
         self._target = target
         self._n_cells = len(contents.cells)
         self._journal = journal
@@ -107,8 +108,9 @@ class CellStore:
     def warnings(self) -> tuple[str, ...]:
         """Warnings for users of the file, one line each."""
         if not self.format.codec.needs_plugin:
-            return ()
+            return self._layout_warnings
         return (
+            *self._layout_warnings,
             f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 plugins "
             "only (Python: pip install hdf5plugin; import hdf5plugin)",
         )

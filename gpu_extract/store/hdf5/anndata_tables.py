@@ -49,7 +49,7 @@ def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[s
 def _obs(contents: Contents) -> pd.DataFrame:
     cells, slides = contents.cells, contents.slides
     columns: dict[str, Any] = {
-        "scportrait_cell_id": cells.ids,
+        **contents.id_columns,
         "slide": _slide_column(cells.slide, contents),
     }
     for key in contents.metadata_names:

@@ -44,6 +44,20 @@ class H5sc:
             compression,
         )
 
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """See `Layout.warnings`: whether ids are ambiguous for readers that go by id."""
+        if contents.unique_ids or len(contents.slides) == 1:
+            return ()
+        ids, counts = np.unique(contents.cells.ids, return_counts=True)
+        repeated = ids[counts > 1]
+        if not len(repeated):
+            return ()
+        return (
+            f"{len(repeated)} ids occur on several slides, the first is {repeated[0]}; scPortrait looks cells up by id "
+            "alone and finds only the last of them: give --unique-ids (unique_ids=True) to number the cells of all "
+            "slides",
+        )
+
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`. The dataset of tiles has the attributes that scPortrait reads."""
         from gpu_extract.store.hdf5.anndata_files import write_anndata
@@ -73,7 +87,7 @@ class H5sc:
             return tables
         _check_attributes(images)
         _check_planes(file, images)
-        _check_tables(file, images)
+        _check_tables(file, images, tables)
         return tables
 
 
@@ -88,7 +102,8 @@ class H5scTables:
         self.is_own = "uns/gpu_extract" in file and "image_size" in self.images.attrs
         self.planes, kinds = plane_names(file, self.images)
         self.n_masks = kinds.count("mask")
-        self.ids: NDArray[np.uint64] = cell_ids(file, "scportrait_cell_id")
+        self.has_unique_ids = "uns/gpu_extract/unique_ids" in file
+        self.ids: NDArray[np.uint64] = cell_ids(file, "cell_id" if self.has_unique_ids else "scportrait_cell_id")
 
     def obs(self) -> pd.DataFrame:
         """See `Tables.obs`; this is ``obs`` of the AnnData file."""
@@ -177,7 +192,7 @@ def _check_foreign(file: h5py.File, tables: H5scTables) -> None:
     require(len(tables.ids) == n_cells, f"obs has {len(tables.ids)} rows for {n_cells} tiles")
 
 
-def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
+def _check_tables(file: h5py.File, images: h5py.Dataset, tables: H5scTables) -> None:
     """Compare the tables with the tiles."""
     from anndata.io import read_elem
 
@@ -187,7 +202,9 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
     require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
     ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
     require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
-    require_unique(obs, ["slide", "scportrait_cell_id"])
+    require_unique(obs, ["slide", "cell_id" if tables.has_unique_ids else "scportrait_cell_id"])
+    if tables.has_unique_ids:
+        require_unique(obs, ["scportrait_cell_id"])
     for name in (*LIMITS, "obsm/spatial"):
         if name in file:
             values = read_elem(file[name])

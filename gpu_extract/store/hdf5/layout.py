@@ -39,6 +39,9 @@ class Layout(Protocol):
             If the layout does not support the contents.
         """
 
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """Return what a careful reader of the file should know, one line each."""
+
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Write everything except the tiles. Their dataset is created without chunks, and limits are 0."""
 

@@ -60,8 +60,17 @@ class Sparcspy:
             raise OutputError(
                 f"layout 'sparcspy' keeps ids as int64; cell {contents.cells.ids.max()} exceeds it; use layout 'h5sc'"
             )
+        if contents.unique_ids:
+            raise OutputError(
+                "layout 'sparcspy' has no place for ids that are unique over the file (unique_ids, --unique-ids), its "
+                "cells are told apart by their rows; leave that out, or use layout 'h5sc'"
+            )
         n_planes = contents.program.n_planes if compression == "none" else 1
         return ChunkFormat((min(chunk_cells, len(contents.cells)), n_planes, S, S), dtype, compression)
+
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """See `Layout.warnings`: none, as readers of this layout go by row."""
+        return ()
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`."""
@@ -108,6 +117,7 @@ class SparcspyTables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.images = file[IMAGES]
+        self.is_own = "gpu_extract" in file.attrs
         self._attribute: dict[str, Any] = json.loads(file.attrs.get("gpu_extract", "{}"))
         n_planes = self.images.shape[1]
         self.planes = tuple(map(str, self._attribute.get("planes") or _plane_names(n_planes)))
@@ -117,7 +127,6 @@ class SparcspyTables:
     def obs(self) -> pd.DataFrame:
         """See `Tables.obs`; the slide of a time course is its metadata ``ID``."""
         import pandas as pd
-        self.is_own = "gpu_extract" in file.attrs
 
         columns: dict[str, Any] = {"scportrait_cell_id": self.ids}
         if "label_names" in self._file:

@@ -36,6 +36,7 @@ CONTENTS = {
     "one slide": {"n_cells": 3},
     "several slides": {"n_cells": 4, "slides": PLATE},
     "dropped cells": {"n_cells": 4, "slides": PLATE, "n_dropped": 2, "texts": {"command": "gpu-extract run"}},
+    "unique ids": {"n_cells": 4, "slides": PLATE, "ids": [1, 2, 1, 2], "unique_ids": True},
 }
 
 
