@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpu_extract.store.contents import Contents
+from gpu_extract.store.hdf5.spatial_annotation import region_columns, spatialdata_attrs
 from gpu_extract.store.metadata_numbers import as_numbers
 
 __all__ = ["anndata_tables"]
@@ -35,6 +36,7 @@ def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[s
     channels = pd.Series(facts["channel_names"], index=names, dtype=object)
     mapping = pd.Categorical(_texts(facts["channel_mapping"]))
     var = pd.DataFrame({"channels": channels, "channel_mapping": mapping}, index=names)
+    attrs = spatialdata_attrs(contents)
     return anndata.AnnData(
         obs=_obs(contents),
         var=var,
@@ -42,7 +44,11 @@ def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[s
             "spatial": contents.cells.centers[:, ::-1].astype(np.float64),
             **{name.removeprefix("obsm/"): np.zeros((len(contents.cells), n_channels)) for name in limits},
         },
-        uns={"single_cell_images": facts, "gpu_extract": {**contents.provenance(), "dropped": _dropped(contents)}},
+        uns={
+            "single_cell_images": facts,
+            "gpu_extract": {**contents.provenance(), "dropped": _dropped(contents)},
+            **({"spatialdata_attrs": attrs} if attrs else {}),
+        },
     )
 
 
@@ -52,6 +58,9 @@ def _obs(contents: Contents) -> pd.DataFrame:
         **contents.id_columns,
         "slide": _slide_column(cells.slide, contents),
     }
+    for key, regions in region_columns(contents).items():
+        # squidpy draws a picture for each category, and fails for one without cells.
+        columns[key] = pd.Categorical.from_codes(cells.slide, _texts(regions)).remove_unused_categories()
     for key in contents.metadata_names:
         columns[key] = _metadata_column(cells.slide, [slide.metadata.get(key) for slide in slides])
     columns |= {"center_y": cells.centers[:, 0], "center_x": cells.centers[:, 1]}
