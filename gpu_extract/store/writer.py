@@ -66,6 +66,7 @@ class CellStore:
         compression: str = "gzip",
         layout: str = "h5sc",
         chunk_cells: int = 1,
+        unique_ids: bool = False,
         overwrite: bool = False,
     ) -> CellStore:
         """Create a store, ready for `append`, and lock ``path`` against other runs.
@@ -79,6 +80,8 @@ class CellStore:
         layout : {"h5sc", "sparcspy"}
         chunk_cells : int
             Number of cells per chunk.
+        unique_ids : bool
+            See `Contents`.
         overwrite : bool
             Remove the remains of an unfinished run now, and replace an existing file in `finish`.
 
@@ -88,6 +91,8 @@ class CellStore:
             If the output cannot be written, exists already or is locked by another run, or if the layout does not
             support the contents.
         """
+        if unique_ids:
+            contents = replace(contents, unique_ids=True)
         target = check_output(path, compression, overwrite=overwrite)
         chosen = choose_layout(layout)
         format = chosen.format(contents, compression, chunk_cells)
