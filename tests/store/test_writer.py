@@ -236,7 +236,7 @@ def test_other_compressions_are_refused(path, compression):
         check_output(path, compression, overwrite=False)
 
 
-@pytest.mark.parametrize("key", ["slide", "center_y", "area_nucleus", "_index", "a/b", "", ".."])
+@pytest.mark.parametrize("key", ["slide", "cell_id", "center_y", "area_nucleus", "_index", "a/b", "", ".."])
 def test_metadata_that_cannot_be_a_column_is_refused(key):
     with pytest.raises(InputError, match="rename it"):
         make_contents(1, (make_slide(metadata={key: "x"}),))
