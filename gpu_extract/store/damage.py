@@ -45,7 +45,7 @@ def reporting_damage(path: Path, where: str = "") -> Iterator[None]:
         first_line = str(error).partition("\n")[0]
         if isinstance(error, MemoryError):
             raise OutputError(
-                f"{path}{where} cannot be read: memory does not suffice ({first_line or 'MemoryError'}); free some, or "
-                "check the file if that is more than it can hold"
+                f"{path}{where} cannot be read: not enough memory ({first_line or 'MemoryError'}); free some, or check "
+                "the file if it cannot be that large"
             ) from error
         raise OutputError(f"{path}{where} is damaged, or not a file of cells: {first_line}") from error

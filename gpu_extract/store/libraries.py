@@ -16,10 +16,10 @@ OWN_NAME = "gpu_extract"
 
 
 def library_error(error: Exception) -> LibraryError | None:
-    """Return what to say of a library whose import caused an exception; None if no import did.
+    """Return the error to raise if an exception was caused by the import of a library, else None.
 
-    A library may fail with any exception while it is imported, for example with an AttributeError where it does not
-    fit another one's version.
+    An import may fail with any exception, for example with an AttributeError if the version of another library does
+    not fit.
     """
     for cause in _causes(error):
         name = _imported(cause)
@@ -49,13 +49,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _imported(error: BaseException) -> str | None:
-    """Return the library during whose import an exception was raised; of nested imports the outermost but our own."""
+    """Return the library whose import raised an exception: the outermost one, except this package."""
     name = ""
     for frame, _ in walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__")).partition(".")[0]
         if frame.f_code.co_name == "<module>" and name != OWN_NAME:
             return name
-    # Not every ImportError says which library is missing; who raised it may be asked.
+    # Not every ImportError names a library; then return the one that raised it.
     return (error.name or name).partition(".")[0] if isinstance(error, ImportError) else None
 
 
@@ -74,7 +74,7 @@ def _message(name: str, error: BaseException) -> str:
 
 
 def _requirement(distribution: str) -> str:
-    """Return what this package requires of a distribution, for example ``anndata>=0.12``; its name if nothing."""
+    """Return this package's requirement of a distribution, for example ``anndata>=0.12``, or its name."""
     try:
         listed = requires("gpu-extract") or []
     except PackageNotFoundError:

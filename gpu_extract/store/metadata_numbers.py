@@ -1,4 +1,4 @@
-"""Which metadata of slides are numbers: a dose of ``0.5`` is one, a well ``03`` is not."""
+"""Detection of slide metadata that are numbers: a dose of ``0.5`` is one, a well ``03`` is not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 __all__ = ["as_numbers"]
 
-# An exponent has a sign where a program has written it (1e-06, 1.5E+03); without one it may be a name: well E3 of
-# plate 1. Zeros that lead belong to names too, as in 007.
+# Programs write exponents with a sign (1e-06, 1.5E+03). Without one it may be a name: 1E3 is well E3 of plate 1.
+# Leading zeros belong to names too, as in 007.
 NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-][0-9]+)?")
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 # Up to here float64 holds every whole number.
@@ -19,9 +19,9 @@ EXACT = 2**53
 
 
 def as_numbers(texts: Sequence[str | None]) -> NDArray[np.int64] | NDArray[np.float64] | None:
-    """Return the numbers that all of the texts are, or None if one of them is not a number.
+    """Return texts as numbers, or None if any of them is not a number.
 
-    A number is written with a decimal point, without leading zeros, and with a signed exponent if it has one.
+    Numbers have a decimal point, no leading zeros, and an exponent only with a sign.
 
     Parameters
     ----------
@@ -31,9 +31,8 @@ def as_numbers(texts: Sequence[str | None]) -> NDArray[np.int64] | NDArray[np.fl
     Returns
     -------
     (n,) int64 or float64, or None
-        int64 if all are whole numbers and none is missing; missing ones are NaN. None also where a number could not be
-        told from another text's: 1.1 and 1.10 may be sections, and long whole numbers need more digits than a number
-        has.
+        int64 if all are whole numbers and none is missing, else float64 with NaN for missing ones. None also if
+        different texts have the same value (1.1 and 1.10 may be sections) or a whole number is not exact.
     """
     given = [text for text in texts if text]
     if not given or not all(NUMBER.fullmatch(text) for text in given):

@@ -1,4 +1,4 @@
-"""A library that cannot be imported, or memory that does not suffice, is no damage of a file."""
+"""A library that cannot be imported, or a lack of memory, is no damage of a file."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_a_cause_that_is_hidden_in_another_error():
         read()
 
 
-def test_memory_that_does_not_suffice():
-    message = r"^cells.h5sc, row 7 cannot be read: memory does not suffice \(Unable to allocate 7 EiB\)"
+def test_a_lack_of_memory():
+    message = r"^cells.h5sc, row 7 cannot be read: not enough memory \(Unable to allocate 7 EiB\)"
     with pytest.raises(OutputError, match=message) as error, _reporting(", row 7"):
         raise MemoryError("Unable to allocate 7 EiB")
     assert "damaged" not in str(error.value)

@@ -177,14 +177,14 @@ def test_images_without_names(path, images):
     as_scportrait_writes(path, images)
     with h5py.File(path, "r+") as file:
         del file["uns"]
-    refused(path, "does not say what their planes are")
+    refused(path, "images without names of their planes")
 
 
 def test_images_without_ids(path, images):
     as_scportrait_writes(path, images)
     with h5py.File(path, "r+") as file:
         del file["obs/scportrait_cell_id"]
-    refused(path, "no ids of their cells: obs has no column scportrait_cell_id")
+    refused(path, "images without ids: obs has no column scportrait_cell_id")
 
 
 @pytest.mark.parametrize("ids", [np.array([1.5] * 6), np.array([-1] * 6), np.array(["a"] * 6, object)])
@@ -193,7 +193,7 @@ def test_ids_that_are_no_whole_numbers(path, images, ids):
     with h5py.File(path, "r+") as file:
         del file["obs/scportrait_cell_id"]
         file["obs/scportrait_cell_id"] = ids
-    refused(path, "ids of cells that are not whole numbers")
+    refused(path, "ids that are not whole numbers from 0")
 
 
 def test_what_is_wrong_with_a_foreign_file_is_found(path, images):

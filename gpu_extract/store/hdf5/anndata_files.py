@@ -1,4 +1,4 @@
-"""Writing AnnData so that anndata 0.9 and later read it, and HDF5's own tools rewrite it."""
+"""Writer of AnnData files that anndata 0.9 and later can read, and h5repack can compress."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 def _chunk_empty(file: h5py.File, name: str) -> None:
     """Replace an empty dataset by a chunked one.
 
-    ``h5repack -f`` makes the whole of a dataset without chunks one chunk, and fails where that is of length 0.
+    ``h5repack -f`` stores a contiguous dataset as one chunk, and fails if that chunk has length 0.
     """
     empty = file[name]
     attributes = dict(empty.attrs)

@@ -59,7 +59,7 @@ def _obs(contents: Contents) -> pd.DataFrame:
         "slide": _slide_column(cells.slide, contents),
     }
     for key, regions in region_columns(contents).items():
-        # squidpy draws a picture for each category, and fails for one without cells.
+        # squidpy draws one plot per category, including those without cells.
         columns[key] = pd.Categorical.from_codes(cells.slide, _texts(regions)).remove_unused_categories()
     for key in contents.metadata_names:
         columns[key] = _metadata_column(cells.slide, [slide.metadata.get(key) for slide in slides])

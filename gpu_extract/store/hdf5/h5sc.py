@@ -97,8 +97,8 @@ class H5scTables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.images = file[IMAGES]
-        # Who reads our file and writes it again keeps uns, but not this attribute of the tiles: neither anndata does,
-        # nor `scportrait.io.write_h5sc`, which calls it image_size_x.
+        # Programs that read our file and write it again keep uns. anndata drops the attributes of the tiles, and
+        # `scportrait.io.write_h5sc` writes image_size_x instead of image_size.
         self.is_own = "uns/gpu_extract" in file and "image_size" in self.images.attrs
         self.planes, kinds = plane_names(file, self.images)
         self.n_masks = kinds.count("mask")
@@ -184,7 +184,7 @@ def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
 
 
 def _check_foreign(file: h5py.File, tables: H5scTables) -> None:
-    """Compare what another program's file says of its tiles with them."""
+    """Compare the tables of another program's file with its tiles, as far as it has them."""
     n_cells, n_planes = tables.images.shape[:2]
     names, kinds = plane_names(file, tables.images)
     require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")

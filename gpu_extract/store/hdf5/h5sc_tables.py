@@ -1,7 +1,7 @@
-"""What an `.h5sc` file says of its planes and cells, whoever wrote it: this package, scPortrait or anndata.
+"""Names of planes and ids of cells in `.h5sc` files of this package, scPortrait and anndata.
 
-scPortrait stores names and kinds of the planes three times: in ``uns``, at the tiles and in ``var``. anndata keeps the
-first and the last of them, and users drop what they do not need.
+scPortrait stores names and kinds of the planes in ``uns``, in attributes of the tiles and in ``var``. anndata keeps
+only the first and the last when it writes the file again, and users may delete either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def plane_names(file: h5py.File, images: h5py.Dataset) -> tuple[tuple[str, ...],
     Raises
     ------
     NotCellsError
-        If they are stored nowhere.
+        If the file does not have them.
     """
     shared, var = (_members(file.get(name)) for name in ("uns/single_cell_images", "var"))
     for names, kinds in (
@@ -37,8 +37,8 @@ def plane_names(file: h5py.File, images: h5py.Dataset) -> tuple[tuple[str, ...],
         if names is not None and kinds is not None:
             return tuple(_texts(names)), _texts(kinds)
     raise NotCellsError(
-        "has single-cell images, and does not say what their planes are; scPortrait's files do so in "
-        "uns/single_cell_images (channel_names, channel_mapping), and in var (channels, channel_mapping)"
+        "has single-cell images without names of their planes; scPortrait stores them in uns/single_cell_images "
+        "(channel_names, channel_mapping) and in var (channels, channel_mapping)"
     )
 
 
@@ -52,16 +52,18 @@ def cell_ids(file: h5py.File, column: str) -> NDArray[np.uint64]:
     """
     obs = _members(file["obs"])
     if column not in obs:
-        raise NotCellsError(f"has single-cell images, and no ids of their cells: obs has no column {column}")
+        raise NotCellsError(f"has single-cell images without ids: obs has no column {column}")
     values = _values(obs[column])
     if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
-        raise NotCellsError(f"has ids of cells that are not whole numbers, from 0: {column} is of type {values.dtype}")
+        raise NotCellsError(
+            f"has ids that are not whole numbers from 0: column {column} of obs is of type {values.dtype}"
+        )
     ids: NDArray[np.uint64] = values.astype(np.uint64, copy=False)
     return ids
 
 
 def check_kinds(kinds: list[str]) -> None:
-    """Check that masks come before channels, which is how tiles are read.
+    """Check that masks come before channels.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def check_kinds(kinds: list[str]) -> None:
 
 
 def _members(group: Any) -> Any:
-    """Return a group, or nothing where there is none; an AnnData file before version 0.7 has tables instead."""
+    """Return a group, or an empty mapping for anything else. Before anndata 0.7 tables were not groups."""
     return group if isinstance(group, h5py.Group) else {}
 
 

@@ -1,6 +1,6 @@
-"""What spatialdata and squidpy need to know of each cell: the label element that it is in, and its label there.
+"""Annotation of cells for spatialdata and squidpy: the label element of each cell, and its label.
 
-They find both columns of ``obs`` by the names in ``uns["spatialdata_attrs"]``.
+``uns["spatialdata_attrs"]`` names the columns of ``obs`` that hold them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ELEMENT = re.compile(r"#(?:[^#]*,)?label=([^,#]+)[^#]*$|\.zarr/labels/([^/#]+)(?
 
 
 def region_columns(contents: Contents) -> dict[str, tuple[str, ...]]:
-    """Return the regions that ``obs`` needs a column for: its name, and the region of each slide.
+    """Return the name of the column of regions in ``obs``, and the region of each slide.
 
-    There is none where the slides' own metadata have a ``region``; the column ``slide`` takes its place.
+    Empty if the slides' metadata have a ``region``; the column ``slide`` then takes its place.
     """
     return {} if REGION in contents.metadata_names else {REGION: _regions(contents.slides)}
 
@@ -35,12 +35,12 @@ def spatialdata_attrs(contents: Contents) -> dict[str, Any]:
     """Return ``uns["spatialdata_attrs"]``; empty if there is no cell."""
     columns = region_columns(contents) or {"slide": tuple(slide.name for slide in contents.slides)}
     ((key, regions),) = columns.items()
-    # spatialdata refuses a region without cells.
+    # spatialdata does not accept a region without cells.
     used = [regions[i] for i in np.unique(contents.cells.slide)]
     if not used:
         return {}
     return {
-        # A list is read back as an array, which TableModel.parse accepts and TableModel.validate does not.
+        # anndata reads a list as an array. TableModel.parse accepts it, TableModel.validate accepts only a string.
         "region": used[0] if len(used) == 1 else np.array(used, object),
         "region_key": key,
         "instance_key": contents.label_column,
@@ -48,7 +48,7 @@ def spatialdata_attrs(contents: Contents) -> dict[str, Any]:
 
 
 def _regions(slides: Sequence[Slide]) -> tuple[str, ...]:
-    """Return the names of the slides' label elements, or of the slides where elements have none, or the same."""
+    """Return the names of the slides' label elements; the names of the slides if those are not unique."""
     names = tuple(_element(slide) or slide.name for slide in slides)
     return names if len(set(names)) == len(names) else tuple(slide.name for slide in slides)
 
