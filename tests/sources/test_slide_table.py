@@ -2,13 +2,14 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from made.slides import small_slide
 
 import gpu_extract as gx
 from gpu_extract import SlideInput
-from gpu_extract.sources.slide_table import read_slide_table
+from gpu_extract.sources.slide_table import as_slide_input, read_slide_table
 
 
 @pytest.fixture
@@ -147,3 +148,13 @@ def test_invalid_slides_are_errors():
         gx.plan_many([SlideInput(1)], on_bad_slide="hide")
     with pytest.raises(gx.InputError, match="cannot be read"):
         read_slide_table("missing.csv")
+
+
+def test_metadata_given_in_python_are_texts_and_may_be_missing():
+    given = {"well": "01", "dose": 0.5, "day": 3, 7: True, "time": None, "depth": float("nan"), "drug": "nan"}
+    expected = {"well": "01", "dose": "0.5", "day": "3", "7": "True", "time": "", "depth": "", "drug": "nan"}
+    assert SlideInput("image.tif", "nucleus.tif", metadata=given).metadata == expected
+    assert as_slide_input({"image": "image.tif", "nucleus": "nucleus.tif", **given}).metadata == expected
+    frame = pd.DataFrame({"image": ["a.tif", "b.tif"], "dose": [0.5, None], "n": pd.array([1, None], "Int64")})
+    rows = [as_slide_input(row).metadata for row in frame.to_dict("records")]
+    assert rows == [{"dose": "0.5", "n": "1"}, {"dose": "", "n": ""}]
