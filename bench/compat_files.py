@@ -1,4 +1,4 @@
-"""Write the files that `compat_scportrait.sh` tests with scPortrait: one slide, a time course, and a table of slides.
+"""Write the files that `compat_scportrait.sh` and `compat_anndata.sh` test: a slide, a time course, a slide table.
 
     python bench/compat_files.py FOLDER
 
@@ -21,7 +21,7 @@ from gpu_extract.sources.slide_table import read_slide_table
 
 
 def main() -> None:
-    """Write cells.h5sc, timecourse.h5sc and slides.h5sc."""
+    """Write cells.h5sc, timecourse.h5sc, slides.h5sc and unique.h5sc."""
     folder = Path(sys.argv[1])
     sample = demo_data.paths()
     gx.extract(sample.image, nucleus=sample.nucleus, cytosol=sample.cytosol, output=folder / "cells.h5sc", tile_size=64)
@@ -39,12 +39,15 @@ def main() -> None:
     tifffile.imwrite(folder / "other_nucleus.tif", shifted(tifffile.imread(sample.nucleus), 30))
     tifffile.imwrite(folder / "other_cytosol.tif", shifted(tifffile.imread(sample.cytosol), 30))
     table = [
-        "image,nucleus,cytosol,well,replicate",
-        f"{sample.image},{sample.nucleus},{sample.cytosol},A01,1",
-        "other.ome.tif,other_nucleus.tif,other_cytosol.tif,B02,1",
+        "image,nucleus,cytosol,well,replicate,dose,drug",
+        f"{sample.image},{sample.nucleus},{sample.cytosol},A01,1,0.5,",
+        "other.ome.tif,other_nucleus.tif,other_cytosol.tif,B02,1,,DMSO",
     ]
     (folder / "slides.csv").write_text("\n".join(table))
-    gx.extract_many(read_slide_table(folder / "slides.csv"), output=folder / "slides.h5sc", tile_size=64)
+    slides = read_slide_table(folder / "slides.csv")
+    gx.extract_many(slides, output=folder / "slides.h5sc", tile_size=64)
+    # No cell is dropped: a table without a row.
+    gx.extract_many(slides, output=folder / "unique.h5sc", tile_size=64, border="keep", unique_ids=True)
 
 
 def shifted(pixels: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:

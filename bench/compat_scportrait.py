@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scportrait
 from scportrait.io import read_h5sc
+from scportrait.tools.h5sc import get_image_with_cellid
 from scportrait.tools.ml.datasets import H5ScSingleCellDataset, LabelledH5ScSingleCellDataset
 from torch.utils.data import DataLoader
 
@@ -92,11 +93,22 @@ def check_dataset_selection(expected: Expected) -> str:
 
 
 def check_labelled_dataset(expected: Expected) -> str:
-    # The only numeric column that every file has.
-    dataset = quietly(LabelledH5ScSingleCellDataset, dir_list=[expected.path], label_colum="scportrait_cell_id")
-    labels = np.array([float(dataset[row][1]) for row in range(len(dataset))], np.float32)
-    np.testing.assert_array_equal(labels, expected.ids.astype(np.float32))
-    return f"{len(dataset)} labels from obs"
+    with h5py.File(expected.path, "r") as file:
+        columns = {name: item[:] for name, item in file["obs"].items() if isinstance(item, h5py.Dataset)}
+    numbers = {name: values for name, values in columns.items() if values.dtype.kind in "iuf"}
+    for name, values in numbers.items():
+        dataset = quietly(LabelledH5ScSingleCellDataset, dir_list=[expected.path], label_colum=name)
+        labels = np.array([float(dataset[row][1]) for row in range(len(dataset))], np.float32)
+        np.testing.assert_array_equal(labels, values.astype(np.float32), name)
+    return f"{len(expected.ids)} labels each from {', '.join(numbers)}"
+
+
+def check_image_by_id(expected: Expected) -> str:
+    cells = read_h5sc(expected.path)
+    rows, ids = plotted(expected)
+    np.testing.assert_array_equal(get_image_with_cellid(cells, ids), expected.images[rows])
+    n_ids = len(np.unique(expected.ids))
+    return f"{len(rows)} cells; {n_ids} of {len(expected.ids)} ids are of one cell"
 
 
 def check_plot_channel(expected: Expected) -> str:
@@ -152,6 +164,7 @@ CHECKS = {
     "H5ScSingleCellDataset": check_dataset,
     "H5ScSingleCellDataset, selected rows and planes": check_dataset_selection,
     "LabelledH5ScSingleCellDataset": check_labelled_dataset,
+    "tools.h5sc.get_image_with_cellid": check_image_by_id,
     "plotting.cell_grid_single_channel": check_plot_channel,
     "plotting.cell_grid": check_plot_all_planes,
 }

@@ -47,7 +47,7 @@ def extract(
     **options
         `PlanOptions`, among them ``recipe``, ``tile_size``, ``channels``, ``ids`` and every parameter of a `Recipe`;
         and `RunOptions`: ``device``, ``threads``, ``gpu_memory``, ``compression``, ``layout``, ``chunk_cells``,
-        ``overwrite``.
+        ``unique_ids``, ``overwrite``.
 
     Returns
     -------
@@ -235,7 +235,7 @@ class _Job:
     backend : Backend
     threads : int
     storage : dict
-        ``compression``, ``layout``, ``chunk_cells`` and ``overwrite``, for `CellStore.create`.
+        ``compression``, ``layout``, ``chunk_cells``, ``unique_ids`` and ``overwrite``, for `CellStore.create`.
     """
 
     plan: Plan
@@ -261,7 +261,13 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
             _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
     plan = with_checked_images(plan, as_trust(options.get("trust")))
-    storage = {"compression": compression, "layout": layout, "chunk_cells": chunk_cells, "overwrite": overwrite}
+    storage = {
+        "compression": compression,
+        "layout": layout,
+        "chunk_cells": chunk_cells,
+        "unique_ids": options.get("unique_ids", False),
+        "overwrite": overwrite,
+    }
     return _Job(plan, backend, threads, storage)
 
 

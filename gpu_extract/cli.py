@@ -130,6 +130,12 @@ NuclearChannel = Annotated[
         show_default=OF_RECIPE,
     ),
 ]
+UniqueIds = Annotated[
+    bool,
+    typer.Option(
+        "--unique-ids", help="Number the cells of all slides 1 to N; the ids in the label planes are then in cell_id."
+    ),
+]
 Ids = Annotated[
     Path | None,
     typer.Option(help="Extract only the ids in this file, one per line.", metavar="FILE", show_default="all"),
@@ -217,6 +223,7 @@ def _request(
     compression: Compression = "gzip",
     layout: Layout = "h5sc",
     chunk_cells: ChunkCells = 1,
+    unique_ids: UniqueIds = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -248,6 +255,7 @@ def _request(
         "compression": compression,
         "layout": layout,
         "chunk_cells": chunk_cells,
+        "unique_ids": unique_ids,
         "overwrite": overwrite,
     }
     given = {name: value for name, value in options.items() if value is not None}

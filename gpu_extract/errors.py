@@ -11,6 +11,7 @@
     │   └── UnknownOptionError  a function has no option of that name; a TypeError too
     ├── OutputError        the output cannot be written there, or is not a file of cells
     ├── DeviceError        the requested device does not work on this machine
+    ├── LibraryError       a library is missing or does not fit the others; an ImportError too
     └── RunStoppedError    the run stopped early (Ctrl-C, SIGTERM, a full disk); cells written so far are kept
 
 Each message is one line: what was given, what is allowed, what to do. The command line prints it and exits
@@ -24,6 +25,7 @@ __all__ = [
     "GpuExtractError",
     "InputError",
     "LabelError",
+    "LibraryError",
     "OutputError",
     "RecipeError",
     "RunStoppedError",
@@ -69,6 +71,10 @@ class OutputError(GpuExtractError):
 
 class DeviceError(GpuExtractError):
     """The requested device does not work on this machine."""
+
+
+class LibraryError(GpuExtractError, ImportError):
+    """A library that is needed cannot be imported."""
 
 
 class RunStoppedError(GpuExtractError):

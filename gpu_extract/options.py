@@ -179,6 +179,10 @@ class RunOptions(TypedDict, total=False):
     chunk_cells : int, default 1
         Cells per chunk of the file. Large chunks speed up reading in order and slow down reading at random; if ids
         are scattered over the slide, they slow down the extraction.
+    unique_ids : bool, default False
+        Number the cells of all slides 1 to N, by row, in ``scportrait_cell_id``, for readers that find cells by id
+        alone, such as scPortrait. The ids in the label planes are then in ``cell_id``, and `open_cells` finds cells by
+        those.
     overwrite : bool, default False
         Replace an existing output once the new file is complete, and delete the remains of an unfinished run.
     """
@@ -189,6 +193,7 @@ class RunOptions(TypedDict, total=False):
     compression: Literal["gzip", "lzf", "lz4", "zstd", "none"]
     layout: Literal["h5sc", "sparcspy"]
     chunk_cells: int
+    unique_ids: bool
     overwrite: bool
 
 

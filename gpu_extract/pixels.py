@@ -106,7 +106,8 @@ def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[
             for _, strip in _strips(raster):
                 for channel, by_prefix in enumerate(histograms):
                     keys = _sortable(zero_nonfinite(strip[channel]) if dtype.kind == "f" else strip[channel])
-                    digits = (keys >> shift) & ((1 << digit_bits) - 1)
+                    # Not every NumPy 2 counts uint64.
+                    digits = ((keys >> shift) & ((1 << digit_bits) - 1)).astype(np.int64)
                     for prefix, histogram in by_prefix.items():
                         inside = (
                             digits if shift == bits - digit_bits else digits[keys >> (shift + digit_bits) == prefix]

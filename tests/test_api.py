@@ -198,7 +198,7 @@ def test_a_time_course_is_a_slide_for_each_time_point(tmp_path):
     assert list(data.obs["slide"].cat.categories) == ["image_t0", "image_t1", "image_t2"]
     images = data.obsm["single_cell_images"]
     for t, frame in enumerate(frames):
-        rows = (data.obs["timepoint"] == str(t)).to_numpy()
+        rows = (data.obs["timepoint"] == t).to_numpy()
         one = extract(tmp_path, frame[0], f"{t}.h5sc", nucleus=frame[1], cytosol=frame[2])
         assert (images[rows] == images_of(one.path)).all()
 

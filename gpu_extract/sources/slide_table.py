@@ -38,8 +38,9 @@ class SlideInput:
     ----------
     image, nucleus, cytosol
         See `gpu_extract.extract`.
-    metadata : mapping of str to str
-        Texts that describe the slide, for example ``{"well": "D03"}``; each becomes a column of ``obs``.
+    metadata : mapping of str
+        Texts or numbers that describe the slide, for example ``{"well": "D03", "dose": 0.5}``; each becomes a column
+        of ``obs``. They are kept as texts, empty for None and NaN.
     ids : sequence of int, optional
         Cells of this slide to extract; ids without a label are ignored.
     pixel_size : float or (y, x), um, optional
@@ -53,12 +54,16 @@ class SlideInput:
     image: Any
     nucleus: Any = None
     cytosol: Any = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     _: KW_ONLY
     ids: Sequence[int] | None = None
     pixel_size: float | Sequence[float] | None = None
     name: str | None = None
     channel_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        texts = {str(key): _as_text(value) for key, value in self.metadata.items()}
+        object.__setattr__(self, "metadata", texts)
 
 
 def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
@@ -67,9 +72,15 @@ def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
         return given
     if "image" not in given:
         raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, but no image; give image=...")
-    metadata = {str(key): str(value) for key, value in given.items() if key not in COLUMNS}
+    metadata = {key: value for key, value in given.items() if key not in COLUMNS}
     named = {name: given[name] for name in COLUMNS if name in given}
     return SlideInput(**named, metadata=metadata)
+
+
+def _as_text(value: Any) -> str:
+    """Return a value of the metadata as text; empty if it is missing: None, or NaN of NumPy or pandas."""
+    text = "" if value is None else str(value)
+    return "" if not isinstance(value, str) and text in ("nan", "NaT", "<NA>") else text
 
 
 def check_listed_once(slides: Sequence[SlideInput]) -> None:

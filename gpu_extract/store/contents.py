@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpu_extract.errors import InputError
 from gpu_extract.model import MASK_NAMES, CellTable, Slide
 from gpu_extract.recipe import Program
@@ -18,6 +21,7 @@ __all__ = ["Contents"]
 OWN_COLUMNS = (
     "_index",
     "scportrait_cell_id",
+    "cell_id",
     "slide",
     "center_y",
     "center_x",
@@ -46,6 +50,8 @@ class Contents:
         The planes of a tile to store, in this order; all if empty.
     texts : mapping of str to str
         Additional texts to store next to the recipe, for example the command line.
+    unique_ids : bool
+        Number the cells of all slides from 1 in ``scportrait_cell_id``; their ids on the slide are then in ``cell_id``.
 
     Raises
     ------
@@ -58,6 +64,7 @@ class Contents:
     program: Program
     texts: Mapping[str, str] = field(default_factory=dict)
     planes: tuple[int, ...] = ()
+    unique_ids: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
@@ -95,6 +102,19 @@ class Contents:
         return tuple(names[plane] for plane in self.planes or range(len(names)))
 
     @property
+    def label_column(self) -> str:
+        """The column of obs with the cells' ids in the label planes."""
+        return "cell_id" if self.unique_ids else "scportrait_cell_id"
+
+    @property
+    def id_columns(self) -> dict[str, NDArray[np.uint64]]:
+        """The columns of obs that hold ids, (N,) uint64 each."""
+        labels = {self.label_column: self.cells.ids}
+        if not self.unique_ids:
+            return labels
+        return {"scportrait_cell_id": np.arange(1, len(self.cells) + 1, dtype=np.uint64), **labels}
+
+    @property
     def metadata_names(self) -> tuple[str, ...]:
         """Names of the metadata of all slides, in order of first occurrence."""
         return tuple(dict.fromkeys(key for slide in self.slides for key in slide.metadata))
@@ -114,6 +134,7 @@ class Contents:
         ]
         return {
             **self.texts,
+            **({"unique_ids": "yes"} if self.unique_ids else {}),
             "version": _own_version(),
             "recipe": self.program.recipe.to_toml(),
             # JSON escapes non-ASCII characters, including undecodable bytes in paths.

@@ -18,7 +18,7 @@ from gpu_extract.cpus import default_threads
 from gpu_extract.errors import OutputError
 from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.store.damage import reporting_damage
-from gpu_extract.store.hdf5.datasets import check_chunks, codec_of
+from gpu_extract.store.hdf5.datasets import check_chunks, compression_of
 from gpu_extract.store.hdf5.layout import require
 from gpu_extract.store.hdf5.layouts import layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
@@ -45,6 +45,8 @@ class Verified:
         Stored size of all tiles.
     remains : str or None
         Description of the remains of an unfinished run next to the file.
+    is_own : bool
+        Whether this package wrote the file.
     """
 
     n_cells: int
@@ -55,6 +57,7 @@ class Verified:
     compression: str
     nbytes: int
     remains: str | None
+    is_own: bool
 
     def __str__(self) -> str:
         S = self.tile_size
@@ -62,6 +65,8 @@ class Verified:
             f"{self.n_cells} cells of {self.n_masks} masks and {self.n_channels} channels, "
             f"{S} x {S} {self.dtype}, {self.nbytes / 1e6:.1f} MB ({self.compression})"
         )
+        if not self.is_own:
+            text = f"not written by gpu-extract; {text}"
         return f"{text}; note: {self.remains}" if self.remains else text
 
 
@@ -69,6 +74,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     """Read a whole file of cells and check its tables, names and shapes, and that every tile can be decoded.
 
     Files of scPortrait and uncompressed files have no checksums, so wrong values in their tiles are not detected.
+    Files that another program wrote may lack all tables but ``obs``.
 
     Parameters
     ----------
@@ -96,16 +102,16 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         _check_images(file, images)
         tables = layout.check(file)
         _check_tiles(images, tables.ids)
-        codec = codec_of(images)
         return Verified(
             n_cells=images.shape[0],
             n_masks=tables.n_masks,
             n_channels=images.shape[1] - tables.n_masks,
             tile_size=images.shape[2],
             dtype=images.dtype,
-            compression="other filters" if codec is None else codec.name,
+            compression=compression_of(images),
             nbytes=images.id.get_storage_size(),
             remains=remains,
+            is_own=tables.is_own,
         )
 
 

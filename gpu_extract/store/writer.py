@@ -16,6 +16,7 @@ from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
+from gpu_extract.store.libraries import reporting_libraries
 from gpu_extract.store.system import preallocate, trim_heap
 from gpu_extract.store.target import Claim, Target, check_output, sync_folder
 
@@ -45,6 +46,7 @@ class CellStore:
     def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, claim: Claim) -> None:
         self.path = target.path
         self.format = format
+        self._layout_warnings = layout.warnings(contents)
         self._target = target
         self._n_cells = len(contents.cells)
         self._journal, self._is_locked = claim
@@ -64,6 +66,7 @@ class CellStore:
         compression: str = "gzip",
         layout: str = "h5sc",
         chunk_cells: int = 1,
+        unique_ids: bool = False,
         overwrite: bool = False,
     ) -> CellStore:
         """Create a store, ready for `append`, and lock ``path`` against other runs.
@@ -77,6 +80,8 @@ class CellStore:
         layout : {"h5sc", "sparcspy"}
         chunk_cells : int
             Number of cells per chunk.
+        unique_ids : bool
+            See `Contents`.
         overwrite : bool
             Remove the remains of an unfinished run now, and replace an existing file in `finish`.
 
@@ -86,6 +91,8 @@ class CellStore:
             If the output cannot be written, exists already or is locked by another run, or if the layout does not
             support the contents.
         """
+        if unique_ids:
+            contents = replace(contents, unique_ids=True)
         target = check_output(path, compression, overwrite=overwrite)
         chosen = choose_layout(layout)
         format = chosen.format(contents, compression, chunk_cells)
@@ -95,7 +102,8 @@ class CellStore:
 
     def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
         """Create the partial file and the journal, up to the first tile."""
-        head = skeleton(contents, layout, self.format)
+        with reporting_libraries():
+            head = skeleton(contents, layout, self.format)
         header = pack_header(head, self._n_cells, len(contents.program.cut))
         row_nbytes = self.format.nbytes if self.format.is_contiguous else None
         partial = _create_partial(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
@@ -104,7 +112,7 @@ class CellStore:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for users of the file, one line each."""
-        warnings = []
+        warnings = [*self._layout_warnings]
         if self.format.codec.needs_plugin:
             warnings.append(
                 f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 "

@@ -2,13 +2,14 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from made.slides import small_slide
 
 import gpu_extract as gx
 from gpu_extract import SlideInput
-from gpu_extract.sources.slide_table import read_slide_table
+from gpu_extract.sources.slide_table import as_slide_input, read_slide_table
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def test_a_table_becomes_one_dataset(table):
     obs = anndata.read_h5ad(report.path).obs
     assert list(obs["slide"].cat.categories) == ["ch0", "ch0_2", "ch0_3"]
     assert set(zip(obs["slide"], obs["well"], strict=True)) == {("ch0", "A1"), ("ch0_2", "A2"), ("ch0_3", "B1")}
-    assert set(obs["dose"]) == {"0 nM", "10 nM", ""}
+    assert set(obs["dose"].dropna()) == {"0 nM", "10 nM"}
+    assert set(obs["slide"][obs["dose"].isna()]) == {"ch0_3"}
     keys = list(zip(obs["slide"].cat.codes, obs["scportrait_cell_id"], strict=True))
     assert keys == sorted(keys)
     with gx.open_cells(report.path) as cells:
@@ -243,3 +245,13 @@ def test_files_that_are_no_text_are_refused(tmp_path, content):
     with pytest.raises(gx.InputError, match="is not a CSV table") as caught:
         read_slide_table(tmp_path / "table.csv")
     assert "\n" not in str(caught.value)
+
+
+def test_metadata_given_in_python_are_texts_and_may_be_missing():
+    given = {"well": "01", "dose": 0.5, "day": 3, 7: True, "time": None, "depth": float("nan"), "drug": "nan"}
+    expected = {"well": "01", "dose": "0.5", "day": "3", "7": "True", "time": "", "depth": "", "drug": "nan"}
+    assert SlideInput("image.tif", "nucleus.tif", metadata=given).metadata == expected
+    assert as_slide_input({"image": "image.tif", "nucleus": "nucleus.tif", **given}).metadata == expected
+    frame = pd.DataFrame({"image": ["a.tif", "b.tif"], "dose": [0.5, None], "n": pd.array([1, None], "Int64")})
+    rows = [as_slide_input(row).metadata for row in frame.to_dict("records")]
+    assert rows == [{"dose": "0.5", "n": "1"}, {"dose": "", "n": ""}]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -179,6 +180,10 @@ def test_several_tiffs_are_channels(tmp_path):
 
 def test_packed_bits(path):
     image = IMAGE % 4096
+    try:
+        imagecodecs.packints_encode(image, 12)
+    except NotImplementedError:
+        pytest.skip("this imagecodecs reads packed bits and does not write them")
     tifffile.imwrite(path, image, bitspersample=12, rowsperstrip=16, **PIXELS)
     check_reads(path, image)
 

@@ -119,7 +119,7 @@ def test_a_duplicate_id(sound):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        (IMAGES, "it has no obsm/single_cell_images"),
+        (IMAGES, "is an AnnData file without single-cell images"),
         ("uns/single_cell_images/channel_names", "channel_names"),
         ("var", "var"),
         ("obs", "obs"),

@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gpu_extract.store.contents import Contents
+from gpu_extract.store.hdf5.spatial_annotation import region_columns, spatialdata_attrs
+from gpu_extract.store.metadata_numbers import as_numbers
 
 __all__ = ["anndata_tables"]
 
@@ -34,6 +36,7 @@ def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[s
     channels = pd.Series(facts["channel_names"], index=names, dtype=object)
     mapping = pd.Categorical(_texts(facts["channel_mapping"]))
     var = pd.DataFrame({"channels": channels, "channel_mapping": mapping}, index=names)
+    attrs = spatialdata_attrs(contents)
     return anndata.AnnData(
         obs=_obs(contents),
         var=var,
@@ -41,16 +44,23 @@ def anndata_tables(contents: Contents, facts: dict[str, Any], limits: Sequence[s
             "spatial": contents.cells.centers[:, ::-1].astype(np.float64),
             **{name.removeprefix("obsm/"): np.zeros((len(contents.cells), n_channels)) for name in limits},
         },
-        uns={"single_cell_images": facts, "gpu_extract": {**contents.provenance(), "dropped": _dropped(contents)}},
+        uns={
+            "single_cell_images": facts,
+            "gpu_extract": {**contents.provenance(), "dropped": _dropped(contents)},
+            **({"spatialdata_attrs": attrs} if attrs else {}),
+        },
     )
 
 
 def _obs(contents: Contents) -> pd.DataFrame:
     cells, slides = contents.cells, contents.slides
     columns: dict[str, Any] = {
-        "scportrait_cell_id": cells.ids,
+        **contents.id_columns,
         "slide": _slide_column(cells.slide, contents),
     }
+    for key, regions in region_columns(contents).items():
+        # squidpy draws one plot per category, including those without cells.
+        columns[key] = pd.Categorical.from_codes(cells.slide, _texts(regions)).remove_unused_categories()
     for key in contents.metadata_names:
         columns[key] = _metadata_column(cells.slide, [slide.metadata.get(key) for slide in slides])
     columns |= {"center_y": cells.centers[:, 0], "center_x": cells.centers[:, 1]}
@@ -67,9 +77,12 @@ def _slide_column(slide: NDArray[np.int64], contents: Contents) -> Any:
 
 
 def _metadata_column(slide: NDArray[np.int64], values: Sequence[str | None]) -> Any:
-    """Return the value of each cell's slide as a categorical; missing if the slide has none."""
-    categories = list(dict.fromkeys(value for value in values if value is not None))
-    codes = np.array([-1 if value is None else categories.index(value) for value in values])
+    """Return the value of each cell's slide, numbers or a categorical; missing if the slide's is missing or empty."""
+    numbers = as_numbers(values)
+    if numbers is not None:
+        return numbers[slide]
+    categories = list(dict.fromkeys(value for value in values if value))
+    codes = np.array([categories.index(value) if value else -1 for value in values])
     return pd.Categorical.from_codes(codes[slide], _texts(categories))
 
 

@@ -11,7 +11,7 @@ from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
 from gpu_extract.store.codecs import CODECS, Codec
 
-__all__ = ["check_chunks", "codec_of", "create_images", "format_of"]
+__all__ = ["check_chunks", "codec_of", "compression_of", "create_images", "format_of"]
 
 
 def create_images(file: h5py.File, name: str, n_cells: int, n_planes: int, format: ChunkFormat) -> h5py.Dataset:
@@ -38,6 +38,12 @@ def codec_of(images: h5py.Dataset) -> Codec | None:
     properties = images.id.get_create_plist()
     filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
     return next((codec for codec in CODECS.values() if codec.filters == filters), None)
+
+
+def compression_of(images: h5py.Dataset) -> str:
+    """Return the name of a dataset's codec, ``other filters`` if it has none."""
+    codec = codec_of(images)
+    return "other filters" if codec is None else codec.name
 
 
 def format_of(images: h5py.Dataset) -> ChunkFormat:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.hdf5.datasets import create_images
+from gpu_extract.store.hdf5.datasets import compression_of, create_images
+from gpu_extract.store.hdf5.h5sc_tables import cell_ids, check_kinds, plane_names
 from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
 
 if TYPE_CHECKING:
@@ -43,16 +44,29 @@ class H5sc:
             compression,
         )
 
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """See `Layout.warnings`: whether ids are ambiguous for readers that go by id."""
+        if contents.unique_ids or len(contents.slides) == 1:
+            return ()
+        ids, counts = np.unique(contents.cells.ids, return_counts=True)
+        repeated = ids[counts > 1]
+        if not len(repeated):
+            return ()
+        return (
+            f"{len(repeated)} ids occur on several slides, the first is {repeated[0]}; scPortrait looks cells up by id "
+            "alone and finds only the last of them: give --unique-ids (unique_ids=True) to number the cells of all "
+            "slides",
+        )
+
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`. The dataset of tiles has the attributes that scPortrait reads."""
-        from anndata.io import write_elem
-
+        from gpu_extract.store.hdf5.anndata_files import write_anndata
         from gpu_extract.store.hdf5.anndata_tables import anndata_tables
 
         facts = _facts(contents, format.compression)
         lower, upper = _normalization_range(contents)
         shared = facts | {"normalization_range_lower": lower, "normalization_range_upper": upper}
-        write_elem(file, "/", anndata_tables(contents, shared, self.limits))
+        write_anndata(file, anndata_tables(contents, shared, self.limits))
         images = create_images(file, self.images, len(contents.cells), contents.program.n_planes, format)
         images.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for name, value in facts.items():
@@ -66,12 +80,15 @@ class H5sc:
         return H5scTables(file)
 
     def check(self, file: h5py.File) -> H5scTables:
-        """See `Layout.check`. Tables that files of scPortrait do not have are not checked."""
-        images = file[self.images]
+        """See `Layout.check`. Files of other programs may lack all tables but obs."""
+        images, tables = file[self.images], H5scTables(file)
+        if not tables.is_own:
+            _check_foreign(file, tables)
+            return tables
         _check_attributes(images)
         _check_planes(file, images)
-        _check_tables(file, images)
-        return H5scTables(file)
+        _check_tables(file, images, tables)
+        return tables
 
 
 class H5scTables:
@@ -80,10 +97,13 @@ class H5scTables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.images = file[IMAGES]
-        shared = file["uns/single_cell_images"]
-        self.planes: tuple[str, ...] = tuple(shared["channel_names"].asstr()[:])
-        self.n_masks = list(shared["channel_mapping"].asstr()[:]).count("mask")
-        self.ids: NDArray[np.uint64] = file["obs/scportrait_cell_id"][:].astype(np.uint64, copy=False)
+        # Programs that read our file and write it again keep uns. anndata drops the attributes of the tiles, and
+        # `scportrait.io.write_h5sc` writes image_size_x instead of image_size.
+        self.is_own = "uns/gpu_extract" in file and "image_size" in self.images.attrs
+        self.planes, kinds = plane_names(file, self.images)
+        self.n_masks = kinds.count("mask")
+        self.has_unique_ids = "uns/gpu_extract/unique_ids" in file
+        self.ids: NDArray[np.uint64] = cell_ids(file, "cell_id" if self.has_unique_ids else "scportrait_cell_id")
 
     def obs(self) -> pd.DataFrame:
         """See `Tables.obs`; this is ``obs`` of the AnnData file."""
@@ -96,9 +116,12 @@ class H5scTables:
 
     def info(self) -> dict[str, Any]:
         """See `Tables.info`; the entries of scPortrait and the texts that this package adds."""
-        shared = self._file["uns/single_cell_images"]
-        facts = {name: shared[name][()].item() for name in NORMALIZATION}
-        facts["compression"] = shared["compression"].asstr()[()]
+        shared = self._file.get("uns/single_cell_images", {})
+        facts = {name: shared[name][()].item() for name in NORMALIZATION if name in shared}
+        if "compression" in shared:
+            facts["compression"] = shared["compression"].asstr()[()]
+        else:
+            facts["compression"] = compression_of(self.images)
         for name, item in self._file.get("uns/gpu_extract", {}).items():
             if isinstance(item, h5py.Dataset):
                 facts[name] = item.asstr()[()]
@@ -157,14 +180,19 @@ def _check_planes(file: h5py.File, images: h5py.Dataset) -> None:
     require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")
     require(list(var["channels"]) == names, "var and uns name different planes")
     require(list(var["channel_mapping"]) == kinds, "var and uns give different kinds of planes")
-    n_masks = kinds.count("mask")
-    require(
-        kinds == ["mask"] * n_masks + ["image_channel"] * (n_planes - n_masks),
-        f"its planes are {kinds}; masks come first, then channels",
-    )
+    check_kinds(kinds)
 
 
-def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
+def _check_foreign(file: h5py.File, tables: H5scTables) -> None:
+    """Compare the tables of another program's file with its tiles, as far as it has them."""
+    n_cells, n_planes = tables.images.shape[:2]
+    names, kinds = plane_names(file, tables.images)
+    require(len(names) == len(kinds) == n_planes, f"it has {n_planes} planes and names {len(names)}")
+    check_kinds(kinds)
+    require(len(tables.ids) == n_cells, f"obs has {len(tables.ids)} rows for {n_cells} tiles")
+
+
+def _check_tables(file: h5py.File, images: h5py.Dataset, tables: H5scTables) -> None:
     """Compare the tables with the tiles."""
     from anndata.io import read_elem
 
@@ -174,7 +202,9 @@ def _check_tables(file: h5py.File, images: h5py.Dataset) -> None:
     require(np.array_equal(obs.index, np.arange(n_cells).astype(str)), "obs is not indexed '0', '1', ...")
     ids: NDArray[Any] = obs["scportrait_cell_id"].to_numpy()
     require(ids.dtype == np.uint64, f"scportrait_cell_id is of type {ids.dtype}; it must be uint64")
-    require_unique(obs, [name for name in ("slide", "scportrait_cell_id") if name in obs])
+    require_unique(obs, ["slide", "cell_id" if tables.has_unique_ids else "scportrait_cell_id"])
+    if tables.has_unique_ids:
+        require_unique(obs, ["scportrait_cell_id"])
     for name in (*LIMITS, "obsm/spatial"):
         if name in file:
             values = read_elem(file[name])

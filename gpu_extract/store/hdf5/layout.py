@@ -39,6 +39,9 @@ class Layout(Protocol):
             If the layout does not support the contents.
         """
 
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """Return what a careful reader of the file should know, one line each."""
+
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """Write everything except the tiles. Their dataset is created without chunks, and limits are 0."""
 
@@ -65,12 +68,16 @@ class Tables(Protocol):
         Names of the planes of a tile: masks first, then channels.
     n_masks : int
     ids : (N,) uint64
+        In the label planes.
+    is_own : bool
+        Whether this package wrote the file.
     """
 
     images: Any
     planes: tuple[str, ...]
     n_masks: int
     ids: NDArray[np.uint64]
+    is_own: bool
 
     def obs(self) -> pd.DataFrame:
         """Return a table of the cells: ``scportrait_cell_id``, and slide and metadata if there are any."""

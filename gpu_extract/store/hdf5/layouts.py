@@ -10,6 +10,7 @@ import h5py
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
+from gpu_extract.store.damage import NotCellsError
 from gpu_extract.store.hdf5.fields import end_of_file
 from gpu_extract.store.hdf5.h5sc import H5sc
 from gpu_extract.store.hdf5.layout import Layout
@@ -44,13 +45,16 @@ def layout_of(file: h5py.File) -> Layout:
 
     Raises
     ------
-    ValueError
+    NotCellsError
         If the file does not have the dataset of tiles of any layout.
     """
     for layout in LAYOUTS.values():
         if layout.images in file:
             return layout
-    raise ValueError(f"it has no {' and no '.join(layout.images for layout in LAYOUTS.values())}")
+    if file.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= set(file):
+        raise NotCellsError(f"is an AnnData file without single-cell images ({H5sc.images})")
+    missing = " and no ".join(layout.images for layout in LAYOUTS.values())
+    raise NotCellsError(f"is not a file of cells: it has no {missing}")
 
 
 def skeleton(contents: Contents, layout: Layout, format: ChunkFormat) -> bytes:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import ChunkFormat
-from gpu_extract.store.hdf5.datasets import codec_of, create_images
+from gpu_extract.store.hdf5.datasets import compression_of, create_images
 from gpu_extract.store.hdf5.layout import dropped_table, require, require_unique
 
 if TYPE_CHECKING:
@@ -60,8 +60,17 @@ class Sparcspy:
             raise OutputError(
                 f"layout 'sparcspy' keeps ids as int64; cell {contents.cells.ids.max()} exceeds it; use layout 'h5sc'"
             )
+        if contents.unique_ids:
+            raise OutputError(
+                "layout 'sparcspy' has no place for ids that are unique over the file (unique_ids, --unique-ids), its "
+                "cells are told apart by their rows; leave that out, or use layout 'h5sc'"
+            )
         n_planes = contents.program.n_planes if compression == "none" else 1
         return ChunkFormat((min(chunk_cells, max(len(contents.cells), 1)), n_planes, S, S), dtype, compression)
+
+    def warnings(self, contents: Contents) -> tuple[str, ...]:
+        """See `Layout.warnings`: none, as readers of this layout go by row."""
+        return ()
 
     def write(self, file: h5py.File, contents: Contents, format: ChunkFormat) -> None:
         """See `Layout.write`."""
@@ -108,6 +117,7 @@ class SparcspyTables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self.images = file[IMAGES]
+        self.is_own = "gpu_extract" in file.attrs
         self._attribute: dict[str, Any] = json.loads(file.attrs.get("gpu_extract", "{}"))
         n_planes = self.images.shape[1]
         self.planes = tuple(map(str, self._attribute.get("planes") or _plane_names(n_planes)))
@@ -135,8 +145,7 @@ class SparcspyTables:
     def info(self) -> dict[str, Any]:
         """See `Tables.info`; the compression and the texts that this package adds."""
         texts = {name: value for name, value in self._attribute.items() if isinstance(value, str)}
-        codec = codec_of(self.images)
-        return {"compression": "other filters" if codec is None else codec.name, **texts}
+        return {"compression": compression_of(self.images), **texts}
 
 
 def _plane_names(n_planes: int) -> list[str]:
