@@ -29,6 +29,7 @@ PLANNING = {
     "scale",
     "on_bad_slide",
     "allow_empty",
+    "trust",
 }
 # For each parameter of a recipe a value that is not its default.
 OTHER_VALUES = {

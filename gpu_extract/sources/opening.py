@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["opened"]
 
-# What is at a URL can only be told by its name: a Zarr store is not a file.
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2", ".qptiff", ".svs")
-
 
 def opened(given: Any, plane: str | None, canvas: Callable[[], Canvas] | None = None) -> ArrayRaster | Stack:
     """Return the planes of a file, or the raster of an array.
@@ -54,7 +51,7 @@ def _open_location(location: Location, canvas: Callable[[], Canvas] | None) -> S
     from gpu_extract.sources.outline_files import open_outlines, outline_format
     from gpu_extract.sources.shapes import shapes_location
 
-    if location.is_url and location.path.lower().partition("?")[0].endswith(TIFF_SUFFIXES):
+    if location.is_remote_tiff:
         from gpu_extract.sources.remote_files import RemoteFile
         from gpu_extract.sources.tiff import open_tiff
 

@@ -57,9 +57,9 @@ def plate_fields(image: Any) -> list[Field]:
     """
     images = image if isinstance(image, (list, tuple)) else [image]
     location = parse_input(images[0], None) if len(images) == 1 else None
-    if not isinstance(location, Location) or not (
-        location.is_url or os.path.isdir(location.path) or is_zipped_zarr(location.path)
-    ):
+    if not isinstance(location, Location) or location.is_remote_tiff:
+        return []
+    if not (location.is_url or os.path.isdir(location.path) or is_zipped_zarr(location.path)):
         return []
     from gpu_extract.sources.zarr_stores import group_attributes, store_location
 

@@ -25,6 +25,7 @@ from gpu_extract.errors import InputError
 
 __all__ = ["Location", "Selection", "input_paths", "located", "parse_input"]
 
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2", ".qptiff", ".svs")
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # A path inside a zipped store, which may be written like one in a folder.
 ZIPPED = re.compile(r"(.*?\.(?:zip|ozx))(/.+)", re.IGNORECASE | re.DOTALL)
@@ -92,6 +93,11 @@ class Location:
     def is_url(self) -> bool:
         """Whether the path is a URL."""
         return URL.match(self.path) is not None
+
+    @property
+    def is_remote_tiff(self) -> bool:
+        """Whether it is a TIFF on a network; only its name can say so, because a Zarr store is not a file."""
+        return self.is_url and self.path.lower().partition("?")[0].endswith(TIFF_SUFFIXES)
 
     @property
     def exists(self) -> bool:

@@ -304,7 +304,7 @@ def test_only_outlines_have_a_unit(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(SIZE, np.uint8))
     with pytest.raises(InputError, match="has nothing that unit= could select"):
         open_slide(IMAGE, nucleus=f"{tmp_path / 'a.npy'}#unit=um")
-    with pytest.raises(InputError, match="unit=mm is not possible; unit= takes px or um"):
+    with pytest.raises(InputError, match="unit=mm is not allowed; unit= takes px or um"):
         open_slide(IMAGE, nucleus=f"{tmp_path / 'a.json'}#unit=mm")
 
 

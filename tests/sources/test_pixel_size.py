@@ -201,7 +201,10 @@ def test_several_pixel_sizes_in_one_zarr_are_a_warning(tmp_path):
     slide = open_slide(path, nucleus=LABELS)
     assert slide.pixel_size == (0.5, 1.0)
     assert f"image {path} states pixels of 0.5 x 1 and of 0.75 x 1.5 um (y, x); the first is used" in slide.warnings[0]
-    assert gx.plan(path, nucleus=LABELS, pixel_size=0.3, tile_size=16).slides[0].pixel_size == (0.3, 0.3)
+    assert gx.plan(path, nucleus=LABELS, pixel_size=0.3, tile_size=16, trust="planes").slides[0].pixel_size == (
+        0.3,
+        0.3,
+    )
 
 
 @pytest.mark.parametrize("name", ["scratch-assay-labeled-10T-2Ch.ome.tiff#t=0", "6001240_labels_v0.5.zarr#z=1"])
