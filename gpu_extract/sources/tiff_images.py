@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,6 +52,7 @@ def chosen_series(file: SourceFile, location: Location, tif: TiffFile) -> list[T
     series = with_levels(tif.series)
     if not series:
         raise SourceError(f"{file} is a TIFF without an image; export it again")
+    _check_description(file, tif, series)
     if len(series) > 1 and location.selection.image is None and _are_pages(series):
         return series
     images = [ImageInFile(cleaned(each.name), _sizes(each)) for each in series]
@@ -95,6 +97,26 @@ def with_levels(series: Sequence[TiffPageSeries]) -> list[TiffPageSeries]:
         elif _is_level(each, images[-1]):
             images[-1].levels.append(each)
     return images
+
+
+def _check_description(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries]) -> None:
+    """Refuse several pages whose description by ImageJ or tifffile does not fit, or describes only some of them.
+
+    tifffile would read them as pages of unknown meaning, or ignore the rest.
+    """
+    n_pages, first = len(tif.pages), series[0]
+    n_planes = math.prod(n for axis, n in zip(first.axes, first.shape, strict=True) if axis not in "YXS")
+    if tif.is_imagej:
+        writer, fits = "ImageJ", n_planes in (n_pages, int((tif.imagej_metadata or {}).get("images", 1)))
+    elif tif.is_shaped:
+        writer, fits = "tifffile", first.kind == "shaped"
+    else:
+        return
+    if n_pages > 1 and not (fits and first.kind in ("imagej", "shaped")):
+        raise SourceError(
+            f"{file} has a description by {writer} that does not fit its {n_pages} pages; "
+            "save them again, or give each page as a file of its own"
+        )
 
 
 def _is_level(reduced: TiffPageSeries, full: TiffPageSeries) -> bool:

@@ -103,6 +103,39 @@ def test_damaged_ome_xml_never_changes_the_shape(tmp_path, seed):
         assert raster.shape[0] == 2
 
 
+# Descriptions by ImageJ and tifffile that do not fit the pages
+
+
+@pytest.mark.parametrize(
+    ("writer", "said", "instead"),
+    [
+        ("ImageJ", b"channels=2", b"channels=3"),
+        ("ImageJ", b"frames=2", b"frames=1"),
+        ("ImageJ", b"frames=2", b"frames=9"),
+        ("tifffile", b'"shape": [2, 2', b'"shape": [2, 1'),
+        ("tifffile", b'"shape": [2, 2, 96', b'"shape": [2, 2, 95'),
+    ],
+)
+def test_descriptions_that_do_not_fit_the_pages_are_refused(tmp_path, writer, said, instead):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([IMAGE, OTHER]), imagej=writer == "ImageJ", metadata={"axes": "TCYX"}, **GRAY)
+    check(f"{path}#t=1", OTHER)
+    content = path.read_bytes()
+    assert said in content
+    path.write_bytes(content.replace(said, instead, 1))
+    with pytest.raises(SourceError, match=f"has a description by {writer} that does not fit its 4 pages; save them"):
+        open_image(path)
+
+
+def test_a_description_of_one_page_may_be_outdated(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, IMAGE[0], **GRAY)
+    content = path.read_bytes()
+    assert b'"shape": [96' in content
+    path.write_bytes(content.replace(b'"shape": [96', b'"shape": [99', 1))
+    check(path, IMAGE[:1])
+
+
 # Pages of unknown meaning
 
 
