@@ -20,6 +20,8 @@ __all__ = ["ImageInFile", "chosen_series", "image_index", "is_picture", "with_le
 PICTURES = frozenset(["thumbnail", "macro", "label", "map", "overview", "reference", "label image", "macro image"])
 # A level has the aspect ratio of the image, except for the rounding of its sides.
 SAME_ASPECT = 0.02
+# Kinds of series in which tifffile leaves reduced pages apart; LSM files have one per plane, a thumbnail.
+REDUCED_KINDS = ("generic", "uniform", "lsmreduced")
 # Number of images that a message lists.
 MAX_LISTED = 8
 
@@ -92,7 +94,7 @@ def with_levels(series: Sequence[TiffPageSeries]) -> list[TiffPageSeries]:
     """Return the series without those that are marked as reduced, which become levels of the series before them."""
     images: list[TiffPageSeries] = []
     for each in series:
-        if not (images and each.keyframe.is_reduced and each.kind in ("generic", "uniform")):
+        if not (images and each.keyframe.is_reduced and each.kind in REDUCED_KINDS):
             images.append(each)
         elif _is_level(each, images[-1]):
             images[-1].levels.append(each)
@@ -120,7 +122,7 @@ def _check_description(file: SourceFile, tif: TiffFile, series: Sequence[TiffPag
 
 
 def _is_level(reduced: TiffPageSeries, full: TiffPageSeries) -> bool:
-    if len(reduced) != len(full) or reduced.dtype != full.dtype:
+    if (len(reduced), reduced.dtype, reduced.axes) != (len(full), full.dtype, full.axes):
         return False
     height, width = (full.shape[full.axes.index(axis)] / reduced.shape[reduced.axes.index(axis)] for axis in "YX")
     return min(height, width) > 1 and abs(height / width - 1) < SAME_ASPECT

@@ -64,6 +64,21 @@ def test_ome_xml_that_does_not_fit_the_pages_is_refused(tmp_path, sizes, message
     assert "\n" not in str(caught.value)
 
 
+def test_pages_that_none_of_several_images_describes_are_refused(tmp_path):
+    path = tmp_path / "fields.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for name, pixels in (("a", IMAGE), ("b", OTHER)):
+            file.write(pixels, metadata={"axes": "CYX", "Name": name}, **GRAY)
+    check(f"{path}#image=a", IMAGE)
+    check(f"{path}#image=b", OTHER)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'SizeC="2"', b'SizeC="1"'))
+    with pytest.raises(SourceError, match=r"C=1 Y=96 X=128.* for 2 of its 4 pages, and not for page 2;"):
+        open_image(f"{path}#image=a")
+    with pytest.raises(SourceError, match=r"C=1 Y=96 X=128.* for 3 of its 4 pages, and not for page 3;"):
+        open_image(f"{path}#image=b")
+
+
 def test_incomplete_ome_xml_is_refused(tmp_path):
     with pytest.raises(SourceError, match="OME-XML is not complete"):
         open_image(write_ome(tmp_path / "a.tif", ome_xml({})[:-20]))
