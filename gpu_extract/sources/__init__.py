@@ -139,6 +139,7 @@ class _Opened:
             name=name,
             pixel_size=_pixel_size(self.channels),
             warnings=_warnings([*self.channels, *self.planes.values()]),
+            pixel_size_source=next((each.pixel_size_source for each in self.channels if isinstance(each, Stack)), ""),
         )
 
     def image(self, t: int | None) -> Raster:

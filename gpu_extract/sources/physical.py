@@ -14,7 +14,7 @@ from gpu_extract.labels import Statistics
 from gpu_extract.model import Slide
 from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
-__all__ = ["as_pixel_size", "mixed_sizes", "rescaled", "tile_size_in_pixels", "vanished_ids"]
+__all__ = ["as_pixel_size", "mixed_sizes", "pixel_size_warning", "rescaled", "tile_size_in_pixels", "vanished_ids"]
 
 # Pixel sizes that differ by less are one: a tile's side would differ by less than a pixel, and calibrations do.
 SAME_SIZE = 0.01
@@ -115,6 +115,16 @@ def mixed_sizes(slides: Sequence[Slide]) -> list[str]:
     if not sides or math.isclose(min(sides), max(sides), rel_tol=SAME_SIZE):
         return []
     return [f"pixels are {min(sides):g} to {max(sides):g} um wide; --scale UM (scale=) brings all slides to one size"]
+
+
+def pixel_size_warning(slide: Slide) -> list[str]:
+    """Return a line that says which pixel size lengths in um are based on, and where it comes from."""
+    if slide.pixel_size is None or not slide.pixel_size_source:
+        return []
+    (y, x), source = slide.pixel_size, slide.pixel_size_source
+    size = f"{y:.4g}" if math.isclose(y, x, rel_tol=SAME_SIZE) else f"{y:.4g} x {x:.4g}"
+    doubt = f"; if that is the camera's, {REMEDY}" if "tag" in source else ""
+    return [f"pixel size {size} um, from {source}{doubt}"]
 
 
 def _known(slide: Slide) -> tuple[float, float]:

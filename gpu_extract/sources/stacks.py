@@ -63,6 +63,8 @@ class Stack:
         Size of a pixel, where the file says it.
     warnings : tuple of str
         Warnings about the file, one line each.
+    pixel_size_source : str
+        Where in the file the pixel size is; empty if there is only one place for it.
     """
 
     location: Location
@@ -72,6 +74,7 @@ class Stack:
     planes: Planes
     pixel_size: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
+    pixel_size_source: str = ""
 
     def size(self, axis: str) -> int:
         """Length of an axis; 1 if there is none of that name."""
