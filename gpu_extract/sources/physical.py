@@ -129,6 +129,9 @@ def pixel_size_warning(slide: Slide) -> list[str]:
 
 def _known(slide: Slide) -> tuple[float, float]:
     if slide.pixel_size is None:
+        doubted = next((line for line in slide.warnings if line.startswith("pixel size")), None)
+        if doubted is not None:
+            raise InputError(f"the pixel size of slide {slide.name} is not known: {doubted}")
         raise InputError(
             f"the pixel size of slide {slide.name} is not known, {slide.image.source} does not state it; {REMEDY}"
         )
