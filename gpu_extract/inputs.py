@@ -22,7 +22,14 @@ from gpu_extract.options import ImageInput, LabelInput, PlanOptions, check_optio
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
-from gpu_extract.sources.physical import as_pixel_size, mixed_sizes, rescaled, tile_size_in_pixels, vanished_ids
+from gpu_extract.sources.physical import (
+    as_pixel_size,
+    mixed_sizes,
+    pixel_size_warning,
+    rescaled,
+    tile_size_in_pixels,
+    vanished_ids,
+)
 from gpu_extract.sources.plates import plate_inputs
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_listed_once
 
@@ -194,6 +201,8 @@ def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> li
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
         labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
+        if size is None and (scale is not None or options.get("tile_size_um") is not None):
+            labelled = replace(labelled, warnings=(*labelled.warnings, *pixel_size_warning(labelled)))
         if ids is not None:
             labelled = labelled.only(ids)
         found.append(labelled if scale is None else rescaled(labelled, scale))

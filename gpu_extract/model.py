@@ -103,6 +103,8 @@ class Slide:
         Size of a pixel; None if unknown.
     scale : (y, x)
         Pixels of the source per pixel of the slide; 1 unless the slide was resampled.
+    pixel_size_source : str
+        Where in the files the pixel size comes from; empty if it was given, or is not worth a word.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class Slide:
     warnings: tuple[str, ...] = ()
     pixel_size: tuple[float, float] | None = None
     scale: tuple[float, float] = (1.0, 1.0)
+    pixel_size_source: str = ""
 
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:

@@ -223,7 +223,16 @@ class _Opened:
         # Drawing outlines finds problems with them; other rasters have no warnings.
         drawn = [line for raster in masks.values() for line in getattr(raster, "warnings", ())]
         warnings = (*_warnings([*self.channels, *self.planes.values()]), *drawn, *shifts, *contradictions)
-        return Slide(image, masks, self.channel_names(image), name=name, pixel_size=size, warnings=warnings)
+        source = next((each.pixel_size_source for each in self.channels if isinstance(each, Stack)), "")
+        return Slide(
+            image,
+            masks,
+            self.channel_names(image),
+            name=name,
+            pixel_size=size,
+            warnings=warnings,
+            pixel_size_source="" if size is None else source,
+        )
 
     def image(self, t: int | None) -> Raster:
         """Return the image, of one time point if ``t`` is given."""

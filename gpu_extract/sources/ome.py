@@ -49,14 +49,17 @@ class OmeImage:
         Lengths of the axes T, Z, C, Y and X.
     files : frozenset of str
         Names of its other files.
-    n_images : int
-        Number of images in the OME-XML.
+    n_described : int
+        Number of pages that the OME-XML describes for all images together; 0 if images are in several files.
+    has_siblings : bool
+        Whether the OME-XML describes other images as well.
     """
 
     xml: str
     sizes: dict[str, int]
     files: frozenset[str]
-    n_images: int
+    n_described: int
+    has_siblings: bool
 
 
 def ome_xml(file: SourceFile, tif: TiffFile) -> str | None:
@@ -91,23 +94,20 @@ def chosen_image(file: SourceFile, location: Location, xml: str) -> OmeImage:
     sizes = [_sizes(file, image) for image in images]
     if not images:
         raise SourceError(f"{file} has OME-XML without an image; export it again")
-    named = [
-        ImageInFile(
-            cleaned(image.get("Name", "")),
-            " ".join(f"{axis}={n}" for axis, n in size.items() if n != 1 or axis in "YX"),
-        )
-        for image, size in zip(images, sizes, strict=True)
-    ]
+    named = [_named(image, size) for image, size in zip(images, sizes, strict=True)]
     index = image_index(location, named, _candidates(file, root, images, named))
-    files = frozenset(_files(file, root, images[index]) - {None})
+    files = [_files(file, root, image) for image in images]
+    others = frozenset(name for name in files[index] if name is not None)
+    if others and file.is_remote:
+        raise SourceError(f"{file} consists of several files, which are read from disk only; download all of them")
+    _check_files(file, sorted(others))
+    n_described = 0
+    if len(images) == 1 or all(names <= {None} for names in files):
+        n_described = sum(_n_pages(image, size) for image, size in zip(images, sizes, strict=True))
     for number, image in enumerate(images):
         if number != index:
             root.remove(image)
-    if files and file.is_remote:
-        raise SourceError(f"{file} consists of several files, which are read from disk only; download all of them")
-    _check_files(file, [name for name in files if name is not None])
-    xml = ET.tostring(root, encoding="unicode")
-    return OmeImage(xml, sizes[index], frozenset(name for name in files if name), len(images))
+    return OmeImage(ET.tostring(root, encoding="unicode"), sizes[index], others, n_described, len(images) > 1)
 
 
 def check_described(file: SourceFile, tif: TiffFile, image: OmeImage, series: Sequence[TiffPageSeries]) -> None:
@@ -124,10 +124,12 @@ def check_described(file: SourceFile, tif: TiffFile, image: OmeImage, series: Se
             f"{file} has OME-XML for an image of {said} that does not fit its {len(tif.pages)} pages of "
             f"Y={page.imagelength} X={page.imagewidth}; correct the XML (tifffile.tiffcomment) or export it again"
         )
-    if image.n_images > 1:
-        return  # the other pages belong to the other images
     path = tif.filehandle.path
     used = {page.index for page in series[0] if page is not None and page.parent.filehandle.path == path}
+    if image.n_described == 0:
+        return
+    if image.has_siblings:
+        used |= set(range(image.n_described))  # the pages of the images follow one another
     keyframe = series[0].keyframe
     unused = [index for index in range(len(tif.pages)) if index not in used]
     extra = [index for index in unused if used and _is_alike(tif.pages[index].aspage(), keyframe)]
@@ -187,6 +189,18 @@ def _sizes(file: SourceFile, image: ET.Element) -> dict[str, int]:
             "correct the XML (tifffile.tiffcomment) or export it again"
         )
     return sizes
+
+
+def _named(image: ET.Element, sizes: dict[str, int]) -> ImageInFile:
+    listed = " ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1 or axis in "YX")
+    return ImageInFile(cleaned(image.get("Name", "")), listed)
+
+
+def _n_pages(image: ET.Element, sizes: dict[str, int]) -> int:
+    """Return the number of pages of an image; interleaved samples of a pixel share one."""
+    channel = image.find("{*}Pixels/{*}Channel")
+    n_samples = 1 if channel is None else max(_length(channel.get("SamplesPerPixel", "1")), 1)
+    return sizes["C"] // n_samples * sizes["Z"] * sizes["T"]
 
 
 def _length(text: str) -> int:

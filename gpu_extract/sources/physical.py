@@ -18,6 +18,7 @@ __all__ = [
     "ambiguous_pixel_size",
     "as_pixel_size",
     "mixed_sizes",
+    "pixel_size_warning",
     "rescaled",
     "stated_pixel_size",
     "tile_size_in_pixels",
@@ -171,8 +172,21 @@ def mixed_sizes(slides: Sequence[Slide]) -> list[str]:
     return [f"pixels are {min(sides):g} to {max(sides):g} um wide; --scale UM (scale=) brings all slides to one size"]
 
 
+def pixel_size_warning(slide: Slide) -> list[str]:
+    """Return a line that says which pixel size lengths in um are based on, and where it comes from."""
+    if slide.pixel_size is None or not slide.pixel_size_source:
+        return []
+    (y, x), source = slide.pixel_size, slide.pixel_size_source
+    size = f"{y:.4g}" if math.isclose(y, x, rel_tol=SAME_SIZE) else f"{y:.4g} x {x:.4g}"
+    doubt = f"; if that is the camera's, {REMEDY}" if "tag" in source else ""
+    return [f"pixel size {size} um, from {source}{doubt}"]
+
+
 def _pixel_size(slide: Slide) -> tuple[float, float]:
     if slide.pixel_size is None:
+        doubted = next((line for line in slide.warnings if line.startswith("pixel size")), None)
+        if doubted is not None:
+            raise InputError(f"the pixel size of slide {slide.name} is not known: {doubted}")
         raise InputError(
             f"the pixel size of slide {slide.name} is unknown, {slide.image.source} does not state it; {REMEDY}"
         )

@@ -66,6 +66,8 @@ class Stack:
         One per coordinate system in which the file places the planes.
     levels : tuple
         Placements of all levels of the pyramid that the planes are a level of.
+    pixel_size_source : str
+        Where in the file the pixel size is; empty if there is only one place for it.
     """
 
     location: Location
@@ -77,6 +79,7 @@ class Stack:
     warnings: tuple[str, ...] = ()
     placements: tuple[Placement, ...] = ()
     levels: tuple[tuple[Placement, ...], ...] = ()
+    pixel_size_source: str = ""
 
     def size(self, axis: str) -> int:
         """Return the length of an axis; 1 if the file does not have it."""

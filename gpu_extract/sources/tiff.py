@@ -227,11 +227,25 @@ def _stack(
     warnings = list(axes.warnings)
     if len(names) != axes.n_channels:
         warnings += unknown_axis_warning(location, series, axes.n_channels)
-    said = tagged_resolution(tif, full[0].keyframe) if image is None else Resolution(ome_pixel_size(image.xml))
+    said = (
+        tagged_resolution(tif, full[0].keyframe)
+        if image is None
+        else Resolution(ome_pixel_size(image.xml), source="OME-XML")
+    )
     if file.plane is None:
         warnings += said.warnings
     size = _pixel_size(said.size, full[0], series[0])
-    return Stack(location, axes.axes, axes.sizes, names, TiffPlanes(planes, axes.sizes), size, warnings=tuple(warnings))
+    source = "" if size is None else said.source
+    return Stack(
+        location,
+        axes.axes,
+        axes.sizes,
+        names,
+        TiffPlanes(planes, axes.sizes),
+        size,
+        tuple(warnings),
+        pixel_size_source=source,
+    )
 
 
 def _level(location: Location, series: TiffPageSeries) -> TiffPageSeries:

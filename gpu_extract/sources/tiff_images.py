@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,11 @@ __all__ = ["ImageInFile", "chosen_series", "image_index", "is_picture", "with_le
 PICTURES = frozenset(["thumbnail", "macro", "label", "map", "overview", "reference", "label image", "macro image"])
 # A level has the aspect ratio of the image, except for the rounding of its sides.
 SAME_ASPECT = 0.02
+# Kinds of series in which tifffile leaves reduced pages apart; LSM files have one per plane, a thumbnail.
+REDUCED_KINDS = ("generic", "uniform", "lsmreduced")
+# Descriptions by ImageJ and tifffile, damaged ones included.
+IMAGEJ = re.compile(r"^ImageJ=|^(images|channels|slices|frames)=[0-9]+$", re.MULTILINE)
+SHAPED = re.compile(r'^\{.*"(shape|axes)":.*\}$', re.DOTALL)
 # Number of images that a message lists.
 MAX_LISTED = 8
 
@@ -51,6 +57,7 @@ def chosen_series(file: SourceFile, location: Location, tif: TiffFile) -> list[T
     series = with_levels(tif.series)
     if not series:
         raise SourceError(f"{file} is a TIFF without an image; export it again")
+    _check_description(file, tif, series)
     if len(series) > 1 and location.selection.image is None and _are_pages(series):
         return series
     images = [ImageInFile(cleaned(each.name), _sizes(each)) for each in series]
@@ -90,15 +97,41 @@ def with_levels(series: Sequence[TiffPageSeries]) -> list[TiffPageSeries]:
     """Return the series without those that are marked as reduced, which become levels of the series before them."""
     images: list[TiffPageSeries] = []
     for each in series:
-        if not (images and each.keyframe.is_reduced and each.kind in ("generic", "uniform")):
+        if not (images and each.keyframe.is_reduced and each.kind in REDUCED_KINDS):
             images.append(each)
         elif _is_level(each, images[-1]):
             images[-1].levels.append(each)
     return images
 
 
+def _check_description(file: SourceFile, tif: TiffFile, series: Sequence[TiffPageSeries]) -> None:
+    """Refuse several pages whose description by ImageJ or tifffile does not fit, or describes only some of them.
+
+    tifffile would read them as pages of unknown meaning, or ignore the rest.
+    """
+    n_pages, description = len(tif.pages), tif.pages.first.description
+    n_planes = sum(_n_planes(each) for each in tif.series)
+    if IMAGEJ.search(description):
+        writer, kind = "ImageJ", "imagej"
+        fits = n_planes in (n_pages, int((tif.imagej_metadata or {}).get("images", 1)))
+    elif SHAPED.search(description):
+        writer, kind = "tifffile", "shaped"
+        fits = n_planes >= n_pages  # more if one page stands for several planes
+    else:
+        return
+    if n_pages > 1 and not (fits and series[0].kind == kind):
+        raise SourceError(
+            f"{file} has a description by {writer} that does not fit its {n_pages} pages; "
+            "save them again, or give each page as a file of its own"
+        )
+
+
+def _n_planes(series: TiffPageSeries) -> int:
+    return math.prod(n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
+
+
 def _is_level(reduced: TiffPageSeries, full: TiffPageSeries) -> bool:
-    if len(reduced) != len(full) or reduced.dtype != full.dtype:
+    if (len(reduced), reduced.dtype, reduced.axes) != (len(full), full.dtype, full.axes):
         return False
     height, width = (full.shape[full.axes.index(axis)] / reduced.shape[reduced.axes.index(axis)] for axis in "YX")
     return min(height, width) > 1 and abs(height / width - 1) < SAME_ASPECT

@@ -21,6 +21,9 @@ MIN_CAMERA_UM = 5.0
 CAMERA_SOFTWARE = re.compile(r"harmony|operetta|phenix|columbus", re.IGNORECASE)
 
 
+TAG = "the resolution tag of a TIFF"
+
+
 class Resolution(NamedTuple):
     """A pixel size, and a warning about it.
 
@@ -29,10 +32,13 @@ class Resolution(NamedTuple):
     size : (y, x), um, or None
         None if it is not given, or not to be believed.
     warnings : tuple of str
+    source : str
+        Where it is in the file.
     """
 
     size: tuple[float, float] | None
     warnings: tuple[str, ...] = ()
+    source: str = ""
 
 
 def tagged_resolution(tif: TiffFile, page: TiffPage) -> Resolution:
@@ -50,7 +56,8 @@ def tagged_resolution(tif: TiffFile, page: TiffPage) -> Resolution:
         size = pixel_size(y, x, tif.imagej_metadata.get("yunit", unit), unit)
         # ImageJ takes the resolution of a screen over from a plain TIFF, in inches.
         is_measured = str(unit).lower() not in ("inch", "in", "cm")
-        return Resolution(size if is_measured or (size and max(size) < MAX_TAGGED_UM) else None)
+        is_used = is_measured or (size is not None and max(size) < MAX_TAGGED_UM)
+        return Resolution(size if is_used else None, source="the metadata of ImageJ")
     tag_unit = {2: "inch", 3: "cm"}.get(page.tags.valueof("ResolutionUnit"))
     size = pixel_size(y, x, tag_unit, tag_unit)
     if size is None or max(size) >= MAX_TAGGED_UM:
@@ -63,4 +70,4 @@ def tagged_resolution(tif: TiffFile, page: TiffPage) -> Resolution:
             "give that of the image with --pixel-size (pixel_size=), the camera's over the magnification"
         )
         return Resolution(None, (line,))
-    return Resolution(size)
+    return Resolution(size, source=TAG)

@@ -93,8 +93,36 @@ def test_the_resolution_of_a_camera_is_not_used(tmp_path, options, said):
     (line,) = slide.warnings
     assert line.startswith(f"pixel size {said} um, from the TIFF's resolution tag, is probably that of the camera")
     assert "with --pixel-size" in line
-    with pytest.raises(InputError, match="give --pixel-size"):
+    with pytest.raises(InputError, match=f"is not known: pixel size {said} um, from the TIFF's .* --pixel-size"):
         gx.extract(path, nucleus=LABELS, output=tmp_path / "a.h5sc", tile_size_um=40, device="reference")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"},
+            "pixel size 0.5 um, from the resolution tag of a TIFF; if that is the camera's, give --pixel-size in um "
+            "(pixel_size=)",
+        ),
+        (
+            {"ome": True, "metadata": {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}},
+            "pixel size 0.25 x 0.5 um, from OME-XML",
+        ),
+        (
+            {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "um", "axes": "CYX"}},
+            "pixel size 0.5 um, from the metadata of ImageJ",
+        ),
+    ],
+)
+def test_the_source_of_the_pixel_size_is_told_if_it_is_used(tmp_path, options, line):
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="minisblack", **options)
+    given = {"image": tmp_path / "a.tif", "nucleus": LABELS}
+    assert line in gx.plan(**given, scale=0.6, tile_size=24).warnings
+    if "x" not in line.partition(" um")[0].removeprefix("pixel size"):
+        assert line in gx.plan(**given, tile_size_um=20).warnings
+    for unused in ({"tile_size": 24}, {"scale": 0.6, "pixel_size": 0.5, "tile_size": 24}):
+        assert not [each for each in gx.plan(**given, **unused).warnings if each.startswith("pixel size")]
 
 
 def test_the_resolution_of_labels_is_not_mentioned(tmp_path):

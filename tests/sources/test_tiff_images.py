@@ -64,6 +64,21 @@ def test_ome_xml_that_does_not_fit_the_pages_is_refused(tmp_path, sizes, message
     assert "\n" not in str(caught.value)
 
 
+def test_pages_that_none_of_several_images_describes_are_refused(tmp_path):
+    path = tmp_path / "fields.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for name, pixels in (("a", IMAGE), ("b", OTHER)):
+            file.write(pixels, metadata={"axes": "CYX", "Name": name}, **GRAY)
+    check(f"{path}#image=a", IMAGE)
+    check(f"{path}#image=b", OTHER)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'SizeC="2"', b'SizeC="1"'))
+    with pytest.raises(SourceError, match=r"C=1 Y=96 X=128.* for 2 of its 4 pages, and not for page 2;"):
+        open_image(f"{path}#image=a")
+    with pytest.raises(SourceError, match=r"C=1 Y=96 X=128.* for 3 of its 4 pages, and not for page 3;"):
+        open_image(f"{path}#image=b")
+
+
 def test_incomplete_ome_xml_is_refused(tmp_path):
     with pytest.raises(SourceError, match="OME-XML is not complete"):
         open_image(write_ome(tmp_path / "a.tif", ome_xml({})[:-20]))
@@ -101,6 +116,52 @@ def test_damaged_ome_xml_never_changes_the_shape(tmp_path, seed):
     else:
         assert raster.shape[1:] == (96, 128)
         assert raster.shape[0] == 2
+
+
+# Descriptions by ImageJ and tifffile that do not fit the pages
+
+
+@pytest.mark.parametrize(
+    ("writer", "said", "instead"),
+    [
+        ("ImageJ", b"channels=2", b"channels=3"),
+        ("ImageJ", b"frames=2", b"frames=1"),
+        ("ImageJ", b"frames=2", b"frames=9"),
+        ("tifffile", b'"shape": [2, 2', b'"shape": [2, 1'),
+        ("tifffile", b'"shape": [2, 2, 96', b'"shape": [2, 2, 95'),
+        ("tifffile", b'"shape": [2, 2, 96', b'"shape": [2, 2, 16'),
+        ("tifffile", b'"shape": [2, 2, 96, 128', b'"shape": [2, 2, 96, 928'),
+        ("tifffile", b'"shape":', b'"shapf":'),
+        ("ImageJ", b"ImageJ=", b"ImageX="),
+    ],
+)
+def test_descriptions_that_do_not_fit_the_pages_are_refused(tmp_path, writer, said, instead):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([IMAGE, OTHER]), imagej=writer == "ImageJ", metadata={"axes": "TCYX"}, **GRAY)
+    check(f"{path}#t=1", OTHER)
+    content = path.read_bytes()
+    assert said in content
+    path.write_bytes(content.replace(said, instead, 1))
+    with pytest.raises(SourceError, match=f"has a description by {writer} that does not fit its 4 pages; save them"):
+        open_image(path)
+
+
+def test_a_description_of_a_wrong_type_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([IMAGE, OTHER]), metadata={"axes": "TCYX"}, **GRAY)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x0e\x01\x02\x00", b"\x0e\x01\x06\x00", 1))
+    with pytest.raises(SourceError, match="tag 270 of page 0 cannot be read"):
+        open_image(path)
+
+
+def test_a_description_of_one_page_may_be_outdated(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, IMAGE[0], **GRAY)
+    content = path.read_bytes()
+    assert b'"shape": [96' in content
+    path.write_bytes(content.replace(b'"shape": [96', b'"shape": [99', 1))
+    check(path, IMAGE[:1])
 
 
 # Pages of unknown meaning
