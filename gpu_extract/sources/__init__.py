@@ -18,14 +18,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpu_extract.channels import channel_indices
-from gpu_extract.errors import InputError
+from gpu_extract.errors import InputError, LabelError
 from gpu_extract.model import MASK_NAMES, Raster, Slide
 from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
 from gpu_extract.sources.opening import opened
 from gpu_extract.sources.physical import stated_pixel_size
-from gpu_extract.sources.placement import check_channels, level_on_image, place_labels
+from gpu_extract.sources.placement import check_channels, level_on_image, place_labels, slice_on_image
 from gpu_extract.sources.plates import fields_error, plate_fields, plate_inputs
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.slide_table import SlideInput
@@ -280,6 +280,7 @@ def _on_image(image: ArrayRaster | Stack, labels: ArrayRaster | Stack) -> ArrayR
     """Return the level of labels that has the scale of the image, unless another level was selected for the labels."""
     if not isinstance(image, Stack) or not isinstance(labels, Stack):
         return labels
+    _check_slice(image, labels)
     level = labels.location.selection.level
     if level_on_image(image.placements, [labels.placements]) == 0 or level not in (
         None,
@@ -294,6 +295,19 @@ def _on_image(image: ArrayRaster | Stack, labels: ArrayRaster | Stack) -> ArrayR
     assert isinstance(other, Stack)
     line = f"{other.location} is read at level {found}, which has the scale of {image.location}"
     return replace(other, warnings=(*other.warnings, line))
+
+
+def _check_slice(image: Stack, labels: Stack) -> None:
+    """Raise an error if the Z slice that is selected for both is at different places in image and labels."""
+    z = image.location.selection.z
+    if not isinstance(z, int) or labels.location.selection.z != z:
+        return
+    other = slice_on_image(image.placements, labels.placements, z)
+    if abs(other - z) > 0.5:
+        raise LabelError(
+            f"{labels.location} is at another place along z than {image.location}: slice {z} of the image is slice "
+            f"{other:g} of the labels; select it by itself, #z= behind the labels"
+        )
 
 
 def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Opened:

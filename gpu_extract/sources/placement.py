@@ -28,6 +28,7 @@ __all__ = [
     "place_labels",
     "relative",
     "relative_in_common",
+    "slice_on_image",
 ]
 
 # Scales that differ by less are equal: calibrations of image and labels are often rounded differently.
@@ -67,6 +68,8 @@ class Placement:
         False if scale and offset are the defaults of a writer that does not know the pixel size.
     other : str
         Description of a map that is not affine; empty for an affine map.
+    z : (scale, offset), optional
+        Coordinate units per Z slice, and coordinate of the first slice; None without a Z axis.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -76,6 +79,7 @@ class Placement:
     um: tuple[float, float] | None = None
     stated: bool = True
     other: str = ""
+    z: tuple[float, float] | None = None
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -161,7 +165,7 @@ def relative(image: Placement, label: Placement) -> tuple[int, int] | str:
     str
         Description of any other relation, such as ``mirrored along y``.
     """
-    if image == label:
+    if replace(image, z=None) == replace(label, z=None):
         return 0, 0
     for each in (image, label):
         if each.other:
@@ -243,10 +247,12 @@ def place_labels(
         If a label plane is not placed on whole pixels of the image, or entirely outside it.
     """
     placed, warnings = dict(masks), []
+    if "placement" in trust:
+        return placed, ()
+    if not image_placements:
+        _check_equal(masks, placements)
     for name, raster in masks.items():
-        found: tuple[int, int] | str = (
-            (0, 0) if "placement" in trust else relative_in_common(image_placements, placements[name])
-        )
+        found = relative_in_common(image_placements, placements[name])
         if isinstance(found, str):
             raise LabelError(f"{name} labels {raster.source} are {found}, relative to image {image.source}; {REMEDY}")
         if found == (0, 0):
@@ -263,6 +269,23 @@ def place_labels(
         )
         placed[name] = shifted
     return placed, tuple(warnings)
+
+
+def slice_on_image(image: Sequence[Placement], label: Sequence[Placement], z: int) -> float:
+    """Return the Z slice of a label stack, as a fraction, that is at slice ``z`` of the image; ``z`` if unknown.
+
+    Parameters
+    ----------
+    image, label : sequence of Placement
+        One per coordinate system; the first in common counts.
+    z : int
+    """
+    theirs = {each.system: each for each in label}
+    for ours in image:
+        other = theirs.get(ours.system)
+        if other is not None and ours.z is not None and other.z is not None and other.z[0]:
+            return (ours.z[0] * z + ours.z[1] - other.z[1]) / other.z[0]
+    return float(z)
 
 
 def check_channels(
@@ -312,6 +335,18 @@ def array_placements(array: Any) -> tuple[Placement, ...]:
     offset = pixels.offset[0] - half * pixels.scale[0], pixels.offset[1] - half * pixels.scale[1]
     centered = replace(pixels, offset=offset)
     return tuple(_transformed(centered, each, str(name)) for name, each in transformations.items())
+
+
+def _check_equal(masks: Mapping[str, Raster], placements: Mapping[str, Sequence[Placement]]) -> None:
+    """Raise an error if label planes of an image without placement are placed differently."""
+    first, *others = [name for name in masks if placements[name]] or [""]
+    for name in others:
+        found = relative_in_common(placements[first], placements[name])
+        if found != (0, 0):
+            raise LabelError(
+                f"{name} labels {masks[name].source} are {_text(found)}, relative to {first} labels "
+                f"{masks[first].source}, and the image does not say where it is; {REMEDY}"
+            )
 
 
 def _transformed(pixels: Placement, transformation: Any, system: str) -> Placement:

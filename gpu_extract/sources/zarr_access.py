@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
@@ -9,8 +10,10 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from gpu_extract.errors import SourceError
+from gpu_extract.sources import zarr_remote
 from gpu_extract.sources.files import absolute_path
 from gpu_extract.sources.selectors import Location
+from gpu_extract.sources.zarr_remote import close_at_exit, remote_store
 from gpu_extract.sources.zarr_zip import ZippedStore, zipped_store
 from gpu_extract.sources.zips import is_zipped_zarr
 
@@ -46,7 +49,7 @@ class StrictStore(WrapperStore[Store]):
     def at(cls, location: Location) -> StrictStore:
         """Return the store at a location without accessing it. The store and its arrays can be pickled."""
         if location.is_url:
-            return cls(FsspecStore.from_url(location.path, read_only=True), location)
+            return cls(remote_store(location.path), location)
         if is_zipped_zarr(location.path):
             return cls(zipped_store(location.path, location.plane), location)
         return cls(LocalStore(absolute_path(location.path), read_only=True), location)
@@ -73,12 +76,20 @@ class StrictStore(WrapperStore[Store]):
         return found
 
     async def _request(self, key: str, prototype: Any, byte_range: Any) -> Any:
-        n_tries = N_TRIES if self._location.is_url else 1
-        for n_left in reversed(range(n_tries)):
+        if not isinstance(self._store, FsspecStore):
+            return await self._store.get(key, prototype, byte_range)
+        close_at_exit(self._store)
+        start = time.monotonic()
+        for n_left in reversed(range(N_TRIES)):
             try:
                 return await self._store.get(key, prototype, byte_range)
+            except TimeoutError as cause:
+                raise SourceError(
+                    f"{self._location} did not answer within {zarr_remote.TIMEOUT:g} s; check the address and the "
+                    "network"
+                ) from cause
             except Exception:  # aiohttp, botocore, ...: each library has its own exceptions
-                if n_left == 0:
+                if n_left == 0 or time.monotonic() - start > zarr_remote.TIMEOUT:
                     raise
         return None
 

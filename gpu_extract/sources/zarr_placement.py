@@ -67,7 +67,8 @@ def _placement(
 ) -> Placement:
     """Return the placement after transformations of a level; ``of_first`` are those of the largest level."""
     try:
-        matrix, full = (_in_plane(_composed(axes, each)) for each in (of_level, of_first))
+        composed = _composed(axes, of_level)
+        matrix, full = _in_plane(composed), _in_plane(_composed(axes, of_first))
     except _NotAffineError as cause:
         return Placement(system=system, other=str(cause))
     # Some writers state the centers of averaged pixels, others the corner that all levels share.
@@ -77,7 +78,7 @@ def _placement(
     (yy, yx, y), (xy, xx, x) = matrix.tolist()
     # Level 0 at scale 1 without a unit is what writers state who were not given a pixel size.
     default = um is None and system == IMPLICIT and np.array_equal(full, [[1, 0, 0], [0, 1, 0]])
-    return Placement((yy, xx), (y, x), (yx, xy), system, um, stated=not default)
+    return Placement((yy, xx), (y, x), (yx, xy), system, um, stated=not default, z=_along_z(axes, composed))
 
 
 def _composed(axes: Sequence[str], transformations: Iterable[Transformation]) -> _Affine:
@@ -163,6 +164,14 @@ def _in_plane(at: _Affine) -> NDArray[np.float64]:
     if rows[:, :-3].any():
         raise _NotAffineError("placed by a transformation that mixes y or x with other axes")
     return rows[:, -3:].copy()
+
+
+def _along_z(axes: Sequence[str], at: _Affine) -> tuple[float, float] | None:
+    """Return scale and offset along z; None without the axis."""
+    if "z" not in axes or "z" not in at.axes:
+        return None
+    row = at.matrix[at.axes.index("z")]
+    return float(row[axes.index("z")]), float(row[-1])
 
 
 def _vector(given: Sequence[float], n: int, fill: float) -> NDArray[np.float64]:

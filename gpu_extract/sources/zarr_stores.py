@@ -18,6 +18,7 @@ from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import StrictStore
 from gpu_extract.sources.zarr_pixel_size import zarr_pixel_sizes
 from gpu_extract.sources.zarr_placement import zarr_placements
+from gpu_extract.sources.zarr_remote import url_remedy
 from gpu_extract.sources.zips import is_zipped_zarr
 
 __all__ = [
@@ -40,8 +41,6 @@ USUAL_LABELS = {"nucleus": ("seg_all_nucleus", "nucleus"), "cytosol": ("seg_all_
 
 # The masks of Xenium's cells.zarr.zip.
 XENIUM_MASKS = {"nucleus": "masks/0", "cytosol": "masks/1"}
-
-URL_REMEDY = "check the address; https needs pip install fsspec aiohttp, s3 needs s3fs; other files must be downloaded"
 
 Node = Any  # zarr.Group or zarr.Array
 
@@ -217,7 +216,7 @@ def _is_store(folder: str) -> bool:
 
 
 def _root(location: Location) -> Node:
-    remedy = URL_REMEDY if location.is_url else "check the store, or export it again"
+    remedy = url_remedy(location.path) if location.is_url else "check the store, or export it again"
     with translated(f"{location} cannot be opened as Zarr", remedy):
         store, within = StrictStore.at(location), location.inside.strip("/")
         if within and not _is_inside(within):

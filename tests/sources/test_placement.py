@@ -282,6 +282,45 @@ def test_pyramids_of_both_conventions_are_placed_equally(tmp_path, half):
     assert open_slide(f"{path}#level=1", nucleus="nucleus").warnings == ()
 
 
+def write_slices(path, z_image, z_labels):
+    """Write stacks of an image and of labels with transformations along z."""
+    root = zarr.create_group(path)
+    pixels = np.stack([IMAGE] * 6, axis=1)
+    planes = np.stack([LABELS] * 4)
+    for node, array, axes, (step, start) in (
+        (root, pixels, "czyx", z_image),
+        (root.create_group("labels/nucleus"), planes, "zyx", z_labels),
+    ):
+        write_multiscale(node, [array], axes)
+        ome = copy.deepcopy(node.attrs["ome"])
+        one = [1] * (array.ndim - 3)
+        shift = translation(*[0] * len(one), start, 0, 0)
+        ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] = [scale(*one, step, 1, 1), shift]
+        node.attrs["ome"] = ome
+    return path
+
+
+def test_the_slice_of_labels_is_that_of_the_image(tmp_path):
+    equal = write_slices(tmp_path / "equal.zarr", (2, 5), (2, 5))
+    check_cells(open_slide(f"{equal}#z=3", nucleus="nucleus"), 6)
+    path = write_slices(tmp_path / "a.zarr", (2, 0), (2, 4))  # the labels begin at slice 2
+    with pytest.raises(LabelError, match=r"slice 3 of the image is slice 1 of the labels; select it by itself, #z="):
+        open_slide(f"{path}#z=3", nucleus="nucleus")
+    check_cells(open_slide(f"{path}#z=3", nucleus="nucleus#z=1"), 6)
+    check_cells(open_slide(f"{path}#z=max", nucleus="nucleus#z=1"), 6)
+    with pytest.raises(LabelError, match=r"slice 3 of the image is slice 1\.5 of the labels"):
+        open_slide(f"{write_slices(tmp_path / 'b.zarr', (1, 0), (2, 0))}#z=3", nucleus="nucleus")
+
+
+def test_label_planes_of_an_image_without_placement_must_agree(tmp_path):
+    path = write(tmp_path / "a.zarr", [to(IDENTITY, n_axes="cyx")], [to(SHIFT)])
+    other = write(tmp_path / "b.zarr", [to(IDENTITY, n_axes="cyx")], [to(IDENTITY)])
+    labels = f"{path}#label=nucleus", f"{other}#label=nucleus"
+    with pytest.raises(LabelError, match=r"cytosol .* are shifted by y -20, x -30 pixels, relative to nucleus labels"):
+        open_slide(IMAGE, nucleus=labels[0], cytosol=labels[1])
+    assert open_slide(IMAGE, nucleus=labels[0], cytosol=labels[0]).warnings == ()
+
+
 # xarray
 
 

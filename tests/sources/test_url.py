@@ -3,7 +3,11 @@
 import copy
 import itertools
 import pickle
+import socket
+import subprocess
+import sys
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -14,7 +18,7 @@ from made.stores import BOX, IMAGE, LABELS, crop, write_ome_zarr, write_spatiald
 
 import gpu_extract as gx
 from gpu_extract.errors import SourceError
-from gpu_extract.sources import open_image, open_labels, open_slide
+from gpu_extract.sources import open_image, open_labels, open_slide, zarr_remote
 
 
 @pytest.fixture
@@ -99,6 +103,50 @@ def test_invalid_addresses_are_an_error(served, address):
         open_image(address)
     assert str(caught.value).startswith(f"image {address} ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_an_error_in_time(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(zarr_remote, "TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(SourceError, match=r"did not answer within 0\.3 s; check the address and the network"):
+            open_image(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zarr")
+        assert time.monotonic() - start < 5  # 0.3 s, and the time of imports
+
+
+@pytest.mark.parametrize("scheme", ["s3", "S3"])
+def test_an_error_of_s3_says_how_a_public_bucket_is_read(monkeypatch, scheme):
+    def from_url(*arguments, **options):
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr(zarr_remote.FsspecStore, "from_url", from_url)
+    with pytest.raises(SourceError, match="for a public bucket give its https address, or set FSSPEC_S3_ANON=true"):
+        open_image(f"{scheme}://bucket/a.zarr")
+
+
+FAIL = """
+import sys
+from gpu_extract.errors import SourceError
+from gpu_extract.sources import open_image
+raster = open_image(sys.argv[1])
+try:
+    raster.read(0, 0, *raster.shape[1:])
+except SourceError:
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_the_process_ends_without_tracebacks_after_an_error(served, attempt):
+    """Requests that still run when the first chunk fails end with the process; without care, in one of three runs."""
+    folder, url = served
+    write_ome_zarr(folder / "a.zarr", np.ones((3, 300, 400), np.uint16), chunks=(16, 16))
+    chunks = [file for file in (folder / "a.zarr" / "s0" / "c").rglob("*") if file.is_file()]
+    for chunk in chunks[::7]:
+        chunk.write_bytes(b"not a chunk")
+    run = subprocess.run([sys.executable, "-c", FAIL, f"{url}/a.zarr"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_cells_over_http_equal_those_from_disk(served):
