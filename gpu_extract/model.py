@@ -158,7 +158,7 @@ class Slide:
             remedy = (
                 "number the objects first, for example with skimage.measure.label"
                 if raster.dtype.kind == "b"
-                else "a label plane holds the integer ids of cells; convert it after checking that none was rounded"
+                else "a label plane holds the ids of cells; convert it to an integer type"
             )
             raise LabelError(f"{where} are of type {raster.dtype}; they must be integers: {remedy}")
         planes, height, width = raster.shape

@@ -35,6 +35,8 @@ TIME_COURSE = ("/input_images", "/segmentation")
 MAX_CHUNK_NBYTES = 2**30
 # Tiles of a dataset without chunks, which can be read in any rectangle.
 UNCHUNKED_TILE = (512, 512)
+# Channels whose names are read; no image has more.
+MAX_NAMES = 10_000
 # Maximum length of a chain of links. No valid file has more, and a cycle of links ends there.
 MAX_LINKS = 32
 
@@ -172,7 +174,7 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
         letters = sorted(positions.keys() - {"y", "x"}, key=positions.__getitem__)
         axes = tuple(positions[axis] for axis in (*letters, "y", "x"))
         *sizes, H, W = (dataset.shape[axis] for axis in axes)
-        raster_shape(dataset.shape[-3:], str(location), named=True)
+        raster_shape((math.prod(sizes), H, W), str(location), named=True)
         _check_storage(location, dataset)
         tile = tile_size([dataset.chunks[axis] for axis in axes]) if dataset.chunks else UNCHUNKED_TILE
         planes = Hdf5Planes(
@@ -185,7 +187,8 @@ def open_hdf5(file: SourceFile, location: Location) -> Stack:
             axes=axes,
             ndim=dataset.ndim,
         )
-        return Stack(location, "".join(letters), tuple(sizes), (), planes, _pixel_size(dataset))
+        names = _channel_names(dataset, positions)
+        return Stack(location, "".join(letters), tuple(sizes), names, planes, _pixel_size(dataset))
 
 
 def _default_axes(location: Location, dataset: Any) -> dict[str, int]:
@@ -193,6 +196,16 @@ def _default_axes(location: Location, dataset: Any) -> dict[str, int]:
     if dataset.ndim < 4:
         raster_shape(dataset.shape, str(location))
     return {axis: index for index, axis in enumerate("tcyx"[-dataset.ndim :])}
+
+
+def _channel_names(dataset: Any, positions: dict[str, int]) -> tuple[str, ...]:
+    """Return the texts of the scale of the channel axis; empty if it has none."""
+    scales: Any = dataset.dims[positions["c"]] if "c" in positions else ()
+    if not len(scales) or h5py.check_string_dtype(scales[0].dtype) is None:
+        return ()
+    if scales[0].ndim != 1 or scales[0].external or scales[0].is_virtual:  # reading it would open another file
+        return ()
+    return tuple(cleaned(name) for name in scales[0].asstr(errors="replace")[:MAX_NAMES])
 
 
 def _pieces(along: tuple[int, ...], *, at_once: bool) -> list[Piece]:

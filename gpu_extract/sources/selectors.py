@@ -6,7 +6,7 @@
     img.ome.tif#c=0,2             channels by index or name (c=DNA,actin), in this order
     stack.ome.tif#z=3             a Z slice, or z=max, the maximum projection
     movie.ome.tif#t=3,c=0         a time point; several selectors are separated by commas
-    store.zarr#image=NAME         an image, or label=NAME, a label, by name
+    store.zarr#image=NAME         an image, or label=NAME, a label, by name; in HDF5, a dataset
     sparse.zarr#missing=error     absent chunks are an error; in HDF5 missing=fill makes them the fill value
     cells.geojson#unit=um         coordinates of outlines are in um; px, pixels of the image, by default
 

@@ -27,6 +27,9 @@ __all__ = [
     "selector",
 ]
 
+# Planes that a message names.
+MAX_LISTED = 20
+
 Indices = tuple[tuple[int, ...], ...]  # the selected ones along each axis
 
 
@@ -135,11 +138,17 @@ class Stack:
         if max(indices) >= size:
             raise out_of_range(self.location, axis, size)
         if axis == "c" and len(indices) > 1 and self.location.plane is not None:
-            raise LabelError(
-                f"{self.location} holds {len(indices)} planes; give one plane (H, W), "
-                f"or add #c=0 to #c={size - 1} to its path"
-            )
+            raise self._several_planes(indices)
         return indices
+
+    def _several_planes(self, indices: tuple[int, ...]) -> LabelError:
+        size = self.size("c")
+        one = f"#c=0 to #c={size - 1} to its path"
+        if len(self.names) == size and any(self.names):
+            names = unique_names(self.names, size)
+            listed = ", ".join(names[index] for index in indices[:MAX_LISTED])
+            one = f"#c=NAME to its path, with one of {listed}{', ...' * (len(indices) > MAX_LISTED)}"
+        return LabelError(f"{self.location} holds {len(indices)} planes; give one plane (H, W), or add {one}")
 
     def _unchosen(self, axis: str, size: int) -> SourceError:
         kind, other = {

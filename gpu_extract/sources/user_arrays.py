@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ def is_array(candidate: Any) -> bool:
 
 def remedy_for(given: Any) -> str:
     """Return what to give instead of an object that is not an array."""
-    if isinstance(given, str | bytes):
-        return REMEDY
+    if isinstance(given, list | tuple) and any(isinstance(item, str | os.PathLike) or is_array(item) for item in given):
+        return "give one path or one array, without a list around it"
     return REMEDIES.get(type(given).__name__, REMEDY)
 
 

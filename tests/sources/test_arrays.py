@@ -228,6 +228,8 @@ class DataFrame:
         (memoryview(b"abc"), r"is of type memoryview; give numpy\.asarray"),
         (DataFrame(), r"is of type DataFrame; give its values: table\.to_numpy\(\)"),
         (7, "is of type int; give a path or an array"),
+        (["a.tif"], "is of type list; give one path or one array, without a list around it"),
+        ([LABELS, LABELS], "is of type list; give one path or one array, without a list around it"),
     ],
 )
 def test_other_objects_are_one_line(given, message):

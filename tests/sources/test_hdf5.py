@@ -221,6 +221,21 @@ def test_scales_of_netcdf4_name_axes(tmp_path):
     np.testing.assert_array_equal(open_image(tmp_path / "a.nc").read(*BOX), crop(IMAGE))
 
 
+def test_label_planes_are_chosen_by_name(tmp_path):
+    planes = np.stack([LABELS + index for index in range(30)])
+    path = write_axes(tmp_path / "a.h5", planes, "cyx")
+    names = [f"segmentation {index}" for index in range(30)]
+    with h5py.File(path, "a") as h5:
+        h5["names"] = np.array(names, object)
+        h5["names"].make_scale("names")
+        h5["exported_data"].dims[0].attach_scale(h5["names"])
+    labels = open_labels(f"{path}#c=segmentation 7", "nucleus")
+    np.testing.assert_array_equal(labels.read(*BOX)[0], crop(LABELS + 7))
+    message = r"holds 30 planes; .* add #c=NAME to its path, with one of segmentation 0, .*segmentation 19, \.\.\.$"
+    with pytest.raises(LabelError, match=message):
+        open_labels(path, "nucleus")
+
+
 @pytest.mark.parametrize(
     ("axes", "tags", "message"),
     [

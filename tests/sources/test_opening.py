@@ -355,6 +355,7 @@ def test_given_names_are_used_and_cleaned():
         ({}, LabelError, "no label plane was given"),
         ({"nucleus": LABELS[:5]}, LabelError, "must be equal"),
         ({"nucleus": LABELS > 4}, LabelError, "must be integers"),
+        ({"nucleus": LABELS.astype(complex)}, LabelError, "must be integers"),
         ({"cytosol": [LABELS]}, InputError, "the cytosol label plane is of type list"),
     ],
 )
