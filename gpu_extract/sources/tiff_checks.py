@@ -37,6 +37,9 @@ LOSSY = {
 DECISIVE_TAGS = frozenset(
     [256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 338, 339, 347]
 )
+DESCRIPTION = 270
+# The types of a text in a tag: bytes, ASCII, undefined and UTF-8.
+TEXT_TYPES = (1, 2, 7, 129)
 # Maximum number of bytes that are decoded from one stored byte: no compression, PackBits, Deflate (two numbers). The
 # other codecs have no useful limit: a blank tile takes a few bytes.
 MAX_RATIO = {1: 1, 32773: 64, 8: 1032, 32946: 1032}
@@ -127,6 +130,9 @@ def _check_tags(file: SourceFile, page: TiffPage) -> None:
     tags, _ = _directory(page)
     # tifffile skips a tag that it cannot read and uses the default value instead.
     unread = [code for code in tags if code in DECISIVE_TAGS and code not in page.tags]
+    description = page.tags.get(DESCRIPTION)
+    if description is not None and description.dtype not in TEXT_TYPES:
+        unread.append(DESCRIPTION)
     if unread:
         raise SourceError(
             f"{file} is truncated or damaged: tag {unread[0]} of page {page.index} cannot be read; "

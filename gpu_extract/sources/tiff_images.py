@@ -22,6 +22,9 @@ PICTURES = frozenset(["thumbnail", "macro", "label", "map", "overview", "referen
 SAME_ASPECT = 0.02
 # Kinds of series in which tifffile leaves reduced pages apart; LSM files have one per plane, a thumbnail.
 REDUCED_KINDS = ("generic", "uniform", "lsmreduced")
+# Descriptions by ImageJ and tifffile, damaged ones included.
+IMAGEJ = re.compile(r"^ImageJ=|^(images|channels|slices|frames)=[0-9]+$", re.MULTILINE)
+SHAPED = re.compile(r'^\{.*"(shape|axes)":.*\}$', re.DOTALL)
 # Number of images that a message lists.
 MAX_LISTED = 8
 
@@ -106,19 +109,25 @@ def _check_description(file: SourceFile, tif: TiffFile, series: Sequence[TiffPag
 
     tifffile would read them as pages of unknown meaning, or ignore the rest.
     """
-    n_pages, first = len(tif.pages), series[0]
-    n_planes = math.prod(n for axis, n in zip(first.axes, first.shape, strict=True) if axis not in "YXS")
-    if tif.is_imagej:
-        writer, fits = "ImageJ", n_planes in (n_pages, int((tif.imagej_metadata or {}).get("images", 1)))
-    elif tif.is_shaped:
-        writer, fits = "tifffile", first.kind == "shaped"
+    n_pages, description = len(tif.pages), tif.pages.first.description
+    n_planes = sum(_n_planes(each) for each in tif.series)
+    if IMAGEJ.search(description):
+        writer, kind = "ImageJ", "imagej"
+        fits = n_planes in (n_pages, int((tif.imagej_metadata or {}).get("images", 1)))
+    elif SHAPED.search(description):
+        writer, kind = "tifffile", "shaped"
+        fits = n_planes >= n_pages  # more if one page stands for several planes
     else:
         return
-    if n_pages > 1 and not (fits and first.kind in ("imagej", "shaped")):
+    if n_pages > 1 and not (fits and series[0].kind == kind):
         raise SourceError(
             f"{file} has a description by {writer} that does not fit its {n_pages} pages; "
             "save them again, or give each page as a file of its own"
         )
+
+
+def _n_planes(series: TiffPageSeries) -> int:
+    return math.prod(n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
 
 
 def _is_level(reduced: TiffPageSeries, full: TiffPageSeries) -> bool:

@@ -129,6 +129,10 @@ def test_damaged_ome_xml_never_changes_the_shape(tmp_path, seed):
         ("ImageJ", b"frames=2", b"frames=9"),
         ("tifffile", b'"shape": [2, 2', b'"shape": [2, 1'),
         ("tifffile", b'"shape": [2, 2, 96', b'"shape": [2, 2, 95'),
+        ("tifffile", b'"shape": [2, 2, 96', b'"shape": [2, 2, 16'),
+        ("tifffile", b'"shape": [2, 2, 96, 128', b'"shape": [2, 2, 96, 928'),
+        ("tifffile", b'"shape":', b'"shapf":'),
+        ("ImageJ", b"ImageJ=", b"ImageX="),
     ],
 )
 def test_descriptions_that_do_not_fit_the_pages_are_refused(tmp_path, writer, said, instead):
@@ -139,6 +143,15 @@ def test_descriptions_that_do_not_fit_the_pages_are_refused(tmp_path, writer, sa
     assert said in content
     path.write_bytes(content.replace(said, instead, 1))
     with pytest.raises(SourceError, match=f"has a description by {writer} that does not fit its 4 pages; save them"):
+        open_image(path)
+
+
+def test_a_description_of_a_wrong_type_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([IMAGE, OTHER]), metadata={"axes": "TCYX"}, **GRAY)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x0e\x01\x02\x00", b"\x0e\x01\x06\x00", 1))
+    with pytest.raises(SourceError, match="tag 270 of page 0 cannot be read"):
         open_image(path)
 
 
