@@ -150,7 +150,7 @@ def test_without_bioio_the_extra_is_named(tmp_path, monkeypatch, head, what):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "what"), [(b"\x89PNG\r\n\x1a\n\0", "is a PNG file"), (b"", "is empty")])
+@pytest.mark.parametrize(("content", "what"), [(b"\x89PNG\r\n\x1a\n\0", "is a damaged picture"), (b"", "is empty")])
 def test_pictures_and_empty_files_never_go_to_bioio(bioio, tmp_path, content, what):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(SourceError, match=what):
