@@ -117,7 +117,7 @@ def test_the_resolution_of_a_camera_is_not_used(tmp_path, options, said):
 )
 def test_the_source_of_the_pixel_size_is_told_if_it_is_used(tmp_path, options, line):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="minisblack", **options)
-    given = {"image": tmp_path / "a.tif", "nucleus": LABELS}
+    given = {"image": tmp_path / "a.tif", "nucleus": LABELS, "trust": "planes"}
     assert line in gx.plan(**given, scale=0.6, tile_size=24).warnings
     if "x" not in line.partition(" um")[0].removeprefix("pixel size"):
         assert line in gx.plan(**given, tile_size_um=20).warnings

@@ -78,7 +78,7 @@ def test_a_file_name_may_contain_a_number_sign(tmp_path):
         ("t=0,z=4", "z= can be 0 to 3"),
         ("t=0,z=0,c=0,3", "has no channel 3; there are DNA"),
         ("t=0,z=0,level=1", "level= can be only 0"),
-        ("t=0,z=0,image=a", "the file has no image 'a'"),
+        ("t=0,z=0,image=a", "the file has no image 'a'; there are 0: Image0"),
         ("t=0", "has 4 Z slices; add #z=0 to #z=3 to its path for one, or #z=max for their maximum projection"),
         ("z=0", "has 2 time points; add #t=0 to #t=1 to its path for one, or make each a slide"),
     ],

@@ -151,7 +151,7 @@ def test_without_bioio_the_error_names_the_extra(tmp_path, monkeypatch, head, wh
 
 
 @pytest.mark.parametrize(("content", "what"), [(b"\x89PNG\r\n\x1a\n\0", "is a damaged picture"), (b"", "is empty")])
-def test_pictures_and_empty_files_are_not_given_to_bioio(bioio, tmp_path, content, what):
+def test_pictures_and_empty_files_never_go_to_bioio(bioio, tmp_path, content, what):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(SourceError, match=what):
         open_image(tmp_path / "a.png")
