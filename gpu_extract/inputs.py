@@ -175,6 +175,8 @@ def _opened(
                     check(slide)
             opened += found
         except InputError as error:
+            if check is None and given.origin:
+                raise type(error)(f"{given.origin}: {error}") from error
             if check is None:
                 raise
             warnings.append(f"skipped {given.image}: {error}")

@@ -49,6 +49,8 @@ class SlideInput:
         Name of the slide. Default: the image's file name.
     channel_names : sequence of str, optional
         Used unless the run has channel names.
+    origin : str
+        Where the slide is listed, for errors: a row of a table.
     """
 
     image: Any
@@ -60,6 +62,7 @@ class SlideInput:
     pixel_size: float | Sequence[float] | None = None
     name: str | None = None
     channel_names: Sequence[str] | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         texts = {str(key): _as_text(value) for key, value in self.metadata.items()}
@@ -282,9 +285,10 @@ def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int, d
     images = [_located(path.parent, name) for name in files]
     planes = {name: _plane(path.parent, cells[name]) if cells.get(name) else None for name in PLANES}
     labels = {name: value for name, value in cells.items() if name not in COLUMNS}
-    size = _pixel_size(f"slides {path}: row {number}", cells.get("pixel_size", ""))
+    origin = f"slides {path}: row {number}"
+    size = _pixel_size(origin, cells.get("pixel_size", ""))
     image = images[0] if len(images) == 1 else images
-    return SlideInput(image, planes["nucleus"], planes["cytosol"], labels, pixel_size=size)
+    return SlideInput(image, planes["nucleus"], planes["cytosol"], labels, pixel_size=size, origin=origin)
 
 
 def _located(folder: Path, name: str) -> Path | str:

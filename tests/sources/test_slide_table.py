@@ -160,6 +160,20 @@ def test_invalid_slides_are_errors():
         read_slide_table("missing.csv")
 
 
+def test_a_file_that_is_missing_is_named_with_its_row(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, nucleus, _ = small_slide(0)
+    tifffile.imwrite("a.tif", image, photometric="minisblack")
+    tifffile.imwrite("n.tif", nucleus)
+    (tmp_path / "table.csv").write_text("image;nucleus\na.tif;n.tif\n\nb.tif;n.tif\n")
+    code, out, err = call("run", "--slides", "table.csv", "-o", "cells.h5sc")
+    assert (code, out, err) == (
+        1, "", "gpu-extract: slides table.csv: row 4: image b.tif does not exist; check the path\n"
+    )  # fmt: skip
+    with pytest.raises(gx.SourceError, match=r"row 4: image .*b\.tif does not exist"):
+        gx.plan_many(read_slide_table(tmp_path / "table.csv"))
+
+
 # As Excel and other programs write tables
 
 TABLE = """image,nucleus,cytosol,pixel_size,Well,dose
