@@ -61,6 +61,8 @@ def plate_fields(image: Any) -> list[Field]:
         return []
     if not (location.is_url or os.path.isdir(location.path) or is_zipped_zarr(location.path)):
         return []
+    if location.selection.image is not None:  # one field of a well, by its name
+        return []
     from gpu_extract.sources.zarr_stores import group_attributes, store_location
 
     try:

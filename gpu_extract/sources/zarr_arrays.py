@@ -17,7 +17,7 @@ from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
-from gpu_extract.sources.zarr_checks import check_array, check_chunks, stored_files
+from gpu_extract.sources.zarr_checks import check_array, check_chunks, check_remote_chunks, stored_files
 from gpu_extract.sources.zarr_stores import array_at, array_axes, multiscale, zarr_element
 
 __all__ = ["ZarrPlanes", "open_zarr"]
@@ -117,7 +117,7 @@ def _element(location: Location) -> _Element:
 def _stored(location: Location, array: Any) -> tuple[str, str, tuple[str, ...]]:
     """Return where an array is stored, a stamp of its files, and a warning if chunks are absent."""
     if location.is_url:  # not every server lists its files
-        return location.path, uuid.uuid4().hex, ()
+        return location.path, uuid.uuid4().hex, check_remote_chunks(location, array)
     files = stored_files(location, array)
     warnings = check_chunks(location, array, files.chunks)
     if not warnings and location.selection.missing is None:

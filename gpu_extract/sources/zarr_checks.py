@@ -19,12 +19,14 @@ from gpu_extract.sources.files import Stamp, stamp_of
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import METADATA
 
-__all__ = ["StoredFiles", "check_array", "check_chunks", "stored_files"]
+__all__ = ["StoredFiles", "check_array", "check_chunks", "check_remote_chunks", "stored_files"]
 
 # Writers make chunks of some MB. Larger ones are malicious, or useless for reading by region.
 MAX_CHUNK_NBYTES = 2**30
 # The index of a shard has an offset and a length per inner chunk; both are all ones if the chunk is absent.
 ABSENT = 2**64 - 1
+# Chunks at a URL that are looked for before a run: a second's worth of requests.
+MAX_REQUESTED = 64
 
 
 def check_array(location: Location, array: Any) -> None:
@@ -107,6 +109,41 @@ def check_chunks(location: Location, array: Any, files: Collection[str]) -> tupl
     else:
         n_present = len(present)
     return _absent_warning(location, n_chunks - n_present, n_chunks, array.fill_value)
+
+
+def check_remote_chunks(location: Location, array: Any) -> tuple[str, ...]:
+    """Return a warning if chunks of an array at a URL are absent, as far as `MAX_REQUESTED` chunks can tell.
+
+    Raises
+    ------
+    SourceError
+        If all chunks were requested and none exists. Nothing is requested if ``missing=`` is selected.
+    """
+    if location.selection.missing is not None:
+        return ()
+    grid = _grid(array.shape, array.shards or array.chunks)
+    n_chunks = math.prod(grid)
+    chosen = range(0, n_chunks, math.ceil(n_chunks / MAX_REQUESTED))
+    folder = f"{array.path}/" if array.path else ""
+    keys = [folder + array.metadata.encode_chunk_key(_index(number, grid)) for number in chosen]
+    n_absent = len(keys) - array.store.count(keys)
+    if len(keys) == n_chunks:
+        return _absent_warning(location, n_absent, n_chunks, array.fill_value)
+    if n_absent == 0:
+        return ()
+    return (
+        f"{location} lacks {n_absent} of {len(keys)} chunks that were requested, of {n_chunks}; absent ones are read "
+        f"as {array.fill_value}, as its format defines (#missing=error makes this an error)",
+    )
+
+
+def _index(number: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the index of a chunk in the grid from its number in C order; the grid may have more than 2**63 chunks."""
+    index = []
+    for side in reversed(grid):
+        number, at = divmod(number, side)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _present(array: Any, files: Collection[str]) -> dict[str, tuple[int, ...]]:

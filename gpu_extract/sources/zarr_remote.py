@@ -15,8 +15,10 @@ from zarr.storage import FsspecStore
 
 __all__ = ["TIMEOUT", "close_at_exit", "remote_store", "url_remedy"]
 
-# Seconds for which a server may send nothing. A slow download of a large chunk may take longer.
+# Seconds after which a server that sends nothing is given up. A slow download of a large chunk may take longer.
 TIMEOUT = 20.0
+# A server that is overloaded may drop a request without a word, so each is sent this often in that time.
+N_SENT = 2
 
 # File systems of fsspec with open sessions.
 _SYSTEMS: WeakSet[Any] = WeakSet()
@@ -51,16 +53,16 @@ def close_at_exit(store: FsspecStore) -> None:
 
 def _storage_options(url: str) -> dict[str, Any]:
     """Return options of fsspec that limit how long a server may send nothing, unless the user configured them."""
-    scheme = _scheme(url)
+    scheme, wait = _scheme(url), TIMEOUT / N_SENT
     try:
         configured = import_module("fsspec.config").conf.get(scheme, {})
         if scheme in ("http", "https") and "client_kwargs" not in configured:
-            limits = import_module("aiohttp").ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+            limits = import_module("aiohttp").ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
             return {"client_kwargs": {"timeout": limits}}
     except ImportError:  # reported, with what to install, when the store is opened
         return {}
     if scheme in ("s3", "s3a") and "config_kwargs" not in configured:
-        config = {"connect_timeout": TIMEOUT / 2, "read_timeout": TIMEOUT, "retries": {"max_attempts": 1}}
+        config = {"connect_timeout": wait, "read_timeout": wait, "retries": {"max_attempts": 1}}
         return {"config_kwargs": config}
     return {}
 

@@ -247,6 +247,8 @@ def _image(location: Location, root: Any) -> Node:
             name = USUAL_IMAGE
         elif images:
             raise SourceError(f"{location} has the images {_joined(images)}; choose one: {location.path}#image=NAME")
+        elif {"plate", "well"} & _attributes(root).keys():
+            raise SourceError(f"{location} is a plate or a well, which has many images; give the path of a field in it")
         else:
             raise SourceError(f"{location} is a Zarr group without an image; give the path of an image or array in it")
     return _child(location, images, "image", name)

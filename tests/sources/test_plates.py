@@ -11,7 +11,7 @@ from made.stores import write_multiscale
 
 import gpu_extract as gx
 from gpu_extract.errors import InputError, LabelError, SourceError
-from gpu_extract.sources import open_slide, open_slides
+from gpu_extract.sources import open_image, open_slide, open_slides
 
 WELLS = {"A/1": ("0", "1"), "A/12": ("0",), "H/3": ("field_2",)}
 PATHS = [f"{well}/{field}" for well, fields in WELLS.items() for field in fields]
@@ -118,6 +118,16 @@ def test_labels_of_a_plate_are_names(tmp_path):
         open_slides(path)
     with pytest.raises(InputError, match=r"is a plate of 4 fields; give one, such as .*/A/1/0"):
         open_slide(path, nucleus="nuclei")
+
+
+def test_a_plate_is_no_single_image(tmp_path):
+    path = write_plate(tmp_path / "plate.ome.zarr")
+    with pytest.raises(SourceError, match="is a plate or a well, which has many images; give the path of a field"):
+        open_image(path)
+    with pytest.raises(SourceError, match=r"has the images 0, 1; choose one: .*#image=NAME"):
+        open_image(path / "A" / "1")
+    (slide,) = open_slides(f"{path}/A/1#image=1", nucleus="nuclei")
+    np.testing.assert_array_equal(slide.read((0, 0, *slide.size)).image, small_slide(1)[0])
 
 
 def test_a_plate_of_one_field_is_one_slide(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -86,6 +87,32 @@ def test_absent_chunks_over_http(served):
     for selection in ("", "#missing=fill"):
         filled = open_labels(f"{url}/a.zarr{selection}", "nucleus")
         np.testing.assert_array_equal(filled.read(*BOX)[0], crop(labels))
+
+
+@pytest.mark.parametrize(
+    ("storage", "line"),
+    [
+        ({"chunks": (32, 48)}, "lacks 1 of its 6 chunks, which are read as 0"),
+        ({"chunks": (16, 24), "shards": (32, 48)}, "lacks 1 of its 6 chunks, which are read as 0"),
+        ({"chunks": (5, 5)}, r"lacks 1\d of 63 chunks that were requested, of 252; absent ones are read as 0"),
+    ],
+)
+def test_absent_chunks_over_http_are_a_warning(served, storage, line):
+    folder, url = served
+    labels = LABELS.copy()
+    labels[:32, :48] = 0
+    zarr.create_array(folder / "a.zarr", data=labels, **storage)
+    slide = open_slide(IMAGE, nucleus=f"{url}/a.zarr")
+    assert re.search(line, slide.warnings[0])
+    np.testing.assert_array_equal(slide.read(BOX).labels[0], crop(labels))
+    assert open_slide(IMAGE, nucleus=f"{url}/a.zarr#missing=fill").warnings == ()
+
+
+def test_an_array_without_any_chunk_over_http_is_an_error(served):
+    folder, url = served
+    zarr.create_array(folder / "a.zarr", shape=(70, 90), chunks=(32, 48), dtype="u2")
+    with pytest.raises(SourceError, match=r"has none of its 6 chunks; .*, if it is empty, add #missing=fill"):
+        open_slide(IMAGE, nucleus=f"{url}/a.zarr")
 
 
 def test_spatialdata_over_http(served):
