@@ -41,7 +41,8 @@ def extract(
     image, nucleus, cytosol
         See `plan`.
     output : path
-        The file to write. It appears under this name once it is complete.
+        The file to write: .h5sc, .h5ad, .h5 or .hdf5, or with ``layout="sparcspy"`` .h5, .hdf5 or .h5sc. Missing
+        folders are made. It appears under this name once it is complete.
     progress : callable, optional
         Called with the number of cells written so far and the number of all cells.
     **options
@@ -253,9 +254,9 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
     choose_layout(layout)  # refuse an unknown layout before anything is read
     inputs = [as_slide_input(given) for given in slides]
     if output is not None:
-        check_output(output, compression, overwrite=overwrite)
         for given in inputs:
             _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
+        check_output(output, compression, layout=layout, overwrite=overwrite)
     plan = plan_slides(inputs, options, backend.statistics)
     if output is not None:
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened

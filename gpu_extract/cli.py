@@ -8,6 +8,7 @@ run was stopped before it was complete. Results go to stdout, progress and warni
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -36,26 +37,51 @@ app = typer.Typer(
     add_completion=False,
 )
 
+
+def _expand_home(value: Any) -> Any:
+    """Replace ``~`` at the start of a path, of several, or of the parts of a pattern, by the user's folder.
+
+    A shell does this for words that start with ``~``, and not within quotes or in ``--output=~/cells.h5sc``.
+    """
+    if isinstance(value, list | tuple):
+        return [_expand_home(each) for each in value]
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return ";".join(map(os.path.expanduser, value.split(";"))) if value else value
+
+
 # Shown as the default of options that a recipe has a value for.
 OF_RECIPE = "the recipe's"
 
 Images = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="IMAGE...", help="The image of a slide, or several images, one per channel.", show_default=False
+        callback=_expand_home,
+        metavar="IMAGE...",
+        help="The image of a slide, or several images, one per channel.",
+        show_default=False,
     ),
 ]
 Nucleus = Annotated[
     str | None,
-    typer.Option(help="Label plane of the nuclei: a file, or a name in the image's store.", metavar="LABELS"),
+    typer.Option(
+        callback=_expand_home,
+        help="Label plane of the nuclei: a file, or a name in the image's store.",
+        metavar="LABELS",
+    ),
 ]
 Cytosol = Annotated[
     str | None,
-    typer.Option(help="Label plane of the whole cells: a file, or a name in the image's store.", metavar="LABELS"),
+    typer.Option(
+        callback=_expand_home,
+        help="Label plane of the whole cells: a file, or a name in the image's store.",
+        metavar="LABELS",
+    ),
 ]
 Slides = Annotated[
     str | None,
     typer.Option(
+        callback=_expand_home,
         help="Several slides: a CSV table with the columns image, nucleus, cytosol and any metadata, or a pattern "
         "such as 'img/*_dna.tif', with the same * in --nucleus and --cytosol.",
         metavar="TABLE.csv|PATTERN",
@@ -88,7 +114,12 @@ Scale = Annotated[
 ]
 RecipeName = Annotated[
     str,
-    typer.Option("--recipe", help="standard, sparcspy, scportrait, or a TOML file.", metavar="NAME|FILE.toml"),
+    typer.Option(
+        "--recipe",
+        callback=_expand_home,
+        help="standard, sparcspy, scportrait, or a TOML file.",
+        metavar="NAME|FILE.toml",
+    ),
 ]
 Border = Annotated[
     str | None,
@@ -138,7 +169,12 @@ UniqueIds = Annotated[
 ]
 Ids = Annotated[
     Path | None,
-    typer.Option(help="Extract only the ids in this file, one per line.", metavar="FILE", show_default="all"),
+    typer.Option(
+        callback=_expand_home,
+        help="Extract only the ids in this file, one per line.",
+        metavar="FILE",
+        show_default="all",
+    ),
 ]
 NCells = Annotated[int | None, typer.Option(help="Extract this number of cells, drawn at random.", show_default="all")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
@@ -282,7 +318,12 @@ def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_shared_options
 def run(
     request: Request,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", callback=_expand_home, metavar="OUT", help="The file to write; missing folders are made."
+        ),
+    ],
 ) -> None:
     """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
     with _progress_of_run(output, quiet=request.quiet) as progress:
@@ -296,7 +337,13 @@ def plan(
     request: Request,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The file that `run` would write; only checked."),
+        typer.Option(
+            "--output",
+            "-o",
+            callback=_expand_home,
+            metavar="OUT",
+            help="The file that `run` would write; only checked.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -313,9 +360,9 @@ def plan(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write to.")] = Path(
-        "gpu-extract-demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=_expand_home, metavar="DIR", help="The folder to write to.")
+    ] = Path("gpu-extract-demo"),
     quiet: Quiet = False,
 ) -> None:
     """Extract the sample that is part of the package, real HT29 cells, into cells.h5sc and gallery.png."""
@@ -343,7 +390,7 @@ def demo(
 
 
 @app.command()
-def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+def info(file: Annotated[Path, typer.Argument(callback=_expand_home, metavar="FILE")]) -> None:
     """Show what a file of cells contains and how it was made."""
     from gpu_extract.store.reader import open_cells
 
@@ -356,7 +403,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 
 
 @app.command()
-def verify(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+def verify(file: Annotated[Path, typer.Argument(callback=_expand_home, metavar="FILE")]) -> None:
     """Read and check every cell of a file; the exit code is 1 if it is damaged."""
     from gpu_extract.store import verify as check
 
@@ -365,8 +412,8 @@ def verify(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
 
 @app.command()
 def gallery(
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
+    file: Annotated[Path, typer.Argument(callback=_expand_home, metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", callback=_expand_home, metavar="OUT.png")],
     n_cells: Annotated[int, typer.Option(help="Number of cells to draw, chosen at random.")] = 10,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -378,8 +425,8 @@ def gallery(
 
 @app.command()
 def report(
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.html")],
+    file: Annotated[Path, typer.Argument(callback=_expand_home, metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", callback=_expand_home, metavar="OUT.html")],
 ) -> None:
     """Not available yet: an HTML page about a run comes with a later version."""
     raise OutputError("report comes with a later version; 'gpu-extract info' and 'gpu-extract gallery' work now")

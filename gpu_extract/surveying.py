@@ -318,7 +318,7 @@ def _trial(sample: Plan, backend: Backend, threads: int, storage: Mapping[str, A
     """Extract the sample into a temporary file; return the seconds and the bytes of the file."""
     with tempfile.TemporaryDirectory(prefix="gpu-extract-plan-") as folder:
         # One cell first, so that compilation is not part of the measurement.
-        for part, name in ((_part(sample, np.arange(min(1, len(sample.cells)))), "first"), (sample, "sample")):
+        for part, name in ((_part(sample, np.arange(min(1, len(sample.cells)))), "first.h5"), (sample, "sample.h5")):
             contents = Contents(part.cells, part.slides, part.program, planes=part.planes)
             store = CellStore.create(Path(folder, name), contents, **storage)
             report = pipeline.run(part, backend, store, threads)

@@ -28,6 +28,33 @@ def test_run_writes_the_cells_and_prints_a_report(files, call):
     assert sorted(os.listdir()) == ["cells.h5sc", "cytosol.tif", "image.tif", "nucleus.tif"]
 
 
+def test_home_is_expanded_in_all_paths(files, call, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    (files / "ids.csv").write_text("1\n2\n3\n4\n5\n6\n")
+    (files / "mine.toml").write_text("tile_size = 24\nborder = 'keep'\n")
+    slide = ["~/image.tif", "--nucleus=~/nucleus.tif", "--cytosol=~/cytosol.tif"]
+    monkeypatch.chdir("/")
+    more = ["--ids=~/ids.csv", "--recipe=~/mine.toml", "--output=~/new/cells.h5sc"]
+    code, out, _ = call("run", *slide, *more)
+    assert (code, out.splitlines()[0].split(",")[0]) == (0, f"{files}/new/cells.h5sc: 6 cells")
+    assert call("verify", "~/new/cells.h5sc")[0] == 0
+    assert call("info", "~/new/cells.h5sc")[0] == 0
+    assert call("gallery", "~/new/cells.h5sc", "-o", "~/new/a/b.png")[:2] == (0, f"{files}/new/a/b.png\n")
+    pattern = ["--slides", "~/im*.tif;~/im*.tif", "--nucleus", "~/nucleus.tif"]
+    (files / "slides.csv").write_text("image,nucleus\nimage.tif,nucleus.tif\n")
+    assert call("plan", "--slides", "~/slides.csv", "--size", "24")[0] == 0
+    assert str(files) in call("plan", *pattern)[2]
+
+
+def test_missing_folders_are_made_and_plan_makes_none(files, call):
+    arguments = [*SLIDE, "-o", "a/b/cells.h5sc", "--size", "24"]
+    assert call("plan", *arguments)[0] == 0
+    assert call("run", *arguments, "--border", "sideways")[0] == 1
+    assert not (files / "a").exists()
+    assert call("run", *arguments)[0] == 0
+    assert os.listdir("a/b") == ["cells.h5sc"]
+
+
 def test_quiet_shows_no_progress(files, call):
     code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
     assert (code, err) == (0, "")
@@ -204,7 +231,7 @@ def bad_inputs():
         bad("unknown ids", "not in the labels", *SLIDE, "--ids", "ids.csv"),
         bad("all dropped", "no cell is left", *SLIDE, "--recipe", "scportrait", "--size", "100"),
         bad("exists", "exists", *SLIDE, "-o", "taken.h5sc"),
-        bad("folder missing", "folder", *SLIDE, "-o", "nowhere/cells.h5sc"),
+        bad("suffix", "has the suffix .zarr; layout 'h5sc' is HDF5", *SLIDE, "-o", "nowhere/cells.zarr"),
         bad("folder is a file", "not a folder", *SLIDE, "-o", "key.toml/cells.h5sc"),
         bad("output is a folder", "is a folder", *SLIDE, "-o", "."),
         bad("output is an input", "one of the inputs", *SLIDE, "-o", "image.tif", "--overwrite"),

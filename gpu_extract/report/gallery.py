@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from gpu_extract.errors import InputError, OutputError
+from gpu_extract.store.folders import make_folders, nearest_existing, remove_folders
 
 __all__ = ["contact_sheet", "write_gallery"]
 
@@ -123,7 +124,7 @@ def write_gallery(
     Parameters
     ----------
     path_out : path
-        The file to write, in an existing folder.
+        The file to write, with the suffix .png. Missing folders are made.
     images, ids, plane_names, n_masks, n_total, title
         See `contact_sheet`.
     overwrite : bool, default False
@@ -139,25 +140,31 @@ def write_gallery(
     InputError
         As for `contact_sheet`.
     OutputError
-        If the folder does not exist or is not writable, `path_out` is a folder, or it exists and `overwrite` is
-        False.
+        If the suffix is another, the folder is not writable, `path_out` is a folder, or it exists and `overwrite`
+        is False.
     """
     path = Path(path_out)
     # os.path, because Path.is_dir raises if a name is too long or a folder cannot be searched.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; name a PNG file, for example {path / 'gallery.png'}")
-    if not os.path.isdir(path.parent):
-        raise OutputError(f"{path.parent} is not a folder; make it first, or choose another one")
+    if path.suffix.lower() != ".png":
+        given = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+        raise OutputError(f"output {path} has {given}; a gallery is PNG: name it .png")
+    if not os.path.isdir(nearest := nearest_existing(path.parent)):
+        raise OutputError(f"{path} cannot be written: {nearest} is not a folder; choose another place")
     if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     sheet = contact_sheet(images, ids, plane_names, n_masks, n_total=n_total, title=title)
+    made: tuple[Path, ...] = ()
     try:
+        made = make_folders(path.parent)
         # In the same folder, so that the replacement is atomic.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".gallery-") as folder:
             unfinished = Path(folder) / "unfinished.png"
             sheet.save(unfinished)
             unfinished.replace(path)
     except OSError as error:
+        remove_folders(made)
         reason = error.strerror or error
         raise OutputError(f"{path} cannot be written: {reason}; choose another place") from error
     return path

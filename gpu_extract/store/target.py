@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from gpu_extract.errors import OutputError
 from gpu_extract.store.codecs import choose_codec
+from gpu_extract.store.folders import make_folders, nearest_existing, remove_folders
+from gpu_extract.store.hdf5.layouts import choose_layout
 from gpu_extract.store.journal import read_journal
 from gpu_extract.store.locks import lock
 
@@ -30,10 +32,13 @@ class Claim(NamedTuple):
         Its descriptor; closing it releases the lock.
     is_locked : bool
         Whether a lock keeps other runs out; False on file systems without locks.
+    made : tuple of Path
+        The folders that were made for the output, outermost first.
     """
 
     journal: int
     is_locked: bool
+    made: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,8 @@ class Target:
         OutputError, OSError
             If not.
         """
-        folder = self.path.parent
-        if not folder.exists():
-            raise OutputError(f"{self.path} cannot be written: there is no folder {folder}; make it first")
+        # Missing folders are made by `claim`.
+        folder = nearest_existing(self.path.parent)
         if not folder.is_dir():
             raise OutputError(f"{self.path} cannot be written: {folder} is not a folder")
         if self.path.is_dir():
@@ -89,15 +93,23 @@ class Target:
             raise OutputError(f"{remains}; start again with --overwrite")
 
     def claim(self) -> Claim:
-        """Create an empty journal and lock it.
+        """Make missing folders, create an empty journal and lock it.
 
         Raises
         ------
         OutputError
             If another run holds the lock, or has left files since `check`.
         OSError
-            If the journal cannot be created.
+            If a folder or the journal cannot be created.
         """
+        with ExitStack() as on_failure:
+            made = make_folders(self.path.parent)
+            on_failure.callback(remove_folders, made)
+            claim = self._claim()._replace(made=made)
+            on_failure.pop_all()
+        return claim
+
+    def _claim(self) -> Claim:
         while True:
             with ExitStack() as on_failure:
                 journal, is_new = _open_journal(self.journal)
@@ -137,10 +149,11 @@ class Target:
         os.unlink(self.journal)
         sync_folder(self.path.parent)
 
-    def discard(self) -> None:
-        """Remove the partial file and its journal."""
+    def discard(self, made: tuple[Path, ...] = ()) -> None:
+        """Remove the partial file, its journal, and the folders that were made for them."""
         self.partial.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
+        remove_folders(made)
 
     def _clear(self, journal: int) -> None:
         if not self.overwrite and (os.fstat(journal).st_size or self.partial.exists()):
@@ -157,18 +170,25 @@ class Target:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
 
 
-def check_output(path: str | os.PathLike[str], compression: str, *, overwrite: bool) -> Target:
-    """Check the path and compression of a new file of cells, without writing anything.
+def check_output(path: str | os.PathLike[str], compression: str, *, layout: str = "h5sc", overwrite: bool) -> Target:
+    """Check the path, layout and compression of a new file of cells, without writing anything.
 
     Raises
     ------
     OutputError
-        If the compression is unknown, the path cannot be written to, or it has a file or an unfinished run already.
+        If the compression or the layout is unknown, the suffix is that of another kind of file, the path cannot be
+        written to, or it has a file or an unfinished run already.
     """
     choose_codec(compression)
+    suffixes = choose_layout(layout).suffixes
     if not hasattr(os, "pwritev"):
         raise OutputError("files of cells are written on Linux and macOS only; on Windows use WSL")
     path = Path(path)
+    # What is in the way, such as a folder, is reported by `Target.check`.
+    if path.suffix.lower() not in suffixes and (os.path.isfile(path) or not os.path.exists(path)):
+        given = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+        allowed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise OutputError(f"output {path} has {given}; layout {layout!r} is HDF5: name it {allowed}")
     target = Target(path.resolve() if path.is_symlink() else path, overwrite)
     with target.writing():
         target.check()

@@ -49,7 +49,7 @@ class CellStore:
         self._layout_warnings = layout.warnings(contents)
         self._target = target
         self._n_cells = len(contents.cells)
-        self._journal, self._is_locked = claim
+        self._journal, self._is_locked, self._made = claim
         executor = ThreadPoolExecutor(1, "gpu-extract-tables")
         self._opening = executor.submit(self._open_log, contents, layout)
         if self._n_cells > TRIM_HEAP_CELLS:
@@ -74,7 +74,7 @@ class CellStore:
         Parameters
         ----------
         path : path
-            Final path.
+            Final path. Missing folders are made, and removed by `abandon`.
         contents : Contents
         compression : {"gzip", "lzf", "lz4", "zstd", "none"}
         layout : {"h5sc", "sparcspy"}
@@ -93,7 +93,7 @@ class CellStore:
         """
         if unique_ids:
             contents = replace(contents, unique_ids=True)
-        target = check_output(path, compression, overwrite=overwrite)
+        target = check_output(path, compression, layout=layout, overwrite=overwrite)
         chosen = choose_layout(layout)
         format = chosen.format(contents, compression, chunk_cells)
         with target.writing():
@@ -191,7 +191,7 @@ class CellStore:
         """Remove the partial file and the journal."""
         if self._is_open:
             self._opening.exception()  # wait for the thread
-            self._target.discard()
+            self._target.discard(self._made)
             self._close()
 
     @property

@@ -218,13 +218,28 @@ def test_a_file_is_replaced_only_with_overwrite(tmp_path, cells):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing/gallery.png", "is not a folder"), (".", "is a folder"), ("g" * 300, "cannot be written")],
+    [
+        ("gallery.pdf", "a gallery is PNG: name it .png"),
+        ("gallery.svg", "has the suffix .svg"),
+        ("gallery.jpg", "has the suffix .jpg"),
+        ("gallery", "has no suffix"),
+        (".", "is a folder"),
+        ("g" * 300 + ".png", "cannot be written"),
+        ("missing/" + "g" * 300 + ".png", "cannot be written"),
+    ],
 )
 def test_an_unwritable_path_is_an_error_of_one_line(tmp_path, cells, name, message):
     with pytest.raises(OutputError, match=message) as caught:
         write_gallery(tmp_path / name, *cells)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folders_are_made(tmp_path, cells):
+    path = write_gallery(tmp_path / "a" / "b" / "gallery.PNG", *cells)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(OutputError, match="is not a folder"):
+        write_gallery(path / "gallery.png", *cells)
 
 
 def test_a_full_disk_leaves_an_existing_file(tmp_path, cells, monkeypatch):

@@ -21,7 +21,7 @@ def path(tmp_path):
 def refused(path, match, **choices):
     """Check that `check_output` and the store refuse a path, with a message of one line."""
     for attempt in (
-        lambda: check_output(path, "gzip", overwrite=choices.get("overwrite", False)),
+        lambda: check_output(path, "gzip", **{"overwrite": False, **choices}),
         lambda: CellStore.create(path, make_contents(1), **choices),
     ):
         with pytest.raises(OutputError, match=match) as error:
@@ -62,10 +62,11 @@ def test_paths_that_cannot_be_written_to(tmp_path, overwrite):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "fifo")
     refused(tmp_path, "is a folder", overwrite=overwrite)
-    refused(tmp_path / "no" / "cells.h5sc", "there is no folder", overwrite=overwrite)
     refused(tmp_path / "file" / "cells.h5sc", "is not a folder", overwrite=overwrite)
     refused(tmp_path / "fifo", "not a regular file", overwrite=overwrite)
-    refused(tmp_path / ("x" * 250), "File name too long", overwrite=overwrite)
+    (tmp_path / "broken").symlink_to("nowhere")
+    refused(tmp_path / "broken" / "cells.h5sc", "broken is not a folder", overwrite=overwrite)
+    refused(tmp_path / ("x" * 245 + ".h5sc"), "File name too long", overwrite=overwrite)
     with pytest.raises(OutputError, match="cannot be written"):
         CellStore.create(Path("/proc/cells.h5sc"), make_contents(1), overwrite=overwrite)
 
@@ -176,3 +177,61 @@ def test_a_folder_removed_during_the_run(path):
     with pytest.raises((OutputError, RunStoppedError)):
         store.finish()
     store.keep()
+
+
+@pytest.mark.parametrize("layout", ["h5sc", "sparcspy"])
+@pytest.mark.parametrize("name", ["x.zarr", "x.parquet", "x.tif", "x", ".h5sc", "x.h5sc.gz", "h5", "x.", "x.h5sc "])
+def test_the_suffix_of_another_kind_of_file_is_refused(tmp_path, name, layout):
+    refused(tmp_path / name, "suffix.*is HDF5: name it .h5", layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "allowed"),
+    [("h5sc", {".h5sc", ".h5ad", ".h5", ".hdf5", ".H5"}), ("sparcspy", {".h5sc", ".h5", ".hdf5", ".H5"})],
+)
+def test_the_suffixes_of_a_layout(tmp_path, layout, allowed):
+    def is_allowed(suffix):
+        try:
+            check_output(tmp_path / f"x{suffix}", "gzip", layout=layout, overwrite=False)
+        except OutputError:
+            return False
+        return True
+
+    given = {".h5sc", ".h5ad", ".h5", ".hdf5", ".H5", ".nc", ".loom", ".zarr"}
+    assert set(filter(is_allowed, given)) == allowed
+
+
+def test_missing_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "cells.h5sc"
+    check_output(path, "gzip", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    write(path, make_contents(3))
+    assert verify(path).n_cells == 3
+
+
+def test_folders_are_removed_if_nothing_was_written(tmp_path):
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine" / "a" / "b" / "cells.h5sc"
+    CellStore.create(path, make_contents(3)).abandon()
+    assert list((tmp_path / "mine").iterdir()) == []
+    store = CellStore.create(path, make_contents(3))
+    (tmp_path / "mine" / "a" / "theirs").write_text("")
+    store.abandon()
+    assert os.listdir(tmp_path / "mine" / "a") == ["theirs"]
+
+
+def test_folders_are_removed_if_the_journal_cannot_be_created(tmp_path, monkeypatch):
+    def refusing(*arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("gpu_extract.store.target._open_journal", refusing)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        CellStore.create(tmp_path / "a" / "b" / "cells.h5sc", make_contents(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_are_removed_if_one_of_them_cannot_be_made(tmp_path):
+    with pytest.raises(OutputError, match="File name too long"):
+        CellStore.create(tmp_path / "a" / ("b" * 300) / "cells.h5sc", make_contents(1))
+    assert list(tmp_path.iterdir()) == []

@@ -32,6 +32,7 @@ class H5sc:
     """See `gpu_extract.store.hdf5.layout.Layout`."""
 
     images = IMAGES
+    suffixes = (".h5sc", ".h5ad", ".h5", ".hdf5")
     limits = LIMITS
 
     def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:

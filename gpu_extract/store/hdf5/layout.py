@@ -27,6 +27,10 @@ class Layout(Protocol):
         """Name of the dataset of tiles, (N, K, S, S)."""
 
     @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes that the name of a file of this layout may have."""
+
+    @property
     def limits(self) -> tuple[str, ...]:
         """Names of the datasets of lower and upper limits, (N, C) each, filled in at the end; may be empty."""
 

@@ -44,6 +44,8 @@ class Sparcspy:
     """See `gpu_extract.store.hdf5.layout.Layout`."""
 
     images = IMAGES
+    # Not .h5ad, because it is no AnnData file. SPARCSpy itself opens "single_cells.h5" only.
+    suffixes = (".h5", ".hdf5", ".h5sc")
     limits: tuple[str, ...] = ()
 
     def format(self, contents: Contents, compression: str, chunk_cells: int = 1) -> ChunkFormat:
