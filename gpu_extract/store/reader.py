@@ -7,7 +7,7 @@ read too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Cells", "open_cells"]
+
+# Number of unknown cells that an error names: enough to see the pattern, few enough for a line.
+NAMED = 5
 
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
@@ -127,15 +130,49 @@ class Cells:
         for row, cell_id in enumerate(self.ids.tolist()):
             yield cell_id, self.read([row])[0]
 
-    def __getitem__(self, cell: int | tuple[str, int]) -> NDArray[Any]:
-        """Return the tile of a cell, (K, S, S), by its id, or by slide and id.
+    def __getitem__(self, cell: int | tuple[str, int] | ArrayLike | Sequence[tuple[str, int]]) -> NDArray[Any]:
+        """Return the tile of a cell, (K, S, S), or the tiles of a list of cells, (n, K, S, S), in its order.
+
+        Parameters
+        ----------
+        cell : int, (slide, id), or list or array of them
+            A cell is named by its id, or by slide and id as in ``cells["A", 42]``. A list or an array names several,
+            as in ``cells[[42, 7]]``; repeats are allowed. See `read` for rows.
 
         Raises
         ------
         UnknownCellError
             If no cell has the id, or cells of several slides do.
+        InputError
+            If an array holds other values than whole numbers.
         OutputError
-            If the tile is damaged.
+            If a tile is damaged.
+        """
+        if isinstance(cell, list | range) or (hasattr(cell, "__array__") and np.ndim(cell)):
+            return self._read_several(_listed(cell))
+        tile: NDArray[Any] = self.read([self._row_of(cell)])[0]
+        return tile
+
+    def _read_several(self, listed: list[Any]) -> NDArray[Any]:
+        """Return the tiles of cells named by id or by slide and id.
+
+        Raises
+        ------
+        UnknownCellError
+            If there is none of some of them; the message names the first few.
+        """
+        unknown = list({repr(cell): cell for cell in listed if cell not in self}.values())
+        if len(unknown) > 1:
+            named = ", ".join(map(_describe, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
+            raise UnknownCellError(f"{self.path} has no cells {named} ({len(unknown)} in all){self._hint(unknown[0])}")
+        return self.read([self._row_of(cell) for cell in listed])
+
+    def _row_of(self, cell: Any) -> int:
+        """Return the row of the only cell of that name.
+
+        Raises
+        ------
+        UnknownCellError
         """
         rows = self._rows_of(cell)
         if len(rows) == 0:
@@ -145,16 +182,16 @@ class Cells:
                 f"{self.path} has {len(rows)} cells {_describe(cell)}, of slides "
                 f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_describe(cell)}]"
             )
-        tile: NDArray[Any] = self.read(rows)[0]
-        return tile
+        return int(rows[0])
 
     def read(self, rows: ArrayLike) -> NDArray[Any]:
-        """Return the tiles of the given rows.
+        """Return the tiles of the given rows, as in ``cells.read(rows=[0, 1])``; ``cells[[42, 7]]`` reads by id.
 
         Parameters
         ----------
         rows : (n,) int
-            Rows from 0 to N - 1, in any order; repeats are allowed.
+            Rows from 0 to N - 1, in any order; repeats are allowed. They are not ids: row 0 is the first cell of the
+            file, whatever its id, ``cells.ids[0]``.
 
         Returns
         -------
@@ -169,10 +206,16 @@ class Cells:
         """
         wanted = np.asarray(rows)
         if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and len(wanted)):
-            raise InputError(f"rows are of type {wanted.dtype} and shape {wanted.shape}; give a list of whole numbers")
+            raise InputError(
+                f"rows are of type {wanted.dtype} and shape {wanted.shape}; give a list of whole numbers, or read by "
+                "id with cells[[id, ...]]"
+            )
         outside = (wanted < 0) | (wanted >= len(self))
         if outside.any():
-            raise InputError(f"row {wanted[outside][0]} is not in the file; rows are 0 to {len(self) - 1}")
+            row = wanted[outside][0]
+            raise InputError(
+                f"row {row} is not in the file; rows are 0 to {len(self) - 1}; read by id with cells[[id, ...]]"
+            )
         tiles = np.empty((len(wanted), *self._images.shape[1:]), self.dtype)
         for tile, row in zip(tiles, wanted.tolist(), strict=True):
             with self._reading(f", row {row} (cell {self.ids[row]})"):
@@ -207,7 +250,7 @@ class Cells:
 
     def _rows_of(self, cell: Any) -> NDArray[np.int64]:
         slide, cell_id = _parts(cell)
-        if not isinstance(cell_id, int | np.integer) or not 0 <= cell_id < 2**64:
+        if isinstance(cell_id, bool) or not isinstance(cell_id, int | np.integer) or not 0 <= cell_id < 2**64:
             return np.empty(0, np.int64)
         bounds = [np.searchsorted(self.ids, np.uint64(cell_id), side, sorter=self._by_id) for side in ("left", "right")]
         rows = self._by_id[slice(*bounds)]
@@ -222,12 +265,14 @@ class Cells:
     def _hint(self, cell: Any) -> str:
         """Return a possible reason why a cell is missing, for a message."""
         slide, cell_id = _parts(cell)
+        if isinstance(cell, tuple) and not isinstance(slide, str):
+            return f"; read several cells with cells[{list(cell)}], and one of a slide with cells['slide', id]"
         dropped = self.dropped[self.dropped["cell_id"] == cell_id]
         if slide is not None:
             dropped = dropped[dropped["slide"] == slide]
         if len(dropped):
             return f"; it was dropped: {dropped['reason'].iloc[0]}"
-        return f"; ids run from {self.ids.min()} to {self.ids.max()}, rows are read by cells.read([row])"
+        return f"; ids run from {self.ids.min()} to {self.ids.max()}, rows are read by cells.read(rows=[row])"
 
     @contextmanager
     def _reading(self, where: str = "") -> Iterator[None]:
@@ -240,6 +285,25 @@ class Cells:
 def _describe(cell: object) -> str:
     slide, cell_id = _parts(cell)
     return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
+
+
+def _listed(cells: Any) -> list[Any]:
+    """Return the keys in a list or an array.
+
+    Raises
+    ------
+    InputError
+        If they are not a flat list of ids or of (slide, id).
+    """
+    if isinstance(cells, list | range):
+        if not any(isinstance(each, list | set | dict | np.ndarray) for each in cells):
+            return [each.item() if isinstance(each, np.generic) else each for each in cells]
+        raise InputError("ids are lists within a list; give one list of ids, or of (slide, id)")
+    array = np.asarray(cells)
+    if array.ndim != 1 or (array.dtype.kind not in "iuO" and len(array)):
+        kind = "a mask of rows" if array.dtype == bool else f"of type {array.dtype} and shape {array.shape}"
+        raise InputError(f"ids are {kind}; give a list of whole numbers, or read rows with cells.read(rows=[row, ...])")
+    return list(array.tolist())
 
 
 def _parts(cell: Any) -> tuple[Any, Any]:

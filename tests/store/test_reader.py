@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from made.cells import SCPORTRAIT_FILE, make_contents, make_images, make_slide, write
 
@@ -125,6 +126,60 @@ def test_invalid_rows_are_refused(two_slides, rows):
     path, _ = two_slides
     with open_cells(path) as cells, pytest.raises(InputError, match=r"^rows? "):
         cells.read(rows)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, lambda ids: np.array(ids, object), lambda ids: np.array(ids, np.uint64), pd.Series, pd.Index]
+)
+def test_cells_are_read_by_a_list_of_ids(two_slides, kind):
+    path, images = two_slides
+    with open_cells(path) as cells:
+        np.testing.assert_array_equal(cells[kind([3, 1, BIG, 3])], images[[4, 0, 2, 4]])
+        np.testing.assert_array_equal(cells[kind([1])], images[[0]])
+        assert cells[kind([])].shape == (0, *images.shape[1:])
+
+
+def test_cells_are_read_by_a_list_of_slides_and_ids(two_slides):
+    path, images = two_slides
+    with open_cells(path) as cells:
+        np.testing.assert_array_equal(cells[[("B", 2), ("A", 2), np.uint64(1)]], images[[3, 1, 0]])
+        np.testing.assert_array_equal(cells[cells.ids[[0, 4]]], images[[0, 4]])
+        np.testing.assert_array_equal(cells.read(rows=[4, 0]), images[[4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ([1, 77], "has no cell 77; ids run from"),
+        ([77, 1, 78, 77], r"has no cells 77, 78 \(2 in all\); ids run from"),
+        (list(range(100, 110)), r"has no cells 100, 101, 102, 103, 104, ... \(10 in all\)"),
+        ([2, 3], r"has 2 cells 2, of slides A, B; name one"),
+        ([("C", 1)], "no cell 1 of slide C"),
+        ([2**40, 1], "was dropped"),
+        (["A"], "no cell A"),
+        ([True], "no cell True"),
+        ([0.5], "no cell 0.5"),
+        (np.array([0.5]), "ids are of type float64"),
+        (np.array([True, False]), "a mask of rows"),
+        ([[1]], "lists within a list"),
+        ((1, 2), r"read several cells with cells\[\[1, 2\]\]"),
+        ((1, 2, 3), r"read several cells with cells\[\[1, 2, 3\]\]"),
+    ],
+)
+def test_unknown_cells_of_a_list_are_named(two_slides, given, match):
+    path, _ = two_slides
+    with open_cells(path) as cells, pytest.raises(InputError, match=match) as error:
+        cells[given]
+    assert "\n" not in str(error.value)
+
+
+def test_ids_given_as_rows_are_told_from_rows(two_slides):
+    path, _ = two_slides
+    with open_cells(path) as cells:
+        with pytest.raises(InputError, match=r"rows are 0 to 4; read by id with cells\[\[id, ...\]\]"):
+            cells.read(np.array([1, BIG], np.uint64))
+        with pytest.raises(InputError, match="row 77 is not in the file"):
+            cells.read([1, 77])
 
 
 def test_a_file_of_scportrait_is_read():
