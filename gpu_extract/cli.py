@@ -26,6 +26,7 @@ from gpu_extract import api
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
+from gpu_extract.settings import recipe_changes
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide_table
 
@@ -147,6 +148,38 @@ Pieces = Annotated[
     str | None,
     typer.Option(help="Which connected components of a label to use.", metavar="all|largest", show_default=OF_RECIPE),
 ]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Store the pixels as they are: not masked, not normalized, in the image's type.")
+]
+NoMasks = Annotated[bool, typer.Option("--no-masks", help="Do not cut the channels with masks: apply_masks=false.")]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        help="Scale each channel to 0 to 1 by two quantiles, by --range, by its type's maximum, or not.",
+        metavar="quantile|range|dtype|none",
+        show_default=OF_RECIPE,
+    ),
+]
+ValueRange = Annotated[
+    str | None,
+    typer.Option("--range", help="The values that become 0 and 1, with --normalize range.", metavar="LOW,HIGH"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any parameter of a recipe, for example quantiles=0.01,0.99 or fill_nucleus=false; repeatable.",
+        metavar="NAME=VALUE",
+    ),
+]
+ChannelNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the image's channels, all of them.",
+        metavar="DNA,actin",
+        show_default="from the image's metadata",
+    ),
+]
 Channels = Annotated[
     str | None,
     typer.Option(
@@ -247,6 +280,12 @@ def _request(
     match: Match = None,
     several_nuclei: SeveralNuclei = None,
     pieces: Pieces = None,
+    raw: Raw = False,
+    no_masks: NoMasks = False,
+    normalize: Normalize = None,
+    value_range: ValueRange = None,
+    settings: Settings = None,
+    channel_names: ChannelNames = None,
     channels: Channels = None,
     nuclear_channel: NuclearChannel = None,
     ids: Ids = None,
@@ -266,14 +305,20 @@ def _request(
 ) -> Request:
     if resume:
         raise OutputError("--resume comes with a later version; use --overwrite to start again")
+    named = {
+        "tile_size": ("--size", size),
+        "border": ("--border", border),
+        "match": ("--match", match),
+        "several_nuclei": ("--several-nuclei", several_nuclei),
+        "pieces": ("--pieces", pieces),
+        "nuclear_channel": ("--nuclear-channel", nuclear_channel),
+    }
+    changes = recipe_changes(
+        named, raw=raw, no_masks=no_masks, normalize=normalize, value_range=value_range, settings=settings or ()
+    )
     options = {
         "recipe": recipe,
-        "tile_size": size,
-        "border": border,
-        "match": match,
-        "several_nuclei": several_nuclei,
-        "pieces": pieces,
-        "nuclear_channel": nuclear_channel,
+        **changes,
         "on_bad_slide": on_bad_slide,
         "allow_empty": allow_empty,
         "trust": trust,
@@ -281,6 +326,7 @@ def _request(
         "n_cells": n_cells,
         "seed": seed,
         "planes": planes,
+        "channel_names": None if channel_names is None else [name.strip() for name in channel_names.split(",")],
         "channels": None if channels is None else [name.strip() for name in channels.split(",") if name.strip()],
         "pixel_size": pixel_size,
         "tile_size_um": size_um,

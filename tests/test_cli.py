@@ -55,6 +55,26 @@ def test_missing_folders_are_made_and_plan_makes_none(files, call):
     assert os.listdir("a/b") == ["cells.h5sc"]
 
 
+def test_raw_windows(files, call):
+    image = tifffile.imread("image.tif")
+    assert call(*RUN, "--raw", "--recipe", "sparcspy", "--channel-names", "DNA,pH3,actin")[0] == 0
+    with gx.open_cells("cells.h5sc") as cells:
+        assert cells.channel_planes == ("DNA", "pH3", "actin")
+        assert cells.dtype == image.dtype
+        y, x = (int(cells.obs[f"center_{axis}"].iloc[0]) - 12 for axis in "yx")
+        np.testing.assert_array_equal(cells.read(rows=[0])[0, 2:], image[:, y : y + 24, x : x + 24])
+
+
+def test_recipe_parameters_are_set(files, call):
+    more = ["--no-masks", "--range", "100,900", "--set", "cytosol_dilation=4", "--set", "output_dtype=float32"]
+    assert call(*RUN, *more)[0] == 0
+    with gx.open_cells("cells.h5sc") as cells:
+        recipe = cells.info["recipe"]
+        assert cells.dtype == np.float32
+    for line in ("apply_masks = false", 'normalization = "range"', "cytosol_dilation = 4"):
+        assert line in recipe
+
+
 def test_quiet_shows_no_progress(files, call):
     code, _, err = call(*RUN, "--quiet", "--border", "keep", "--size", "64")
     assert (code, err) == (0, "")
@@ -222,6 +242,12 @@ def bad_inputs():
         bad("recipe", "unknown recipe 'best'", *SLIDE, "--recipe", "best"),
         bad("recipe file", "cannot be read", *SLIDE, "--recipe", "missing.toml"),
         bad("recipe key", "unknown recipe parameter 'colour'", *SLIDE, "--recipe", "key.toml"),
+        bad("raw", "--raw and --normalize quantile contradict", *SLIDE, "--raw", "--normalize", "quantile"),
+        bad("set", "did you mean tile_size?", *SLIDE, "--set", "tile_sise=3"),
+        bad("range", "it must be two numbers", *SLIDE, "--range", "5"),
+        bad("normalize", "normalization is 'best'", *SLIDE, "--normalize", "best"),
+        bad("no range", "needs value_range", *SLIDE, "--normalize", "range"),
+        bad("channel names", "2 channel names for an image of 3", *SLIDE, "--channel-names", "DNA,actin"),
         bad("border", "border is 'none'", *SLIDE, "--border", "none"),
         bad("device", "unknown device 'gpu'", *SLIDE, "--device", "gpu"),
         bad("cuda", "does not work here", *SLIDE, "--device", "cuda:99"),
