@@ -18,25 +18,77 @@ from importlib.metadata import version
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from gpu_extract import api
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.options import RunOptions
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
+from gpu_extract.recipe import Recipe
 from gpu_extract.settings import recipe_changes
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide_table
+
+# Shown below the help of `run`; rich separates paragraphs by empty lines.
+EXAMPLES = """Examples:
+
+gpu-extract run image.ome.tif --nucleus nuclei.tif --cytosol cells.tif -o cells.h5sc
+
+gpu-extract run --slides slides.csv --size 64 --channels DNA,actin --device cuda -o cells.h5sc
+"""
+PLAN_EXAMPLES = """Examples:
+
+gpu-extract plan image.ome.tif --nucleus nuclei.tif --cytosol cells.tif
+
+gpu-extract plan --slides slides.csv --size-um 40 --json
+"""
 
 app = typer.Typer(
     name="gpu-extract",
     help="Extract one centred, masked and normalised image per cell from microscopy slides, all into one file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# The groups of options in the help, in this order.
+INPUT, CELLS, TILES, CHANNELS, OUTPUT, DEVICE = "Input", "Cells", "Tiles", "Channels", "Output", "Device"
+
+
+def _choices(kind: type[Any], name: str) -> tuple[str, ...]:
+    """Return the names that a parameter allows."""
+    return get_args(get_type_hints(kind)[name])
+
+
+def _one_of(*names: str) -> dict[str, Any]:
+    """Return the settings of an option that takes one of some names: the help and completion show them.
+
+    A wrong name is not refused here, but by the API, in one line.
+    """
+
+    def complete() -> list[str]:
+        return list(names)
+
+    return {"metavar": f"[{'|'.join(names)}]", "autocompletion": complete}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gpu-extract {version('gpu-extract')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    is_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options before the command."""
 
 
 def _expand_home(value: Any) -> Any:
@@ -69,6 +121,7 @@ Nucleus = Annotated[
         callback=_expand_home,
         help="Label plane of the nuclei: a file, or a name in the image's store.",
         metavar="LABELS",
+        rich_help_panel=INPUT,
     ),
 ]
 Cytosol = Annotated[
@@ -77,6 +130,7 @@ Cytosol = Annotated[
         callback=_expand_home,
         help="Label plane of the whole cells: a file, or a name in the image's store.",
         metavar="LABELS",
+        rich_help_panel=INPUT,
     ),
 ]
 Slides = Annotated[
@@ -86,31 +140,52 @@ Slides = Annotated[
         help="Several slides: a CSV table with the columns image, nucleus, cytosol and any metadata, or a pattern "
         "such as 'img/*_dna.tif', with the same * in --nucleus and --cytosol.",
         metavar="TABLE.csv|PATTERN",
+        rich_help_panel=INPUT,
     ),
 ]
-OnBadSlide = Annotated[str, typer.Option(help="Stop at an invalid slide of --slides, or skip it.", metavar="stop|skip")]
+OnBadSlide = Annotated[
+    str,
+    typer.Option(
+        help="Stop at an invalid slide of --slides, or skip it.", **_one_of("stop", "skip"), rich_help_panel=INPUT
+    ),
+]
 TrustWords = Annotated[
     str | None,
     typer.Option(
         "--trust",
         help="Checks to skip, separated by commas: ids, binary, planes, placement. Their errors become warnings.",
         metavar="WHAT",
+        rich_help_panel=INPUT,
     ),
 ]
 AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Write a file without cells if no slide has any, instead of an error.")
+    bool,
+    typer.Option(
+        "--allow-empty",
+        help="Write a file without cells if no slide has any, instead of an error.",
+        rich_help_panel=CELLS,
+    ),
 ]
-Size = Annotated[int | None, typer.Option(help="Side of a tile in pixels, 1 to 4096.", show_default=OF_RECIPE)]
+Size = Annotated[
+    int | None, typer.Option(help="Side of a tile in pixels, 1 to 4096.", show_default=OF_RECIPE, rich_help_panel=TILES)
+]
 SizeUm = Annotated[
-    float | None, typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM")
+    float | None,
+    typer.Option("--size-um", help="Side of a tile in um, instead of --size.", metavar="UM", rich_help_panel=TILES),
 ]
 PixelSize = Annotated[
-    float | None, typer.Option(help="Pixel size in um.", metavar="UM", show_default="from the image's metadata")
+    float | None,
+    typer.Option(
+        help="Pixel size in um.", metavar="UM", show_default="from the image's metadata", rich_help_panel=INPUT
+    ),
 ]
 Scale = Annotated[
     float | None,
     typer.Option(
-        help="Resample all slides to this pixel size in um first.", metavar="UM", show_default="no resampling"
+        help="Resample all slides to this pixel size in um first.",
+        metavar="UM",
+        show_default="no resampling",
+        rich_help_panel=INPUT,
     ),
 ]
 RecipeName = Annotated[
@@ -120,49 +195,74 @@ RecipeName = Annotated[
         callback=_expand_home,
         help="standard, sparcspy, scportrait, or a TOML file.",
         metavar="NAME|FILE.toml",
+        rich_help_panel=TILES,
     ),
 ]
 Border = Annotated[
     str | None,
     typer.Option(
         help="Drop cells whose mask touches the slide's border, cells whose window leaves the slide, or none.",
-        metavar="mask|window|keep",
+        **_one_of(*_choices(Recipe, "border")),
         show_default=OF_RECIPE,
+        rich_help_panel=CELLS,
     ),
 ]
 Match = Annotated[
     str | None,
     typer.Option(
-        help="Pair nuclei and cytosols by equal ids, or by overlap.", metavar="id|overlap", show_default=OF_RECIPE
+        help="Pair nuclei and cytosols by equal ids, or by overlap.",
+        **_one_of(*_choices(Recipe, "match")),
+        show_default=OF_RECIPE,
+        rich_help_panel=CELLS,
     ),
 ]
 SeveralNuclei = Annotated[
     str | None,
     typer.Option(
         help="Which nuclei of a cytosol to use, with --match overlap.",
-        metavar="largest|all",
+        **_one_of(*_choices(Recipe, "several_nuclei")),
         show_default=OF_RECIPE,
+        rich_help_panel=CELLS,
     ),
 ]
 Pieces = Annotated[
     str | None,
-    typer.Option(help="Which connected components of a label to use.", metavar="all|largest", show_default=OF_RECIPE),
+    typer.Option(
+        help="Which connected components of a label to use.",
+        **_one_of(*_choices(Recipe, "pieces")),
+        show_default=OF_RECIPE,
+        rich_help_panel=CELLS,
+    ),
 ]
 Raw = Annotated[
-    bool, typer.Option("--raw", help="Store the pixels as they are: not masked, not normalized, in the image's type.")
+    bool,
+    typer.Option(
+        "--raw",
+        help="Store the pixels as they are: not masked, not normalized, in the image's type.",
+        rich_help_panel=TILES,
+    ),
 ]
-NoMasks = Annotated[bool, typer.Option("--no-masks", help="Do not cut the channels with masks: apply_masks=false.")]
+NoMasks = Annotated[
+    bool,
+    typer.Option("--no-masks", help="Do not cut the channels with masks: apply_masks=false.", rich_help_panel=TILES),
+]
 Normalize = Annotated[
     str | None,
     typer.Option(
         help="Scale each channel to 0 to 1 by two quantiles, by --range, by its type's maximum, or not.",
-        metavar="quantile|range|dtype|none",
+        **_one_of(*_choices(Recipe, "normalization")),
         show_default=OF_RECIPE,
+        rich_help_panel=TILES,
     ),
 ]
 ValueRange = Annotated[
     str | None,
-    typer.Option("--range", help="The values that become 0 and 1, with --normalize range.", metavar="LOW,HIGH"),
+    typer.Option(
+        "--range",
+        help="The values that become 0 and 1, with --normalize range.",
+        metavar="LOW,HIGH",
+        rich_help_panel=TILES,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -170,6 +270,7 @@ Settings = Annotated[
         "--set",
         help="Any parameter of a recipe, for example quantiles=0.01,0.99 or fill_nucleus=false; repeatable.",
         metavar="NAME=VALUE",
+        rich_help_panel=TILES,
     ),
 ]
 ChannelNames = Annotated[
@@ -178,12 +279,16 @@ ChannelNames = Annotated[
         help="Names of the image's channels, all of them.",
         metavar="DNA,actin",
         show_default="from the image's metadata",
+        rich_help_panel=CHANNELS,
     ),
 ]
 Channels = Annotated[
     str | None,
     typer.Option(
-        help="Channels to extract, by name or number, in this order.", metavar="DNA,actin|0,2", show_default="all"
+        help="Channels to extract, by name or number, in this order.",
+        metavar="DNA,actin|0,2",
+        show_default="all",
+        rich_help_panel=CHANNELS,
     ),
 ]
 NuclearChannel = Annotated[
@@ -192,12 +297,15 @@ NuclearChannel = Annotated[
         help="Channel that is cut with the nucleus mask: its name, its number among those extracted, or none.",
         metavar="CHANNEL|none",
         show_default=OF_RECIPE,
+        rich_help_panel=CHANNELS,
     ),
 ]
 UniqueIds = Annotated[
     bool,
     typer.Option(
-        "--unique-ids", help="Number the cells of all slides 1 to N; the ids in the label planes are then in cell_id."
+        "--unique-ids",
+        help="Number the cells of all slides 1 to N; the ids in the label planes are then in cell_id.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Ids = Annotated[
@@ -207,42 +315,73 @@ Ids = Annotated[
         help="Extract only the ids in this file, one per line.",
         metavar="FILE",
         show_default="all",
+        rich_help_panel=CELLS,
     ),
 ]
-NCells = Annotated[int | None, typer.Option(help="Extract this number of cells, drawn at random.", show_default="all")]
-Seed = Annotated[int, typer.Option(help="Seed of the random draw.")]
+NCells = Annotated[
+    int | None,
+    typer.Option(help="Extract this number of cells, drawn at random.", show_default="all", rich_help_panel=CELLS),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the random draw.", rich_help_panel=CELLS)]
 Planes = Annotated[
     str | None,
     typer.Option(
         help="Planes of a tile to keep, in this order, numbered from 0, masks first; only with --layout sparcspy.",
         metavar="0,1,3",
         show_default="all",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(help="auto (a GPU if one works, else the CPU), cpu, cuda, cuda:N or reference.", metavar="DEVICE"),
+    typer.Option(
+        help="auto (a GPU if one works, else the CPU), cpu, cuda, cuda:N or reference.",
+        metavar="DEVICE",
+        rich_help_panel=DEVICE,
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_default="number of cores")]
+Threads = Annotated[
+    int | None, typer.Option(help="Number of threads.", show_default="number of cores", rich_help_panel=DEVICE)
+]
 GpuMemory = Annotated[
     float | None,
-    typer.Option(help="Maximum GPU memory to use, in GiB.", metavar="GIB", show_default="most of the free memory"),
+    typer.Option(
+        help="Maximum GPU memory to use, in GiB.",
+        metavar="GIB",
+        show_default="most of the free memory",
+        rich_help_panel=DEVICE,
+    ),
 ]
 Compression = Annotated[
     str,
     typer.Option(
-        help="gzip, lzf, lz4, zstd or none; other programs need a plugin to read lz4 and zstd.", metavar="NAME"
+        help="Other programs need a plugin to read lz4 and zstd.",
+        **_one_of(*_choices(RunOptions, "compression")),
+        rich_help_panel=OUTPUT,
     ),
 ]
 Layout = Annotated[
-    str, typer.Option(help="Layout of the file; sparcspy is the classic single_cells.h5.", metavar="h5sc|sparcspy")
+    str,
+    typer.Option(
+        help="Layout of the file; sparcspy is the classic single_cells.h5.",
+        **_one_of(*_choices(RunOptions, "layout")),
+        rich_help_panel=OUTPUT,
+    ),
 ]
 ChunkCells = Annotated[
-    int, typer.Option(help="Cells per chunk of the file; more than 1 speeds up only reading in order.")
+    int,
+    typer.Option(
+        help="Cells per chunk of the file; more than 1 speeds up only reading in order.", rich_help_panel=OUTPUT
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT once the new file is complete.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Not available yet; comes with a later version.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress on stderr.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an existing OUT once the new file is complete.", rich_help_panel=OUTPUT),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Not available yet; comes with a later version.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress on stderr.", rich_help_panel=OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -345,7 +484,7 @@ def _request(
 
 
 def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the parameters of `_request` after its own; it gets their values as ``request``."""
+    """Return the command with the parameters of `_request` before its own; it gets their values as ``request``."""
     shared = signature(_request, eval_str=True).parameters
     own = {name: one for name, one in signature(command, eval_str=True).parameters.items() if name != "request"}
 
@@ -353,21 +492,26 @@ def _with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
         values = {name: given.pop(name) for name in shared}
         command(request=_request(**values), **given)
 
-    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (own | dict(shared)).values()]
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (dict(shared) | own).values()]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
     with_options.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_options
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 @_with_shared_options
 def run(
     request: Request,
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", callback=_expand_home, metavar="OUT", help="The file to write; missing folders are made."
+            "--output",
+            "-o",
+            callback=_expand_home,
+            metavar="OUT",
+            help="The file to write; missing folders are made.",
+            rich_help_panel=OUTPUT,
         ),
     ],
 ) -> None:
@@ -377,7 +521,7 @@ def run(
     _print_report(report)
 
 
-@app.command()
+@app.command(epilog=PLAN_EXAMPLES)
 @_with_shared_options
 def plan(
     request: Request,
@@ -389,9 +533,10 @@ def plan(
             callback=_expand_home,
             metavar="OUT",
             help="The file that `run` would write; only checked.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
     survey = api.survey_many(request.slides, output=output, **request.options)

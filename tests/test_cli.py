@@ -216,6 +216,43 @@ def test_wrong_usage_is_exit_code_2(files, call, arguments):
     assert not (files / "cells.h5sc").exists()
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_help_of_run_is_in_groups_with_examples(call, option):
+    code, out, err = call("run", option)
+    assert (code, err) == (0, "")
+    titles = re.findall(r"^\W*(Arguments|Options|Input|Cells|Tiles|Channels|Output|Device) ", out, re.MULTILINE)
+    assert titles == ["Arguments", "Options", "Input", "Cells", "Tiles", "Channels", "Output", "Device"]
+    sections = dict(zip(titles, re.split(r"╭─ ", out)[1:], strict=True))
+    for title, options in {
+        "Input": ["--nucleus", "--slides", "--pixel-size", "[stop|skip]"],
+        "Cells": ["--border", "[mask|window|keep]", "--ids"],
+        "Tiles": ["--size", "--raw", "--set", "[quantile|range|dtype|none]"],
+        "Channels": ["--channel-names", "--nuclear-channel"],
+        "Output": ["--output", "-o", "--overwrite", "[gzip|lzf|lz4|zstd|none]", "[h5sc|sparcspy]"],
+        "Device": ["--device", "--threads"],
+    }.items():
+        for one in options:
+            assert one in sections[title], (title, one)
+    assert len(re.findall(r"^ *gpu-extract run .* -o", out, re.MULTILINE)) == 2
+
+
+def test_version_and_the_module(call, tmp_path):
+    assert call("--version")[:2] == (0, f"gpu-extract {gx.__version__}\n")
+    module = [sys.executable, "-m", "gpu_extract"]
+    done = subprocess.run([*module, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == f"gpu-extract {gx.__version__}\n"
+    done = subprocess.run([*module, "info", "no.h5sc"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "gpu-extract: no.h5sc does not exist\n")
+
+
+def test_a_shell_completes_the_choices_of_an_option(tmp_path):
+    words = {"COMP_WORDS": "gpu-extract run --border ", "COMP_CWORD": "3"}
+    environment = {**os.environ, **words, "_GPU_EXTRACT_COMPLETE": "complete_bash"}
+    script = "import sys; sys.argv = ['gpu-extract']; from gpu_extract.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["mask", "window", "keep"]
+
+
 def bad_inputs():
     def bad(name, message, *arguments):
         return pytest.param(arguments, message, id=name)
