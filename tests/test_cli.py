@@ -269,6 +269,7 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
     """The run signals itself after its first batch, so that it always stops before the end."""
     script = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent such as nohup may ignore it
 from gpu_extract import cli, pipeline, planning
 from gpu_extract.model import BatchSize
 pipeline.batches = lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(2), chunk_cells)
