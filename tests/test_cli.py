@@ -135,6 +135,26 @@ def test_doctor_shows_which_devices_work(call):
     assert re.search(r"cpu +works", out)
     assert re.search(r"cuda +(works|no: .*;)", out)
     assert "numba" in out
+    assert re.search(r"compiled code: /.+", out)
+
+
+def test_doctor_says_which_limit_decides_the_threads(call, monkeypatch):
+    monkeypatch.setattr("gpu_extract.cpus.thread_limits", lambda: {"cores": 8, "SLURM_CPUS_PER_TASK": 3})
+    out = call("doctor")[1]
+    assert "threads: 3, by SLURM_CPUS_PER_TASK (cores: 8, SLURM_CPUS_PER_TASK: 3)" in out
+
+
+def test_doctor_runs_what_it_says_works(call, monkeypatch):
+    def fails(*arguments, **named):
+        raise ImportError("numba needs NumPy 9\nor less")
+
+    monkeypatch.setattr("gpu_extract.backends.cpu.compiling.compile_tiny", fails)
+    monkeypatch.setattr("gpu_extract.backends.reference.extract", fails)
+    code, out, _ = call("doctor")
+    reason = "no: it fails with ImportError: numba needs NumPy 9; pip install --force-reinstall "
+    assert code == 0
+    assert re.search(rf"  cpu +{reason}numba llvmlite\n", out)
+    assert re.search(rf"  reference +{reason}numpy scipy\n", out)
 
 
 def test_the_classic_layout(files, call):
