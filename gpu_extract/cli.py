@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -629,16 +629,45 @@ def doctor() -> None:
     import h5py
 
     from gpu_extract import backends
-    from gpu_extract.cpus import default_threads
+    from gpu_extract.cpus import thread_limits
 
-    print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}, {default_threads()} cores")
-    for device in ("cpu", "reference", "cuda", "reference:cuda"):
-        reason = backends.why_not(device)
+    print(f"gpu-extract {version('gpu-extract')}, Python {sys.version.split()[0]}")
+    limits = thread_limits()
+    decides = min(limits, key=lambda name: limits[name])
+    print(f"threads: {limits[decides]}, by {decides} ({', '.join(f'{name}: {n}' for name, n in limits.items())})")
+    problems = {device: backends.try_device(device) for device in ("cpu", "reference", "cuda", "reference:cuda")}
+    for device, reason in problems.items():
         print(f"  {device:<14} " + (f"no: {reason}" if reason else "works"))
-    print(f"device 'auto' is {backends.choose('auto').device!r}")
+    print(f"device 'auto' is {'cpu' if problems['cuda'] else 'cuda:0'!r}")
+    if not problems["cpu"]:
+        from gpu_extract.backends.cpu import code_cache
+
+        print(f"compiled code: {code_cache.folder() or code_cache.NO_FOLDER}")
     print(f"HDF5 {h5py.version.hdf5_version}")
     for package in ("numpy", "scipy", "numba", "h5py", "anndata", "isal", "tifffile", "imagecodecs"):
         print(f"  {package:<12} {version(package)}")
+
+
+@app.command()
+def warm(
+    images: Annotated[
+        str | None,
+        typer.Option(help="Types of images.", metavar="TYPE,...", show_default="uint8,uint16,float32"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Types of labels.", metavar="TYPE,...", show_default="uint16,int32,uint32,int64"),
+    ] = None,
+) -> None:
+    """Compile the kernels of the cpu device ahead, for float16 tiles; the first run of a type does it otherwise."""
+    from gpu_extract.backends.cpu import warm as kernels
+
+    image_dtypes, label_dtypes = _types(images, kernels.IMAGE_DTYPES), _types(labels, kernels.LABEL_DTYPES, "iu")
+    folder = kernels.writable_folder()
+    for image in image_dtypes:
+        for plane in label_dtypes:
+            print(f"{image} images, {plane} labels: {kernels.warm(image, plane):.1f} s", flush=True)
+    print(f"compiled code is kept in {folder}")
 
 
 def main() -> None:
@@ -660,6 +689,18 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _fail(error: GpuExtractError, code: int) -> int:
     print(f"gpu-extract: {error}", file=sys.stderr)
     return code
+
+
+def _types(text: str | None, default: Sequence[str], kinds: str = "iuf") -> list[str]:
+    """Return the names of pixel types in a text, separated by commas."""
+    import numpy as np
+
+    names = default if text is None else [name.strip() for name in text.split(",")]
+    known = [np.dtype(code).name for code in "BHILbhilefd" if np.dtype(code).kind in kinds]
+    for name in names:
+        if name not in known:
+            raise InputError(f"{name!r} is not a type; it must be one of {', '.join(known)}")
+    return list(names)
 
 
 def _slides(image: list[str] | None, nucleus: str | None, cytosol: str | None, slides: str | None) -> list[SlideInput]:

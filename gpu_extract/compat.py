@@ -13,9 +13,10 @@ except that it is compressed with gzip. It appears once it is complete.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from gpu_extract.sources.slide_table import SlideInput
 
 __all__ = ["HDF5CellExtraction", "TimecourseHDF5CellExtraction"]
 
-# Keys of SPARCSpy's configuration that do not affect the output. They are about its temporary array and repeated
-# reading of the input, neither of which exists here.
-WITHOUT_EFFECT = ("cache", "hdf5_rdcc_nbytes", "hdf5_rdcc_w0", "hdf5_rdcc_nslots")
-KNOWN = ("image_size", "threads", "compression", "normalization_range", "channel_remap", "device", *WITHOUT_EFFECT)
-# SPARCSpy divides by the maximum of uint16 if it does not normalise.
-UINT16_RANGE = (0.0, 65535.0)
+# Keys of SPARCSpy's configuration that do not affect the output. `normalization_range` is in all of its examples, but
+# SPARCSpy 1.0.0 does not read it. The others are about its temporary array and repeated reading of the input, neither
+# of which exists here.
+WITHOUT_EFFECT = ("normalization_range", "cache", "hdf5_rdcc_nbytes", "hdf5_rdcc_w0", "hdf5_rdcc_nslots")
+KNOWN = ("image_size", "threads", "compression", "channel_remap", "device", *WITHOUT_EFFECT)
+
+LOGGER = logging.getLogger("gpu_extract")
 
 
 class HDF5CellExtraction:
@@ -43,26 +45,28 @@ class HDF5CellExtraction:
 
     Parameters
     ----------
-    config : mapping
-        Its keys are
+    config : dict
+        The section of the class in ``config.yml``, or all of ``config.yml``, which has that section. Its keys are
 
         - ``image_size``, pixels: side of a tile; the only key that is required;
         - ``threads``: number of threads, limited to the number of cores;
         - ``compression``: whether the file is compressed, default true;
-        - ``normalization_range``: true (default), two quantiles, or None to divide by 65535 instead;
         - ``channel_remap``: planes of a tile to write, in this order, as in ``"0,1,3,2"``, numbered from 0, masks
           first; default all;
         - ``device``: as for `gpu_extract.extract`; SPARCSpy does not have this key;
-        - ``cache``, ``hdf5_rdcc_nbytes``, ``hdf5_rdcc_w0``, ``hdf5_rdcc_nslots``: accepted, without effect.
+        - ``normalization_range``, ``cache``, ``hdf5_rdcc_nbytes``, ``hdf5_rdcc_w0``, ``hdf5_rdcc_nslots``: accepted,
+          without effect.
     directory : path
         Folder of the output. It is made if it does not exist.
     project_location : path, optional
         Kept as an attribute, without effect.
-    debug, overwrite, intermediate_output : bool
+    debug, intermediate_output, overwrite : bool
         Accepted, without effect: an existing output is always replaced, once the new one is complete.
 
     Attributes
     ----------
+    config : dict
+        The section of the class; `register_parameter` adds to it.
     output_path : str
         The file that `process` writes.
     input_segmentation_path, filtered_classes_path : str
@@ -85,14 +89,14 @@ class HDF5CellExtraction:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        config: MutableMapping[str, Any],
         directory: str | os.PathLike[str],
         project_location: str | os.PathLike[str] | None = None,
         debug: bool = False,
-        overwrite: bool = False,
-        intermediate_output: bool = True,
+        intermediate_output: bool = False,
+        overwrite: bool = True,
     ) -> None:
-        self.config = config
+        self.config = _section(config, [kind.__name__ for kind in type(self).__mro__])
         self.directory = os.fspath(directory)
         self.project_location = project_location
         self.debug = debug
@@ -104,14 +108,14 @@ class HDF5CellExtraction:
         self.input_segmentation_path = str(segmentation / self.DEFAULT_SEGMENTATION_FILE)
         self.filtered_classes_path = str(segmentation / self.DEFAULT_CLASSES_FILE)
         self.output_path = str(folder / self.DEFAULT_DATA_DIR / self.DEFAULT_DATA_FILE)
-        unknown = [str(key) for key in config if key not in KNOWN]
+        unknown = [str(key) for key in self.config if key not in KNOWN]
         if unknown:
             warnings.warn(
                 f"unknown keys of the configuration, without effect: {', '.join(unknown)}; "
                 f"known are {', '.join(KNOWN)}",
                 stacklevel=2,
             )
-        self._recipe, self._threads = _recipe(config), _threads(config)
+        _recipe(self.config), _threads(self.config)  # invalid values are errors before a folder is made
         _make_folder(folder)
 
     def process(
@@ -126,7 +130,8 @@ class HDF5CellExtraction:
         input_segmentation_path : path
             ``segmentation.h5``, or ``input_segmentation.h5`` of a time course.
         filtered_classes_path : path, optional
-            ``classes.csv``. Default: the project's own. Ids without a label are ignored, as by SPARCSpy.
+            ``classes.csv``. Default: the project's own. As by SPARCSpy, ids without a nucleus are ignored, and those
+            without a cytosol are extracted.
 
         Returns
         -------
@@ -145,12 +150,12 @@ class HDF5CellExtraction:
             report = extract_many(
                 [SlideInput(os.fspath(input_segmentation_path), ids=ids)],
                 output=output,
-                recipe=self._recipe,
+                recipe=_recipe(self.config),
                 planes=self.config.get("channel_remap"),
                 layout="sparcspy",
                 compression="gzip" if self.config.get("compression", True) else "none",
                 device=self.config.get("device", "auto"),
-                threads=self._threads,
+                threads=_threads(self.config),
                 overwrite=True,
                 progress=progress,
             )
@@ -158,13 +163,37 @@ class HDF5CellExtraction:
             warnings.warn(line, stacklevel=2)
         return report
 
-    def __call__(self, *args: Any, debug: bool | None = None, overwrite: bool | None = None, **kwargs: Any) -> Report:
+    def __call__(
+        self,
+        *args: Any,
+        debug: bool | None = None,
+        intermediate_output: bool | None = None,
+        overwrite: bool | None = None,
+        **kwargs: Any,
+    ) -> Report:
         """Call `process`, as a SPARCSpy ``Project`` does. Unlike SPARCSpy, never empty the directory."""
         return self.process(*args, **kwargs)
 
     def get_output_path(self) -> str:
         """Return the folder of the output."""
         return os.path.dirname(self.output_path)
+
+    def get_directory(self) -> str:
+        """Return the folder of the extraction."""
+        return self.directory
+
+    def log(self, message: object) -> None:
+        """Log a text, the items of a list or the pairs of a dict, one a line, to the logger ``gpu_extract``."""
+        if isinstance(message, dict):
+            message = [f"{key}: {value}" for key, value in message.items()]
+        for line in message if isinstance(message, list) else str(message).split("\n"):
+            LOGGER.info("%s", line)
+
+    def register_parameter(self, key: str, value: Any) -> None:
+        """Set a key of the configuration unless it is set already."""
+        if key not in self.config:
+            self.log(f"No configuration for {key} found, parameter will be set to {value}")
+            self.config[key] = value
 
 
 class TimecourseHDF5CellExtraction(HDF5CellExtraction):
@@ -183,7 +212,22 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"folder {folder} cannot be made: {error.strerror}; choose another directory") from error
 
 
-def _recipe(config: Mapping[str, Any]) -> Recipe:
+def _section(config: Any, names: list[str]) -> MutableMapping[str, Any]:
+    """Return the section of a class in the whole ``config.yml``, or the configuration itself if it is the section.
+
+    Raises
+    ------
+    InputError
+    """
+    section = config
+    if isinstance(config, MutableMapping):
+        section = next((config[name] for name in names if name in config), config)
+    if not isinstance(section, MutableMapping):
+        raise InputError(f"the configuration is {section!r}; it must be a dict, as yaml.safe_load returns it")
+    return section
+
+
+def _recipe(config: MutableMapping[str, Any]) -> Recipe:
     """Return the recipe of a configuration.
 
     Raises
@@ -192,20 +236,11 @@ def _recipe(config: Mapping[str, Any]) -> Recipe:
     """
     if "image_size" not in config:
         raise InputError("the configuration has no image_size; give the side of a tile in pixels")
-    recipe = Recipe.preset("sparcspy").replace(tile_size=config["image_size"])
-    quantiles = config.get("normalization_range", True)
-    if quantiles is True:
-        return recipe
-    if quantiles in (None, "None"):
-        return recipe.replace(normalization="range", value_range=UINT16_RANGE, minmax=False)
-    if isinstance(quantiles, list | tuple):
-        return recipe.replace(quantiles=tuple(quantiles))
-    raise InputError(
-        f"normalization_range is {quantiles!r}; it must be true, two quantiles as in (0.001, 0.999), or None"
-    )
+    # SPARCSpy finds cells in the plane of the nuclei only.
+    return Recipe.preset("sparcspy").replace(tile_size=config["image_size"], on_mismatch="keep_nuclei")
 
 
-def _threads(config: Mapping[str, Any]) -> int | None:
+def _threads(config: MutableMapping[str, Any]) -> int | None:
     """Return the number of threads, limited to the number of cores: many configurations are from larger machines.
 
     Raises

@@ -87,7 +87,7 @@ class PlanOptions(TypedDict, total=False):
     tile_size : int, pixels, default 128
         Side of a tile. This and all that follow are the parameters of a recipe; `Recipe` describes them.
     border : {"mask", "window", "keep"}, default "mask"
-    on_mismatch : {"drop", "error", "keep"}, default "drop"
+    on_mismatch : {"drop", "error", "keep", "keep_nuclei"}, default "drop"
     match : {"id", "overlap"}, default "id"
     several_nuclei : {"largest", "all"}, default "largest"
     pieces : {"all", "largest"}, default "all"
@@ -131,7 +131,7 @@ class PlanOptions(TypedDict, total=False):
 
     tile_size: int
     border: Literal["mask", "window", "keep"]
-    on_mismatch: Literal["drop", "error", "keep"]
+    on_mismatch: Literal["drop", "error", "keep", "keep_nuclei"]
     match: Literal["id", "overlap"]
     several_nuclei: Literal["largest", "all"]
     pieces: Literal["all", "largest"]

@@ -354,7 +354,7 @@ def _apply_mismatch_rule(
             f"slide {slide.name}: {int(missing.sum())} cells have {reason.text}; "
             "match the label planes, or use on_mismatch 'drop' or 'keep'"
         )
-    if recipe.on_mismatch == "drop":
+    if recipe.on_mismatch == "drop" or (recipe.on_mismatch == "keep_nuclei" and reason == DropReason.NO_NUCLEUS):
         _set_reason(reasons, missing, reason)
 
 

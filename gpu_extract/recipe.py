@@ -47,8 +47,9 @@ class Recipe:
     border : {"mask", "window", "keep"}
         Which cells near the border of the slide are dropped: those with a mask that touches it, those whose center is
         not more than ``S // 2`` pixels away from it, or none.
-    on_mismatch : {"drop", "error", "keep"}
-        Handling of an id that occurs in only one of the two label planes.
+    on_mismatch : {"drop", "error", "keep", "keep_nuclei"}
+        Handling of an id that occurs in only one of the two label planes. With ``"keep_nuclei"`` a nucleus without a
+        cytosol is kept, and a cytosol without a nucleus dropped, as by SPARCSpy.
     match : {"id", "overlap"}
         How nuclei and cytosols are paired: by equal ids, or each nucleus with the cytosol that it overlaps most. With
         ``"overlap"`` the cell has the id of the cytosol.
@@ -106,7 +107,7 @@ class Recipe:
     base: Literal["standard", "sparcspy", "scportrait"] = "standard"
     tile_size: int = 128
     border: Literal["mask", "window", "keep"] = "mask"
-    on_mismatch: Literal["drop", "error", "keep"] = "drop"
+    on_mismatch: Literal["drop", "error", "keep", "keep_nuclei"] = "drop"
     match: Literal["id", "overlap"] = "id"
     several_nuclei: Literal["largest", "all"] = "largest"
     pieces: Literal["all", "largest"] = "all"

@@ -123,7 +123,7 @@ def _nvrtc() -> tuple[ctypes.CDLL, list[Path]]:
     if not libraries or not headers:
         raise ModuleNotFoundError(
             "nvidia-cuda-nvrtc and nvidia-cuda-runtime are not installed; the tests of the kernels need them: "
-            "pip install 'gpu-extract[test]'"
+            "pip install '.[test]'"
         )
     for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC 13.0 does not find it

@@ -182,6 +182,26 @@ def test_doctor_shows_which_devices_work(call):
     assert re.search(r"cpu +works", out)
     assert re.search(r"cuda +(works|no: .*;)", out)
     assert "numba" in out
+    assert re.search(r"compiled code: /.+", out)
+
+
+def test_doctor_says_which_limit_decides_the_threads(call, monkeypatch):
+    monkeypatch.setattr("gpu_extract.cpus.thread_limits", lambda: {"cores": 8, "SLURM_CPUS_PER_TASK": 3})
+    out = call("doctor")[1]
+    assert "threads: 3, by SLURM_CPUS_PER_TASK (cores: 8, SLURM_CPUS_PER_TASK: 3)" in out
+
+
+def test_doctor_runs_what_it_says_works(call, monkeypatch):
+    def fails(*arguments, **named):
+        raise ImportError("numba needs NumPy 9\nor less")
+
+    monkeypatch.setattr("gpu_extract.backends.cpu.compiling.compile_tiny", fails)
+    monkeypatch.setattr("gpu_extract.backends.reference.extract", fails)
+    code, out, _ = call("doctor")
+    reason = "no: it fails with ImportError: numba needs NumPy 9; pip install --force-reinstall "
+    assert code == 0
+    assert re.search(rf"  cpu +{reason}numba llvmlite\n", out)
+    assert re.search(rf"  reference +{reason}numpy scipy\n", out)
 
 
 def test_the_classic_layout(files, call):
@@ -359,6 +379,7 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
     """The run signals itself after its first batch, so that it always stops before the end."""
     script = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent such as nohup may ignore it
 from gpu_extract import cli, pipeline, planning
 from gpu_extract.model import BatchSize
 pipeline.batches = lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(2), chunk_cells)

@@ -6,7 +6,6 @@ import runpy
 import h5py
 import numpy as np
 import pytest
-import scipy.ndimage
 from made.classic_files import (
     CYTOSOL,
     IMAGE,
@@ -142,25 +141,62 @@ def test_channel_remap_selects_and_orders_planes(projects):
         assert (remapped == images[:, [int(plane) for plane in remap.split(",")]]).all()
 
 
-@pytest.mark.parametrize("given", [(0.01, 0.9), [0.01, 0.9]])
-def test_normalization_range_sets_the_quantiles(projects, given):
-    ids, images = extract_one(normalization_range=given)
-    recipe = gx.Recipe.preset("sparcspy").replace(tile_size=24, quantiles=(0.01, 0.9))
-    expected = extracted(IMAGE, NUCLEUS, CYTOSOL, recipe=recipe)
-    assert (ids == expected[0]).all()
-    assert (images == expected[1]).all()
-    assert (images != extract_one(normalization_range=True)[1]).any()
+@pytest.mark.parametrize("given", [None, "None", True, False, (0.01, 0.9), "0.001"])
+def test_normalization_range_has_no_effect(projects, given):
+    ids, images = extract_one()
+    same, tiles = extract_one(normalization_range=given)
+    assert images[:, 2:].any(axis=(2, 3)).all()
+    assert (same == ids).all()
+    assert (tiles == images).all()
 
 
-@pytest.mark.parametrize("given", [None, "None"])
-def test_without_normalization_values_are_divided_by_65535(projects, given):
-    ids, images = extract_one(normalization_range=given)
-    plan = gx.plan(IMAGE, nucleus=NUCLEUS, cytosol=CYTOSOL, recipe="sparcspy", tile_size=24)
-    assert (ids == plan.cells.ids).all()
-    for cell_id, (y, x), tile in zip(ids, plan.cells.centers - 12, images, strict=True):
-        window = np.s_[y : y + 24, x : x + 24]
-        mask = scipy.ndimage.gaussian_filter((NUCLEUS[window] == cell_id).astype(float), 5, mode="nearest")
-        assert ulps(tile[2], IMAGE[0][window] * mask / 65535).max() <= 1
+def test_nuclei_without_a_cytosol_are_extracted_and_cytosols_without_a_nucleus_not(projects):
+    """SPARCSpy looks for the listed ids in the plane of the nuclei, and cuts with whatever the other plane has."""
+    ids, images = extract_one()
+    only_nucleus, only_cytosol = ids[0], ids[-1]
+    labels = (np.where(only_cytosol == NUCLEUS, 0, NUCLEUS), np.where(only_nucleus == CYTOSOL, 0, CYTOSOL))
+    write_segmentation(projects / "one/segmentation/segmentation.h5", labels=labels)
+    found, tiles = extract_one()
+    assert found.tolist() == ids[:-1].tolist()
+    assert (tiles[1:] == images[1:-1]).all()
+    assert (tiles[0, [0, 2]] == images[0, [0, 2]]).all()  # the nucleus
+    assert not tiles[0, [1, 3, 4]].any()
+
+
+def test_positional_arguments_are_in_the_order_of_sparcspy(projects):
+    extraction = HDF5CellExtraction(CONFIG, "one/extraction", "one", "debug", "intermediate_output", "overwrite")
+    for name in ("debug", "intermediate_output", "overwrite"):
+        assert getattr(extraction, name) == name
+    extraction("one/segmentation/segmentation.h5", debug=False, intermediate_output=True, overwrite=False)
+
+
+class Derived(HDF5CellExtraction):
+    """A class that a script derives."""
+
+
+@pytest.mark.parametrize("kind", [HDF5CellExtraction, TimecourseHDF5CellExtraction, Derived])
+def test_the_section_of_the_class_is_taken_from_a_whole_config(tmp_path, kind):
+    sections = {"HDF5CellExtraction": {**CONFIG, "image_size": 30}, kind.__name__: CONFIG}
+    whole = {"name": "a project", "WGASegmentation": {"input_channels": 3}, **sections}
+    assert kind(whole, tmp_path / "extraction").config is CONFIG
+    sections.pop(kind.__name__)
+    if sections:  # a derived class has the section of its base
+        assert kind(sections, tmp_path / "extraction").config["image_size"] == 30
+
+
+def test_methods_of_a_processing_step(tmp_path, caplog):
+    extraction = HDF5CellExtraction({"image_size": 24}, str(tmp_path / "extraction"))
+    assert extraction.get_directory() == str(tmp_path / "extraction")
+    with caplog.at_level("INFO", "gpu_extract"):
+        extraction.register_parameter("image_size", 99)
+        extraction.register_parameter("threads", 1)
+        extraction.log("one\ntwo")
+        extraction.log(["three", 4])
+        extraction.log({"five": 5})
+    assert extraction.config == {"image_size": 24, "threads": 1}
+    assert [record.name for record in caplog.records] == ["gpu_extract"] * 6
+    assert caplog.messages[0].startswith("No configuration for threads found")
+    assert caplog.messages[1:] == ["one", "two", "three", "4", "five: 5"]
 
 
 def test_compression_can_be_turned_off(projects):
@@ -186,8 +222,9 @@ def test_unknown_keys_raise_a_warning(projects):
         ({"image_size": 0}, "tile_size is 0"),
         ({"image_size": 24, "threads": "80"}, "threads is '80'; it must be a whole number"),
         ({"image_size": 24, "threads": 0}, "threads is 0"),
-        ({"image_size": 24, "normalization_range": False}, "normalization_range is False; it must be true, two"),
-        ({"image_size": 24, "normalization_range": (0.9, 0.1)}, r"quantiles are \(0.9, 0.1\)"),
+        ("config.yml", "configuration is 'config.yml'; it must be a dict, as yaml.safe_load returns it"),
+        ({"HDF5CellExtraction": None}, "configuration is None; it must be a dict"),
+        ({"HDF5CellExtraction": {"threads": 80}}, "has no image_size"),
     ],
 )
 def test_invalid_configurations_are_errors(tmp_path, config, message):

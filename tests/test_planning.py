@@ -139,6 +139,8 @@ def test_ids_in_only_one_plane_can_be_kept_or_refused():
     assert cells.ids.tolist() == [1, 2, 3]
     assert cells.areas.tolist() == [[1, 9], [1, 0], [0, 1]]
     assert cells.centers.tolist() == [[3, 3], [7, 7], [9, 3]]
+    cells = plan_of(*mismatched(), on_mismatch="keep_nuclei").cells
+    assert (cells.ids.tolist(), cells.dropped.counts()) == ([1, 2], {"no nucleus": 1})
     with pytest.raises(LabelError, match="1 cells have no nucleus"):
         plan_of(*mismatched(), on_mismatch="error")
 

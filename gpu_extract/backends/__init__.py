@@ -12,7 +12,7 @@ from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractIn
 from gpu_extract.errors import DeviceError
 from gpu_extract.model import BatchSize
 
-__all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choose", "why_not"]
+__all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choose", "try_device", "why_not"]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
@@ -70,6 +70,32 @@ def why_not(device: str) -> str | None:
     if reason is None and int(number or 0) >= cuda.count():
         return f"there are {cuda.count()} GPUs, numbered from 0"
     return reason
+
+
+def try_device(device: str) -> str | None:
+    """Return why a device does not work here, in one line; None if it does.
+
+    Unlike `why_not`, this runs it: one cell of 8 x 8 pixels, or on the CPU, whose kernels compile for 15 to 30 s, a
+    compiled function of one line.
+    """
+    reason = why_not(device)
+    if reason:
+        return reason
+    packages = "numba llvmlite" if device == "cpu" else "numpy scipy" if device == "reference" else "your CuPy"
+    try:
+        if device == "cpu":
+            from gpu_extract.backends.cpu.compiling import compile_tiny
+
+            compile_tiny()
+            choose(device)
+        else:
+            from gpu_extract.backends.tiny import tiny_batch
+
+            choose(device).extract(*tiny_batch("uint16", "uint32"), None)
+    except Exception as error:  # whatever a broken installation raises
+        line = (str(error).splitlines() or [""])[0]
+        return f"it fails with {type(error).__name__}: {line}; pip install --force-reinstall {packages}"
+    return None
 
 
 def _open_cuda(index: int, gpu_memory: int | None) -> Backend:

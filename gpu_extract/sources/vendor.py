@@ -26,7 +26,7 @@ __all__ = ["VendorPlanes", "open_vendor"]
 # Without a handler Python prints bioio's warnings to stderr; errors are raised below.
 logging.getLogger("bioio").addHandler(logging.NullHandler())
 
-INSTALL = "pip install 'gpu-extract[vendor]' for ND2 and LIF, pip install bioio bioio-czi for CZI"
+INSTALL = "pip install bioio bioio-nd2 bioio-lif for ND2 and LIF, pip install bioio bioio-czi for CZI"
 AXES = "TCZYX"
 
 

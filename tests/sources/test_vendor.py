@@ -145,7 +145,7 @@ def test_errors_of_bioio_become_one_line(bioio, path, name, message):
 def test_without_bioio_the_error_names_the_extra(tmp_path, monkeypatch, head, what):
     monkeypatch.setitem(sys.modules, "bioio", None)  # looks as if it were not installed
     (tmp_path / "a.bin").write_bytes(head + bytes(100))
-    with pytest.raises(SourceError, match=rf"{what}.*pip install 'gpu-extract\[vendor\]'.*OME-TIFF$") as caught:
+    with pytest.raises(SourceError, match=rf"{what}.*pip install bioio bioio-nd2 bioio-lif for .*OME-TIFF$") as caught:
         open_image(tmp_path / "a.bin")
     assert "\n" not in str(caught.value)
 

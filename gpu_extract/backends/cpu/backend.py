@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends.cpu import planes
+from gpu_extract.backends.cpu import code_cache, planes
 from gpu_extract.backends.cpu.blur import edge_tables
 from gpu_extract.backends.cpu.cells import Options, Steps, Tiles, Work, extract_cells, scratch_memory
 from gpu_extract.backends.cpu.fused import deflate_cells
@@ -34,6 +34,7 @@ def open_backend() -> Backend:
         statistics=label_statistics,
         extract_in_parts=extract_in_parts,
         extract_deflated=extract_deflated,
+        warnings=code_cache.warnings,
     )
 
 

@@ -35,7 +35,7 @@ from numba.core import serialize
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 
-__all__ = ["VARIABLE", "CodeCache", "folder", "warnings"]
+__all__ = ["NOT_KEPT", "NO_FOLDER", "VARIABLE", "CodeCache", "folder", "warnings"]
 
 VARIABLE = "GPU_EXTRACT_CACHE"
 DIGEST_NBYTES = 32
@@ -43,6 +43,10 @@ DIGEST_NBYTES = 32
 # Untyped.
 _rebuild: Any = CompileResult._rebuild
 _dumps: Any = serialize.dumps
+
+REMEDY = f"set {VARIABLE} to a folder that can be written to"
+NO_FOLDER = f"no folder for compiled code can be written to, so every run compiles for 15 to 30 s: {REMEDY}"
+NOT_KEPT = "compiled code cannot be kept"
 
 # What the user should know, one line each.
 warnings: list[str] = []
@@ -94,7 +98,7 @@ class CodeCache(NullCache):
             packed = _dumps(data._reduce())
             _write(place / name, hashlib.sha256(packed).digest() + packed)
         except OSError as error:
-            _warn(f"compiled code cannot be kept in {place} ({_line(error)}): {_remedy()}")
+            _warn(f"{NOT_KEPT} in {place} ({_line(error)}): {REMEDY}")
 
     def _file_name(self, sig: Any, target_context: Any) -> str:
         facts = (
@@ -116,7 +120,7 @@ def folder() -> Path | None:
             if _is_safe(place):
                 with tempfile.TemporaryFile(dir=place):
                     return place
-    _warn(f"no folder for compiled code can be written to, so every run compiles for 15 to 30 s: {_remedy()}")
+    _warn(NO_FOLDER)
     return None
 
 
@@ -180,10 +184,6 @@ def _write(path: Path, content: bytes) -> None:
 def _warn(line: str) -> None:
     if line not in warnings:
         warnings.append(line)
-
-
-def _remedy() -> str:
-    return f"set {VARIABLE} to a folder that can be written to"
 
 
 def _line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import numba
 
 from gpu_extract.backends.cpu.code_cache import CodeCache
 
-__all__ = ["compiled", "inner", "inner_allocating"]
+__all__ = ["compile_tiny", "compiled", "inner", "inner_allocating"]
 
 njit: Any = numba.njit  # untyped
 
@@ -30,3 +30,13 @@ def compiled(function: Any) -> Any:
     dispatcher = njit(nogil=True)(function)
     dispatcher._cache = CodeCache(function, digest)
     return dispatcher
+
+
+def compile_tiny() -> None:
+    """Compile and run a function of one line, without the code on disk, to see whether numba works."""
+    if njit(nogil=True)(_successor)(1) != 2:
+        raise RuntimeError("1 + 1 is not 2 in compiled code")
+
+
+def _successor(n: int) -> int:
+    return n + 1

@@ -16,7 +16,7 @@ from gpu_extract.labels import LabelStatistics, label_strips, merge
 from gpu_extract.model import Raster
 from gpu_extract.parallel import in_order
 
-__all__ = ["label_statistics"]
+__all__ = ["label_statistics", "strip_statistics"]
 
 SMALLEST_TABLE = 1 << 12
 # Fields of a label: pixel count, sums of y and x, box (y0, x0, y1, x1).
@@ -29,7 +29,7 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
     """Return the same as `gpu_extract.labels.label_statistics`, and raise the same errors, three times as fast."""
 
     def statistics(strip: tuple[int, NDArray[Any]]) -> LabelStatistics | None:
-        return _strip_statistics(*strip, raster.shape)
+        return strip_statistics(*strip, raster.shape)
 
     threads = default_threads()
     with ThreadPoolExecutor(threads, "gpu-extract-labels") as workers:
@@ -40,11 +40,12 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
     return merge(found)
 
 
-def _strip_statistics(y0: int, strip: NDArray[Any], shape: tuple[int, ...]) -> LabelStatistics | None:
+def strip_statistics(y0: int, strip: NDArray[Any], shape: tuple[int, ...]) -> LabelStatistics | None:
     """Return the statistics of a strip of a plane that starts at row ``y0``; None if it has a negative label."""
     _, H, W = shape
     largest = np.iinfo(strip.dtype).max
     unsigned = np.ascontiguousarray(strip).view(f"u{strip.dtype.itemsize}")
+    unsigned.flags.writeable = False  # numba compiles separate code for read-only and writable arrays
     n, keys, fields = build_table(unsigned, unsigned.dtype.type(largest), y0)
     if n < 0:
         return None

@@ -37,6 +37,11 @@ STREAMS = 3
 STATIC_SHARED_NBYTES = 4 << 10
 # Fraction of the free memory that is used; the rest is for the compiler, other programs and the pool's fragmentation.
 MEMORY_SHARE = 0.8
+# CuPy does not install NVRTC and the CUDA headers, which compile the kernels.
+INSTALL = (
+    "pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime, or for drivers before 580 "
+    "pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
+)
 
 
 def problem() -> str | None:
@@ -44,18 +49,16 @@ def problem() -> str | None:
     try:
         import cupy as cp
     except (ImportError, OSError) as error:  # OSError: CuPy creates its cache folder, which can fail
-        return f"CuPy cannot be imported ({error}); pip install 'gpu-extract[cuda13]', or [cuda12] for older drivers"
+        return f"CuPy cannot be imported ({error}); {INSTALL}"
     try:
         if cp.cuda.runtime.getDeviceCount() == 0:
             return "there is no NVIDIA GPU; use --device cpu"
     except cp.cuda.runtime.CUDARuntimeError as error:
-        return (
-            f"CUDA does not start ({error}); install or update the NVIDIA driver, or pip install 'gpu-extract[cuda12]'"
-        )
+        return f"CUDA does not start ({error}); install or update the NVIDIA driver, or {INSTALL}"
     try:
         cp.cuda.nvrtc.getVersion()
     except Exception as error:  # CuPy's loader raises ImportError, OSError or RuntimeError
-        return f"CUDA's compiler NVRTC is missing ({error}); pip install 'gpu-extract[cuda13]', or [cuda12]"
+        return f"CUDA's compiler NVRTC is missing ({error}); {INSTALL}"
     return None
 
 

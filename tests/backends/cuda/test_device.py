@@ -100,7 +100,7 @@ def fake_cupy(count=1, nvrtc_error=None):
 @pytest.mark.parametrize(
     ("cupy", "message"),
     [
-        (None, "CuPy cannot be imported .*pip install 'gpu-extract\\[cuda13\\]'"),
+        (None, "CuPy cannot be imported .*pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime, or "),
         (fake_cupy(0), "there is no NVIDIA GPU"),
         (fake_cupy("driver too old"), "driver too old.*update the NVIDIA driver"),
         (fake_cupy(1, OSError("libnvrtc.so.13")), "NVRTC is missing .*libnvrtc.so.13.*pip install"),
