@@ -289,7 +289,7 @@ NORMALISATIONS: dict[str, dict[str, Any]] = {
 
 
 def awkward_extractions() -> Iterator[Check]:
-    """Yield checks of pixel types, label types, normalisations, outputs, large ids, backgrounds, masks, and limits."""
+    """Yield checks of pixel types, label types, normalizations, outputs, large ids, backgrounds, masks, and limits."""
     for dtype in C_TYPES:
         for preset in PRESETS:
             yield extraction(f"{dtype} pixels, {preset}", partial(small, 1, dtype=dtype, preset=preset))

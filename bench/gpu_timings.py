@@ -120,7 +120,7 @@ class Bench:
             self.notes.append(f"memory is short: the slide is {fitting}, not {repeats} times {base_size} pixels wide")
         self.slide = repeated(synthetic.make_slide(base_size), fitting)
         self.plan = planning.make_plan([as_slide(*self.slide)], Recipe(tile_size=tile_size, border="window"))
-        # In the order of the pipeline, so that neighbouring cells are processed together.
+        # In the order of the pipeline, so that neighboring cells are processed together.
         order = np.concatenate([batch.rows for batch in planning.batches(self.plan, BatchSize(2048, 512 << 20))])
         self.ids, self.centers = self.plan.cells.ids[order], self.plan.cells.centers[order]
 

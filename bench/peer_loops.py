@@ -48,7 +48,7 @@ def _load(folder: Path) -> tuple[Array, ...]:
 
 
 def _centers(nucleus: Array, tile_size: int) -> tuple[Array, Array]:
-    """Return the ids and rounded centres of the nuclei whose tiles lie on the slide."""
+    """Return the ids and rounded centers of the nuclei whose tiles lie on the slide."""
     table = regionprops_table(np.asarray(nucleus), properties=("label", "centroid"))
     centers = np.round(np.stack([table["centroid-0"], table["centroid-1"]], axis=1)).astype(int)
     w = tile_size // 2

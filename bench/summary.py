@@ -74,11 +74,11 @@ def plot(results: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.7 + 0.75 * len(peers)), layout="constrained")
     for n, one in enumerate(peers):
         ours, theirs = (one["n_cells"] / one[name] for name in ("our_seconds", "seconds"))
-        for offset, speed, colour, label in (
+        for offset, speed, color, label in (
             (-0.19, theirs, "#b0b7c3", NAMES.get(one["peer"], one["peer"])),
             (0.19, ours, "#2563a8", f"gpu-extract, {one['recipe']}"),
         ):
-            axes.barh(n + offset, speed, height=0.36, color=colour)
+            axes.barh(n + offset, speed, height=0.36, color=color)
             axes.text(speed, n + offset, f" {speed:,.0f}  {label}", va="center", fontsize=9)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.3)
     axes.set_yticks([])

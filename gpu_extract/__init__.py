@@ -1,4 +1,4 @@
-"""Single-cell image extraction: one masked, normalised tile per cell, all in one HDF5 file.
+"""Single-cell image extraction: one masked, normalized tile per cell, all in one HDF5 file.
 
     import gpu_extract as gx
 

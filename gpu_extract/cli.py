@@ -48,7 +48,7 @@ gpu-extract plan --slides slides.csv --size-um 40 --json
 
 app = typer.Typer(
     name="gpu-extract",
-    help="Extract one centred, masked and normalised image per cell from microscopy slides, all into one file.",
+    help="Extract one centered, masked and normalized image per cell from microscopy slides, all into one file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -73,7 +73,7 @@ class PlanOptions(TypedDict, total=False):
         Side of a tile, rounded to the nearest even number of pixels. Not together with ``tile_size``. All slides must
         have the same pixel size, which ``scale`` ensures.
     scale : float, um per pixel, optional
-        Resample images and label planes to this pixel size first. Centres, boxes and areas of the cells are then
+        Resample images and label planes to this pixel size first. Centers, boxes and areas of the cells are then
         in resampled pixels. See `gpu_extract.sources.scaled`.
     on_bad_slide : {"stop", "skip"}, default "stop"
         Several slides only: raise an error on a slide that cannot be opened or whose label planes are invalid, or

@@ -221,7 +221,7 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
         int S,                                    // tile size, pixels
         const int *__restrict__ masks,            // (k, N_MASK_COLUMNS), see MaskColumn; processed in this order
         int n_masks,                              // k
-        const float *__restrict__ weights,        // (k, weight_stride): blur weights from the centre outwards
+        const float *__restrict__ weights,        // (k, weight_stride): blur weights from the center outwards
         int weight_stride,
         const int *__restrict__ stored,           // (M,): the mask of each mask plane of `out`, as a row of `masks`
         int n_stored,                             // M

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 blur_tiles(const In *__restrict__ masks,       // (n, S, S)
            int n,
            int S,
-           const float *__restrict__ weights,  // (radius + 1,), from the centre outwards
+           const float *__restrict__ weights,  // (radius + 1,), from the center outwards
            int radius,
            u8 *scratch,                        // (blocks of the grid, scratch_nbytes)
            u64 scratch_nbytes,                 // 0: use dynamic shared memory

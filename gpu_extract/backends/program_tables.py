@@ -16,7 +16,7 @@ LIMITS_OF_MASK, LIMITS_OF_TILE, LIMITS_GIVEN = 0, 1, 2
 
 
 def mask_tables(program: Program) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the program's masks, (k, 4), and their blur weights from the centre outwards, padded to (k, R + 1).
+    """Return the program's masks, (k, 4), and their blur weights from the center outwards, padded to (k, R + 1).
 
     A row of masks is the index of the label plane, fill holes (0 or 1), the radius of the dilation, and the radius of
     the blur.

@@ -109,9 +109,9 @@ def _clipped(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _normal(planes: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
     """Return planes with mean 0 along some axes, and norm 1 each; 0 where a plane is flat."""
-    centred = planes - planes.mean(axis=axes, keepdims=True, dtype=np.float32)
-    norms = np.sqrt(np.einsum("pabyx,pabyx->p", centred, centred))
-    normal: NDArray[np.float32] = centred / np.where(norms > 0, norms, 1).astype(np.float32)[:, None, None, None, None]
+    centered = planes - planes.mean(axis=axes, keepdims=True, dtype=np.float32)
+    norms = np.sqrt(np.einsum("pabyx,pabyx->p", centered, centered))
+    normal: NDArray[np.float32] = centered / np.where(norms > 0, norms, 1).astype(np.float32)[:, None, None, None, None]
     return normal
 
 

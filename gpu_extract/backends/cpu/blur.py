@@ -22,7 +22,7 @@ class Taps(NamedTuple):
     Parameters
     ----------
     weights : (R + 1,) float64
-        From the centre outwards.
+        From the center outwards.
     radius : int, pixels
         The weights beyond it are 0.
     edges : (2 n,) float64
@@ -40,7 +40,7 @@ def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     Parameters
     ----------
     weights : (k, R + 1) float64
-        From the centre outwards.
+        From the center outwards.
     size : int, pixels
         Of the tile.
 
@@ -59,7 +59,7 @@ def edge_tables(weights: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 def blur(mask, box, taps, buffer, soft, soft_box):
     """Blur a mask; the tile's border is replicated.
 
-    A sum along y starts at the centre and continues from the outermost pair of taps inwards, as in SciPy.
+    A sum along y starts at the center and continues from the outermost pair of taps inwards, as in SciPy.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class Steps(NamedTuple):
     masks : (k, 4) int64
         Label plane, fill holes (0 or 1), radius of the disk, radius of the blur.
     weights : (k, R + 1) float64
-        Blur weights from the centre outwards.
+        Blur weights from the center outwards.
     edges : (k, 2 n) float64
         `blur.edge_tables` of the weights.
     stored, cut : (M,), (C,) int64
