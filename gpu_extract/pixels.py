@@ -106,7 +106,7 @@ def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[
             for _, strip in _strips(raster):
                 for channel, by_prefix in enumerate(histograms):
                     keys = _sortable(zero_nonfinite(strip[channel]) if dtype.kind == "f" else strip[channel])
-                    # Not every NumPy 2 counts uint64.
+                    # np.bincount accepts uint64 only since NumPy 2.3.
                     digits = ((keys >> shift) & ((1 << digit_bits) - 1)).astype(np.int64)
                     for prefix, histogram in by_prefix.items():
                         inside = (
