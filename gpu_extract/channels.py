@@ -35,7 +35,7 @@ def channel_index(wanted: int | str, names: Sequence[str], subject: str) -> int:
     if len(found) > 1:
         raise InputError(
             f"{subject}: {wanted} is the index of channel {names[index]} and the name of channel {by_name[0]}; "
-            "rename the channels, in Python with channel_names="
+            "rename the channels with --channel-names (channel_names=)"
         )
     if not found:
         listed = ", ".join(f"{name} ({index})" if name else f"{index}" for index, name in enumerate(names))

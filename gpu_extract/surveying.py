@@ -40,8 +40,8 @@ CELL_NBYTES = 350
 # Maximum number of bars of the size histogram, and of ids that are listed as examples of a problem.
 N_BARS, N_EXAMPLES = 10, 5
 # Remedies for label problems; one that the recipe applies already is not suggested.
-BY_OVERLAP = "--match overlap pairs nuclei and cytosols by their pixels, not by their ids"
-LARGEST_COMPONENT = "--pieces largest keeps only the largest component"
+BY_OVERLAP = "--match overlap (match='overlap') pairs nuclei and cytosols by their pixels, not by their ids"
+LARGEST_COMPONENT = "--pieces largest (pieces='largest') keeps only the largest component"
 # Shares of the cells for which the fitting tile size is listed.
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 

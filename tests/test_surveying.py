@@ -89,7 +89,7 @@ def test_label_problems_are_counted_with_examples():
         "cytosol that holds several nuclei": (1, (("slide", 2),)),
     }
     text = "\n".join(survey_lines(estimate))
-    assert "1 x id without cytosol (3)\n    --match overlap pairs" in text
+    assert "1 x id without cytosol (3)\n    --match overlap (match='overlap') pairs" in text
 
 
 def test_a_recipe_that_solves_the_problems_leaves_none():

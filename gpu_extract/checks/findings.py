@@ -108,7 +108,7 @@ def conclude(
     for alike in by_kind.values():
         first, problem = alike[0], _merged(alike)
         if first.trust in trust:
-            warnings.append(f"{problem} (accepted by --trust {first.trust})")
+            warnings.append(f'{problem} (accepted by --trust {first.trust}, trust="{first.trust}")')
             if first.is_error:
                 trusted.append(f"{first.trust}: {problem}")
         elif first.is_error:

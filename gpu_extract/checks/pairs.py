@@ -208,7 +208,7 @@ def _swapped(slides: Sequence[Slide], pairs: _Pairs, leaves: NDArray[np.bool_]) 
     larger = (pairs.nuclei.counts > pairs.cytosols.counts) & leaves.any(axis=0)
     n, n_larger = pairs.counts_of_slides(larger, len(slides))
     wrong = _wrong_slides(n, n_larger, n_least=N_PAIRS)
-    remedy = "give the planes the other way round (--nucleus, --cytosol)"
+    remedy = "give the planes the other way round (--nucleus, --cytosol; nucleus=, cytosol=)"
     findings = []
     for index in wrong:
         nucleus, cytosol = slides[index].masks.values()
@@ -236,7 +236,7 @@ def _swapped_by_area(slides: Sequence[Slide], planes: Sequence[Sequence[LabelSta
                 f"nuclei of slide {slide.name} have {areas[0]:.0f} pixels and cytosols {areas[1]:.0f} (medians), "
                 "as if the planes were swapped"
             )
-            remedy = "give the planes the other way round (--nucleus, --cytosol)"
+            remedy = "give the planes the other way round (--nucleus, --cytosol; nucleus=, cytosol=)"
             findings.append(Finding("swapped", problem, remedy, "planes", True, slide.name))
     return findings
 

@@ -66,7 +66,9 @@ class ClassicProject:
         """
         if self.n_planes > len(MASK_NAMES):
             where = self.labels.source
-            raise SourceError(f"{self.image} has {self.n_planes} label planes; choose by --nucleus {where}#c=0")
+            raise SourceError(
+                f"{self.image} has {self.n_planes} label planes; choose by nucleus=, for example --nucleus {where}#c=0"
+            )
         chosen = self.image.selection
         return {
             name: replace(self.labels, plane=name, selection=Selection(c=(c,), t=chosen.t, missing=chosen.missing))

@@ -200,7 +200,7 @@ class Cells:
         Raises
         ------
         InputError
-            If ``rows`` is not a list of whole numbers from 0 to N - 1.
+            If ``rows`` is not a list of whole numbers from 0 to N - 1, or an array of uint64, the type of `ids`.
         OutputError
             If a tile is damaged.
         """
@@ -209,6 +209,11 @@ class Cells:
             raise InputError(
                 f"rows are of type {wanted.dtype} and shape {wanted.shape}; give a list of whole numbers, or read by "
                 "id with cells[[id, ...]]"
+            )
+        if wanted.dtype == np.uint64 and len(wanted):  # row numbers of NumPy and pandas are signed
+            raise InputError(
+                "rows are of type uint64, as ids are; read by id with cells[ids], or, if they are rows, give "
+                "rows.astype(int)"
             )
         outside = (wanted < 0) | (wanted >= len(self))
         if outside.any():

@@ -83,14 +83,16 @@ class Target:
         if self.path.exists() and not self.path.is_file():
             raise OutputError(f"{self.path} is not a regular file; choose another name")
         if self.path.exists() and not self.overwrite:
-            raise OutputError(f"{self.path} exists; choose another name, or replace it with --overwrite")
+            raise OutputError(
+                f"{self.path} exists; choose another name, or replace it with --overwrite (overwrite=True)"
+            )
         if not os.access(folder, os.W_OK):
             raise OutputError(f"{self.path} cannot be written: folder {folder} is read-only")
         if _is_locked(self.journal):
             raise OutputError(f"another run is writing {self.path}")
         remains = unfinished(self.path)
         if remains and not self.overwrite:
-            raise OutputError(f"{remains}; start again with --overwrite")
+            raise OutputError(f"{remains}; start again with --overwrite (overwrite=True)")
 
     def claim(self) -> Claim:
         """Make missing folders, create an empty journal and lock it.

@@ -44,7 +44,7 @@ def test_the_first_error_is_raised_and_others_may_be_accepted():
     told = conclude(findings, as_trust("binary,ids"))
     assert told.trusted == ("binary: b is wrong", "ids: c is wrong")
     assert told.warnings == tuple(
-        f"{what} (accepted by --trust {word})"
+        f'{what} (accepted by --trust {word}, trust="{word}")'
         for what, word in (
             ("a may be wrong", "ids"),
             ("b is wrong", "binary"),

@@ -66,8 +66,8 @@ def test_the_remedy_works():
 def test_what_is_accepted_is_a_warning_and_recorded():
     warnings, trusted, unsure = checked(as_slide(IMAGE, *APART), trust=["ids"])
     assert len(warnings) == 1
-    assert warnings[0].endswith("(accepted by --trust ids)")
-    assert trusted == ("ids: " + warnings[0].removesuffix(" (accepted by --trust ids)"),)
+    assert warnings[0].endswith('(accepted by --trust ids, trust="ids")')
+    assert trusted == ("ids: " + warnings[0].removesuffix(' (accepted by --trust ids, trust="ids")'),)
     assert unsure == apart_ids(*APART)[0]
 
 

@@ -265,7 +265,8 @@ def test_what_is_accepted_is_a_warning_and_recorded():
     mask = (NUCLEUS > 0).astype(np.uint8)
     warnings, trusted, unsure = checked(as_slide(IMAGE, mask), trust=["binary"])
     assert warnings == (
-        "nucleus labels array are a mask, not labels: id 1 has 252 components (accepted by --trust binary)",
+        "nucleus labels array are a mask, not labels: id 1 has 252 components "
+        '(accepted by --trust binary, trust="binary")',
     )
     assert trusted == ("binary: nucleus labels array are a mask, not labels: id 1 has 252 components",)
     assert unsure == [1]

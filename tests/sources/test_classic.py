@@ -56,7 +56,9 @@ def test_one_label_plane_is_the_nucleus(tmp_path):
 
 def test_the_user_chooses_among_more_than_two_label_planes(tmp_path):
     path = write_segmentation(tmp_path / "a.h5", labels=[NUCLEUS, CYTOSOL, CYTOSOL + 1])
-    with pytest.raises(SourceError, match=r"has 3 label planes; choose by --nucleus .*a\.h5:/labels#c=0$") as caught:
+    with pytest.raises(
+        SourceError, match=r"has 3 label planes; choose by nucleus=, for example --nucleus .*a\.h5:/labels#c=0$"
+    ) as caught:
         open_slide(path)
     remedy = str(caught.value).split("--nucleus ")[1]
     assert_holds(open_slide(path, nucleus=remedy), IMAGE, NUCLEUS)

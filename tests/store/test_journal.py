@@ -175,9 +175,9 @@ def test_the_journal_is_sufficient_to_finish_the_file(path, tmp_path, layout, co
 
 def test_the_fingerprint_depends_on_the_input(tmp_path):
     def fingerprint(name, contents):
-        store = CellStore.create(tmp_path / name, contents)
+        store = CellStore.create(tmp_path / f"{name}.h5sc", contents)
         assert store._log.n_durable == 0  # the header is written
-        found = read_journal(tmp_path / f"{name}.journal").fingerprint
+        found = read_journal(tmp_path / f"{name}.h5sc.journal").fingerprint
         store.abandon()
         return found
 

@@ -177,7 +177,9 @@ def test_ids_given_as_rows_are_told_from_rows(two_slides):
     path, _ = two_slides
     with open_cells(path) as cells:
         with pytest.raises(InputError, match=r"rows are 0 to 4; read by id with cells\[\[id, ...\]\]"):
-            cells.read(np.array([1, BIG], np.uint64))
+            cells.read(np.array([1, 10**9]))
+        with pytest.raises(InputError, match=r"^rows are of type uint64, as ids are; read by id with cells\[ids\]"):
+            cells.read(cells.ids[:2])
         with pytest.raises(InputError, match="row 77 is not in the file"):
             cells.read([1, 77])
 

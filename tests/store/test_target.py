@@ -31,7 +31,7 @@ def refused(path, match, **choices):
 
 def test_an_existing_file_needs_overwrite(path):
     path.write_text("precious")
-    refused(path, "exists; .* --overwrite")
+    refused(path, r"exists; .* --overwrite \(overwrite=True\)$")
     assert path.read_text() == "precious"
     assert only_file(path)
 
@@ -99,7 +99,10 @@ def test_an_unfinished_run_is_kept_unless_overwritten(path):
     store.keep()
     before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
     assert set(before) == {"cells.h5sc.partial", "cells.h5sc.journal"}
-    refused(path, r"cells.h5sc.partial holds 20 cells of an unfinished run; start again with --overwrite")
+    refused(
+        path,
+        r"cells.h5sc.partial holds 20 cells of an unfinished run; start again with --overwrite \(overwrite=True\)$",
+    )
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
     write(path, contents, overwrite=True)
     assert only_file(path)

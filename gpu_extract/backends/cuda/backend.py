@@ -52,7 +52,7 @@ def problem() -> str | None:
         return f"CuPy cannot be imported ({error}); {INSTALL}"
     try:
         if cp.cuda.runtime.getDeviceCount() == 0:
-            return "there is no NVIDIA GPU; use --device cpu"
+            return "there is no NVIDIA GPU; use --device cpu (device='cpu')"
     except cp.cuda.runtime.CUDARuntimeError as error:
         return f"CUDA does not start ({error}); install or update the NVIDIA driver, or {INSTALL}"
     try:

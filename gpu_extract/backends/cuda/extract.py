@@ -201,7 +201,7 @@ class DeviceExtraction:
         if n_cells == 1:
             raise DeviceError(
                 "one cell and its window do not fit in the device's memory; "
-                "use a smaller tile, more --gpu-memory, or --device cpu"
+                "use a smaller tile, more --gpu-memory (gpu_memory=), or --device cpu (device='cpu')"
             )
         self._max_cells = n_cells // 2
         self._warn(f"{n_cells} cells at a time do not fit in the device's memory; continuing with {self._max_cells}")
