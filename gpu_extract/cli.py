@@ -638,7 +638,7 @@ def doctor() -> None:
     problems = {device: backends.try_device(device) for device in ("cpu", "reference", "cuda", "reference:cuda")}
     for device, reason in problems.items():
         print(f"  {device:<14} " + (f"no: {reason}" if reason else "works"))
-    print(f"device 'auto' is {'cpu' if problems['cuda'] else 'cuda:0'!r}")
+    print(f"device 'auto' is {'cpu' if backends.why_not('cuda') else 'cuda:0'!r}")
     if not problems["cpu"]:
         from gpu_extract.backends.cpu import code_cache
 

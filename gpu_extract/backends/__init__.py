@@ -16,6 +16,12 @@ __all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choos
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
+# For a device that fails when it is tried; the others are GPUs.
+REMEDIES = {
+    "cpu": "pip install --force-reinstall numba llvmlite",
+    "reference": "pip install --force-reinstall numpy scipy",
+}
+
 # Cells of a batch on a GPU: enough that the fixed cost of a batch is negligible. Bytes: a limit for the arrays of a
 # stream.
 GPU_CELLS = 2048
@@ -81,7 +87,6 @@ def try_device(device: str) -> str | None:
     reason = why_not(device)
     if reason:
         return reason
-    packages = "numba llvmlite" if device == "cpu" else "numpy scipy" if device == "reference" else "your CuPy"
     try:
         if device == "cpu":
             from gpu_extract.backends.cpu.compiling import compile_tiny
@@ -94,7 +99,8 @@ def try_device(device: str) -> str | None:
             choose(device).extract(*tiny_batch("uint16", "uint32"), None)
     except Exception as error:  # whatever a broken installation raises
         line = (str(error).splitlines() or [""])[0]
-        return f"it fails with {type(error).__name__}: {line}; pip install --force-reinstall {packages}"
+        remedy = REMEDIES.get(device, "reinstall CuPy, or use --device cpu")
+        return f"it fails with {type(error).__name__}: {line}; {remedy}"
     return None
 
 

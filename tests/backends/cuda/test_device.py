@@ -4,6 +4,7 @@ Without a GPU, the first part is skipped; with GPU_EXTRACT_REQUIRE_GPU=1 it fail
 """
 
 import os
+import re
 import sys
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from made.slides import as_slide, one_batch, small_slide
 
 import gpu_extract as gx
 from gpu_extract import Recipe, demo_data
-from gpu_extract.backends import choose, why_not
+from gpu_extract.backends import choose, try_device, why_not
 from gpu_extract.backends.cuda import backend as cuda
 
 
@@ -49,6 +50,11 @@ def test_every_pixel_type_on_a_gpu(gpu, dtype):
 def test_the_reference_on_a_gpu_equals_the_reference(gpu):
     task = one_batch(as_slide(*small_slide(2)), Recipe(tile_size=31))
     assert_agrees(choose("reference:cuda").extract(*task, None), *task, rtol=1e-9)
+
+
+def test_a_gpu_that_is_tried_works(gpu):
+    assert try_device("cuda") is None
+    assert try_device("reference:cuda") is None
 
 
 def test_iter_cells_leaves_the_tiles_on_the_gpu(gpu):
@@ -114,6 +120,12 @@ def test_each_cause_names_a_remedy(monkeypatch, cupy, message):
     with pytest.raises(gx.DeviceError, match=message):
         cuda.reference_libraries()
     assert choose("auto").device == "cpu"
+
+
+def test_a_gpu_that_fails_when_it_is_tried(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1))  # it has no memory, among others
+    assert why_not("cuda") is None
+    assert re.fullmatch("it fails with AttributeError: .*; reinstall CuPy, or use --device cpu", try_device("cuda"))
 
 
 def test_a_missing_gpu(monkeypatch):
