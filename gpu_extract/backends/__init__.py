@@ -99,7 +99,7 @@ def try_device(device: str) -> str | None:
             choose(device).extract(*tiny_batch("uint16", "uint32"), None)
     except Exception as error:  # whatever a broken installation raises
         line = (str(error).splitlines() or [""])[0]
-        remedy = REMEDIES.get(device, "reinstall CuPy, or use --device cpu")
+        remedy = REMEDIES.get(device, "reinstall CuPy, or use --device cpu (device='cpu')")
         return f"it fails with {type(error).__name__}: {line}; {remedy}"
     return None
 
