@@ -125,7 +125,8 @@ def test_each_cause_names_a_remedy(monkeypatch, cupy, message):
 def test_a_gpu_that_fails_when_it_is_tried(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1))  # it has no memory, among others
     assert why_not("cuda") is None
-    assert re.fullmatch("it fails with AttributeError: .*; reinstall CuPy, or use --device cpu", try_device("cuda"))
+    remedy = re.escape("; reinstall CuPy, or use --device cpu (device='cpu')")
+    assert re.fullmatch(f"it fails with AttributeError: .*{remedy}", try_device("cuda"))
 
 
 def test_a_missing_gpu(monkeypatch):
