@@ -17,7 +17,7 @@ from gpu_extract.inputs import plan_slides
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.planning import Plan, with_checked_images
-from gpu_extract.sources.selectors import located
+from gpu_extract.sources.selectors import input_paths
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
 from gpu_extract.surveying import Survey
@@ -274,10 +274,6 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:
     """Raise OutputError if the output is one of the inputs."""
-    for given in inputs:
-        for one in given if isinstance(given, list | tuple) else [given]:
-            if not isinstance(one, str | os.PathLike):
-                continue
-            path = located(os.fsdecode(one), None).path  # without the selection
-            if os.path.realpath(path) == os.path.realpath(output):
-                raise OutputError(f"output {output} is one of the inputs; choose another name")
+    real = os.path.realpath(output)
+    if any(os.path.realpath(path) == real for path in input_paths(*inputs)):
+        raise OutputError(f"output {output} is one of the inputs; choose another name")
