@@ -78,13 +78,12 @@ def open_slide(
     InputError
         If the input cannot be extracted; also its subclasses `SourceError` and `LabelError`.
     """
-    image, nucleus, cytosol = _parsed(image, nucleus, cytosol)
-    fields = plate_fields(image)
+    images, planes = _parsed(image, nucleus, cytosol)
+    fields = plate_fields(images)
     if len(fields) > 1:
-        raise InputError(f"{image} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
-    given = _opened(
-        fields[0].location if fields else image, nucleus, cytosol, channel_names, channels, pixel_size, trust
-    )
+        raise InputError(f"{images[0]} is a plate of {len(fields)} fields; give one, such as {fields[0].location.path}")
+    images = [fields[0].location] if fields else images
+    given = _opened(images, planes, channel_names, channels, pixel_size, trust)
     return given.described([given.slide(cleaned(name or given.stem), None)])[0]
 
 
@@ -113,12 +112,12 @@ def open_slides(
     InputError
         As for `open_slide`; also if image and label planes differ in their number of time points.
     """
-    image, nucleus, cytosol = _parsed(image, nucleus, cytosol)
-    whole = SlideInput(image, nucleus, cytosol, name=name)
+    images, planes = _parsed(image, nucleus, cytosol)
+    whole = SlideInput(images[0] if len(images) == 1 else images, **planes, name=name)
     fields = plate_inputs(whole)
     if fields[0] is not whole:
-        return _open_plate(image, fields, channel_names, channels, pixel_size, trust)
-    given = _opened(whole.image, nucleus, cytosol, channel_names, channels, pixel_size, trust)
+        return _open_plate(whole.image, fields, channel_names, channels, pixel_size, trust)
+    given = _opened(images, planes, channel_names, channels, pixel_size, trust)
     n_times, base = _n_times([*given.channels, *given.planes.values()]), cleaned(name or given.stem)
     if n_times == 1:
         return given.described([given.slide(base, None)])
@@ -126,11 +125,10 @@ def open_slides(
     return given.described(slides)
 
 
-def _parsed(image: Any, nucleus: Any, cytosol: Any) -> tuple[Any, Any, Any]:
-    """Return the inputs of a slide with each path as a `Location`."""
-    images = _parsed_images(image)
-    only = images[0] if len(images) == 1 else images
-    return only, parse_input(nucleus, "nucleus"), parse_input(cytosol, "cytosol")
+def _parsed(image: Any, nucleus: Any, cytosol: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return the images and the given label planes of a slide, each path as a `Location`."""
+    planes = {"nucleus": nucleus, "cytosol": cytosol}
+    return _parsed_images(image), {plane: parse_input(at, plane) for plane, at in planes.items() if at is not None}
 
 
 def _parsed_images(image: Any) -> list[Any]:
@@ -244,21 +242,18 @@ class _Opened:
 
 
 def _opened(
-    image: Any,
-    nucleus: Any,
-    cytosol: Any,
+    images: list[Any],
+    planes: Mapping[str, Any],
     channel_names: Sequence[str] | None,
     channels: Sequence[int | str] | None,
     pixel_size: tuple[float, float] | None,
     trust: Collection[str],
 ) -> _Opened:
+    """Open the images and label planes of a slide, as `_parsed` returns them."""
     if isinstance(channel_names, str):
         raise InputError(f"channel_names is the text {channel_names!r}; give a list with one name per channel")
     if isinstance(channels, str):
         raise InputError(f"channels is the text {channels!r}; give a list of names or indices")
-    images = _parsed_images(image)
-    masks = {"nucleus": nucleus, "cytosol": cytosol}
-    planes = {plane: parse_input(at, plane) for plane, at in masks.items() if at is not None}
     project = _classic_project(images)
     own_planes = project is not None and not planes
     labels = project.planes() if project and own_planes else label_planes(images, planes)
