@@ -87,21 +87,17 @@ class Codec(ABC):
         ValueError
             If the chunk is damaged or decodes to another number of bytes.
         """
-        if not self.filters or filter_mask & 1:
-            n = len(chunk)
-            if n == len(out):
-                out[:] = np.frombuffer(chunk, np.uint8)
-        else:
-            try:
-                n = self._decoded(chunk, out)
-            except RuntimeError as error:  # base class of all errors of imagecodecs
-                raise ValueError(f"its {self.name} stream is damaged or of another size ({error})") from error
+        decoded = _copied if filter_mask & 1 else self._decoded
+        try:
+            n = decoded(chunk, out)
+        except RuntimeError as error:  # base class of all errors of imagecodecs
+            raise ValueError(f"its {self.name} stream is damaged or of another size ({error})") from error
         if n != len(out):
             raise ValueError(f"it does not decode to {len(out)} bytes")
 
+    @abstractmethod
     def _decoded(self, chunk: bytes, out: NDArray[np.uint8]) -> int:
         """Decode a chunk into ``out`` and return the number of bytes decoded."""
-        raise NotImplementedError
 
 
 class Gzip(Codec):
@@ -207,6 +203,9 @@ class Uncompressed(Codec):
         """See `Codec.encode`."""
         return [block.tobytes() for block in blocks]
 
+    def _decoded(self, chunk: bytes, out: NDArray[np.uint8]) -> int:
+        return _copied(chunk, out)
+
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Gzip(), Lzf(), Lz4(), Zstd(), Uncompressed())}
 
@@ -222,6 +221,13 @@ def choose_codec(compression: str) -> Codec:
     if compression not in CODECS:
         raise OutputError(f"unknown compression {compression!r}; it must be one of {', '.join(CODECS)}")
     return CODECS[compression]
+
+
+def _copied(chunk: bytes, out: NDArray[np.uint8]) -> int:
+    """Copy a chunk that no filter was applied to, if its size is right, and return its size."""
+    if len(chunk) == len(out):
+        out[:] = np.frombuffer(chunk, np.uint8)
+    return len(chunk)
 
 
 def fletcher32(data: bytes) -> bytes:
