@@ -94,9 +94,8 @@ class Placement:
         return not self.other and self.offset == self.skew == (0, 0) and min(self.scale) > 0
 
 
-@dataclass(frozen=True, eq=False)
 class ShiftedRaster:
-    """A label plane whose first pixel is at another pixel of the image; 0 where it has no pixels.
+    """A label plane whose first pixel is at another pixel of the image; 0 where it has no pixels. See `Raster`.
 
     Parameters
     ----------
@@ -107,35 +106,15 @@ class ShiftedRaster:
         Size of the image.
     """
 
-    raster: Raster
-    shift: tuple[int, int]
-    size: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """See `Raster.shape`."""
-        return self.raster.shape[0], *self.size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """See `Raster.dtype`."""
-        return self.raster.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """See `Raster.names`."""
-        return self.raster.names
-
-    @property
-    def source(self) -> str:
-        """See `Raster.source`."""
-        return self.raster.source
+    def __init__(self, raster: Raster, shift: tuple[int, int], size: tuple[int, int]) -> None:
+        self._raster, self._shift = raster, shift
+        self.shape, self.dtype = (raster.shape[0], *size), raster.dtype
+        self.names, self.source = raster.names, raster.source
 
     @property
     def overlap(self) -> tuple[int, int, int, int]:
         """Box (y0, x0, y1, x1) of the image that the raster covers; empty if y1 <= y0 or x1 <= x0."""
-        (dy, dx), (H, W) = self.shift, self.size
-        _, height, width = self.raster.shape
+        (dy, dx), (_, H, W), (_, height, width) = self._shift, self.shape, self._raster.shape
         return max(dy, 0), max(dx, 0), min(dy + height, H), min(dx + width, W)
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
@@ -144,8 +123,8 @@ class ShiftedRaster:
         top, left, bottom, right = self.overlap
         top, left, bottom, right = max(top, y0), max(left, x0), min(bottom, y1), min(right, x1)
         if top < bottom and left < right:
-            dy, dx = self.shift
-            inside = self.raster.read(top - dy, left - dx, bottom - dy, right - dx)
+            dy, dx = self._shift
+            inside = self._raster.read(top - dy, left - dx, bottom - dy, right - dx)
             pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = inside
         return pixels
 
@@ -261,7 +240,7 @@ def place_labels(
         y0, x0, y1, x1 = shifted.overlap
         where = f"{name} labels {raster.source} begin at y {found[0]}, x {found[1]} of image {image.source}"
         if y1 <= y0 or x1 <= x0:
-            H, W = shifted.size
+            _, H, W = shifted.shape
             raise LabelError(f"{where}, outside its {H} x {W} pixels (H x W); {REMEDY}")
         warnings.append(
             f"{where}, as their transformation or coordinates say, and are read so: they cover {y1 - y0} x {x1 - x0} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ __all__ = ["WholeNumberLabels", "whole_number_labels"]
 EXACT = {"float16": (np.int16, 2**11), "float32": (np.int32, 2**24), "float64": (np.int64, 2**53)}
 
 
-@dataclass(frozen=True, eq=False)
 class WholeNumberLabels:
     """A label plane (1, H, W) of floating-point numbers as integers. Every pixel is checked when it is read.
 
@@ -30,28 +28,11 @@ class WholeNumberLabels:
         Name of the plane in messages.
     """
 
-    raster: Raster
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """See `Raster.shape`."""
-        return self.raster.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """See `Raster.dtype`."""
-        return np.dtype(EXACT[self.raster.dtype.name][0])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """See `Raster.names`."""
-        return self.raster.names
-
-    @property
-    def source(self) -> str:
-        """See `Raster.source`."""
-        return self.raster.source
+    def __init__(self, raster: Raster, where: str) -> None:
+        integer, self._limit = EXACT[raster.dtype.name]
+        self._raster, self._where = raster, where
+        self.shape, self.dtype = raster.shape, np.dtype(integer)
+        self.names, self.source = raster.names, raster.source
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
         """See `Raster.read`.
@@ -61,8 +42,7 @@ class WholeNumberLabels:
         LabelError
             If a pixel is not a whole number, or so large that it may have been rounded.
         """
-        labels = self.raster.read(y0, x0, y1, x1)
-        limit = EXACT[self.raster.dtype.name][1]
+        labels, limit = self._raster.read(y0, x0, y1, x1), self._limit
         with np.errstate(invalid="ignore"):  # of NaN and infinity, which equal no integer
             whole = labels.astype(self.dtype)
             is_exact = bool((whole == labels).all()) and -limit < int(whole.min()) and int(whole.max()) < limit
@@ -72,7 +52,7 @@ class WholeNumberLabels:
 
     def _first_error(self, labels: NDArray[Any], y0: int, x0: int) -> LabelError:
         """Return the error for the first pixel that is not an exact whole number."""
-        dtype, limit = self.raster.dtype, EXACT[self.raster.dtype.name][1]
+        dtype, limit = self._raster.dtype, self._limit
         with np.errstate(invalid="ignore"):
             bad = ~((labels == np.rint(labels)) & (np.abs(labels.astype(np.float64)) < limit))
         at = int(bad.argmax())
@@ -82,7 +62,7 @@ class WholeNumberLabels:
         if np.isfinite(value) and value == np.rint(value):
             reason = f"may have been rounded, because {dtype} is exact only below {limit:,}"
         return LabelError(
-            f"{self.where} are of type {dtype} and hold {value:.9g} at y {y0 + y}, x {x0 + x}, which {reason}; "
+            f"{self._where} are of type {dtype} and hold {value:.9g} at y {y0 + y}, x {x0 + x}, which {reason}; "
             "save them as integers"
         )
 
