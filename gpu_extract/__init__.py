@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpu_extract.api import extract, extract_many, iter_cells, survey, survey_many
     from gpu_extract.errors import (
         DeviceError,
+        ExtractionWarning,
         GpuExtractError,
         InputError,
         LabelError,
@@ -47,6 +48,7 @@ __all__ = [
     "Cells",
     "DeviceError",
     "ExtractOptions",
+    "ExtractionWarning",
     "GpuExtractError",
     "InputError",
     "LabelError",
@@ -100,6 +102,7 @@ _HOME = {
     "Report": "pipeline",
     "Survey": "surveying",
     "DeviceError": "errors",
+    "ExtractionWarning": "errors",
     "GpuExtractError": "errors",
     "InputError": "errors",
     "LabelError": "errors",

@@ -14,9 +14,11 @@ from gpu_extract.checks import as_trust
 from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan_slides
+from gpu_extract.messages import warn
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.planning import Plan, with_checked_images
+from gpu_extract.progress import shown
 from gpu_extract.sources.selectors import input_paths
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Contents, check_output, choose_layout
@@ -31,7 +33,7 @@ def extract(
     output: str | os.PathLike[str],
     nucleus: LabelInput | None = None,
     cytosol: LabelInput | None = None,
-    progress: pipeline.Progress | None = None,
+    progress: pipeline.Progress | bool | None = None,
     **options: Unpack[ExtractOptions],
 ) -> pipeline.Report:
     """Extract every cell of a slide into a file, and return a report.
@@ -43,8 +45,9 @@ def extract(
     output : path
         The file to write: .h5sc, .h5ad, .h5 or .hdf5, or with ``layout="sparcspy"`` .h5, .hdf5 or .h5sc. Missing
         folders are made. It appears under this name once it is complete.
-    progress : callable, optional
-        Called with the number of cells written so far and the number of all cells.
+    progress : bool or callable, optional
+        True shows progress on stderr, as a bar in a terminal or a notebook. A callable is called with the number of
+        cells written so far and the number of all cells. The logger ``gpu_extract`` gets each phase as INFO.
     **options
         `PlanOptions`, among them ``recipe``, ``tile_size``, ``channels``, ``ids`` and every parameter of a `Recipe`;
         and `RunOptions`: ``device``, ``threads``, ``gpu_memory``, ``compression``, ``layout``, ``chunk_cells``,
@@ -62,6 +65,13 @@ def extract(
         If there is no option of that name. It is an `InputError` and a `TypeError`.
     RunStoppedError
         If the output can no longer be written, for example because the disk is full.
+    KeyboardInterrupt
+        On Ctrl-C; its message says how many cells were kept, and where.
+
+    Warns
+    -----
+    ExtractionWarning
+        For each of the report's ``warnings``; those about the input are issued before the extraction begins.
     """
     check_options(options, ExtractOptions, "image", "output", "nucleus", "cytosol", "progress")
     return extract_many([SlideInput(image, nucleus, cytosol)], output=output, progress=progress, **options)
@@ -71,7 +81,7 @@ def extract_many(
     slides: Sequence[SlideInput | Mapping[str, Any]],
     *,
     output: str | os.PathLike[str],
-    progress: pipeline.Progress | None = None,
+    progress: pipeline.Progress | bool | None = None,
     **options: Unpack[ExtractOptions],
 ) -> pipeline.Report:
     """`extract` for several slides, into one file.
@@ -97,12 +107,15 @@ def extract_many(
     """
     check_options(options, ExtractOptions, "slides", "output", "progress")
     path = Path(output)
-    job = _prepare(slides, path, options)
-    lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
-    provenance = {name: "\n".join(found) for name, found in lines.items() if found}
-    contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
-    store = CellStore.create(path, contents, **job.storage)
-    return pipeline.run(job.plan, job.backend, store, job.threads, progress or (lambda written, total: None))
+    with shown(progress) as show:
+        job = _prepare(slides, path, options)
+        lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
+        provenance = {name: "\n".join(found) for name, found in lines.items() if found}
+        contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
+        store = CellStore.create(path, contents, **job.storage)
+        report = pipeline.run(job.plan, job.backend, store, job.threads, show)
+    warn(report.warnings[len(job.plan.warnings) :])
+    return report
 
 
 def survey(
@@ -204,6 +217,7 @@ def iter_cells(
     backend, n_threads = choose_backend(device, gpu_memory), as_threads(threads)
     plan = plan_slides([SlideInput(image, nucleus, cytosol)], options, backend.statistics)
     plan = with_checked_images(plan, as_trust(options.get("trust")))
+    warn(plan.warnings)
 
     def batches() -> Iterator[CellImages]:
         with ThreadPoolExecutor(n_threads, "gpu-extract") as workers:
@@ -262,6 +276,7 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
             _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
     plan = with_checked_images(plan, as_trust(options.get("trust")))
+    warn(plan.warnings)
     storage = {
         "compression": compression,
         "layout": layout,

@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gpu_extract import api
 from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
-from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
-from gpu_extract.pipeline import Progress, Report
+from gpu_extract.errors import ExtractionWarning, GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.pipeline import Report
 from gpu_extract.progress import progress_on_stderr
 
 # Shown below the help of `run`; rich separates paragraphs by empty lines.
@@ -38,6 +40,8 @@ gpu-extract plan image.ome.tif --nucleus nuclei.tif --cytosol cells.tif
 
 gpu-extract plan --slides slides.csv --size-um 40 --json
 """
+# The final line counts from here.
+STARTED = time.perf_counter()
 
 app = typer.Typer(
     name="gpu-extract",
@@ -81,8 +85,8 @@ def run(
     ],
 ) -> None:
     """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
-    with _progress_of_run(output, quiet=request.quiet) as progress:
-        report = api.extract_many(request.slides, output=output, progress=progress, **request.options)
+    with _saying_what_was_kept():
+        report = api.extract_many(request.slides, output=output, progress=not request.quiet, **request.options)
     _print_report(report)
 
 
@@ -104,14 +108,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
-    survey = api.survey_many(request.slides, output=output, **request.options)
+    with progress_on_stderr(quiet=request.quiet, doing="surveying"):
+        survey = api.survey_many(request.slides, output=output, **request.options)
     if as_json:
         print(json.dumps(survey.to_dict(), indent=1))
     else:
         from gpu_extract.report import survey_lines
 
         print(*survey_lines(survey), sep="\n")
-    _print_warnings(survey.plan.warnings)
 
 
 @app.command()
@@ -130,7 +134,7 @@ def demo(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {output} cannot be made: {error.strerror}; choose another with -o") from error
-    with _progress_of_run(cells, quiet=quiet) as progress:
+    with _saying_what_was_kept():
         report = api.extract(
             sample.image,
             nucleus=sample.nucleus,
@@ -138,7 +142,7 @@ def demo(
             output=cells,
             tile_size=64,
             overwrite=_is_demo_file(cells),
-            progress=progress,
+            progress=not quiet,
         )
     _print_report(report)
     _write_gallery(cells, picture, n_cells=10, seed=0, overwrite=True)
@@ -239,7 +243,8 @@ def main() -> None:
     """Run the command line ``gpu-extract``."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        with _printed_warnings():
+            app()
     except RunStoppedError as error:
         sys.exit(_fail(error, 3))
     except GpuExtractError as error:
@@ -303,42 +308,41 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
 
 @contextmanager
-def _progress_of_run(output: Path, *, quiet: bool) -> Iterator[Progress]:
-    """Show the progress of a run; if it is stopped, raise an error that says what was kept."""
-    counts = (0, 0)
-    with progress_on_stderr(quiet=quiet) as show:
-
-        def progress(n_cells: int, total: int) -> None:
-            nonlocal counts
-            counts = (n_cells, total)
-            show(n_cells, total)
-
-        try:
-            yield progress
-        except KeyboardInterrupt:
-            n_cells, total = counts
-            if not n_cells:
-                raise RunStoppedError("stopped before any cell was written") from None
-            raise RunStoppedError(
-                f"stopped at {n_cells:,} of {total:,} cells, which are kept in {output}.partial; "
-                "resuming comes with a later version, use --overwrite to start again"
-            ) from None
+def _saying_what_was_kept() -> Iterator[None]:
+    """Convert Ctrl-C to an error that says what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise RunStoppedError(str(stop) or "stopped before any cell was written") from None
 
 
 def _print_report(report: Report) -> None:
     print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
     for reason, n in report.dropped.items():
         print(f"dropped {n:,}: {reason}")
+    seconds = time.perf_counter() - STARTED
     print(
-        f"device {report.device}, {report.threads} threads, {report.seconds:.1f} s, "
+        f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "
+        f"{report.n_cells / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
         f"{report.cells_per_second:,.0f} cells/s"
     )
-    _print_warnings(report.warnings)
 
 
-def _print_warnings(warnings: Iterable[str]) -> None:
-    for line in warnings:
-        print(f"warning: {line}", file=sys.stderr)
+@contextmanager
+def _printed_warnings() -> Iterator[None]:
+    """Print each `ExtractionWarning` as one line; where in the code it was issued is of no use here."""
+    show = warnings.showwarning
+
+    def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ExtractionWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ExtractionWarning)
+        warnings.showwarning = show_line
+        yield
 
 
 def _square(size: int) -> str:

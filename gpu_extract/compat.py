@@ -24,7 +24,6 @@ from gpu_extract.api import extract_many
 from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError, OutputError
 from gpu_extract.pipeline import Report
-from gpu_extract.progress import progress_on_stderr
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.sources.slide_table import SlideInput
@@ -146,22 +145,18 @@ class HDF5CellExtraction:
         ids = read_ids(self.filtered_classes_path if filtered_classes_path is None else filtered_classes_path)
         output = Path(self.output_path)
         _make_folder(output.parent)
-        with progress_on_stderr(quiet=False) as progress:
-            report = extract_many(
-                [SlideInput(os.fspath(input_segmentation_path), ids=ids)],
-                output=output,
-                recipe=_recipe(self.config),
-                planes=self.config.get("channel_remap"),
-                layout="sparcspy",
-                compression="gzip" if self.config.get("compression", True) else "none",
-                device=self.config.get("device", "auto"),
-                threads=_threads(self.config),
-                overwrite=True,
-                progress=progress,
-            )
-        for line in report.warnings:
-            warnings.warn(line, stacklevel=2)
-        return report
+        return extract_many(
+            [SlideInput(os.fspath(input_segmentation_path), ids=ids)],
+            output=output,
+            recipe=_recipe(self.config),
+            planes=self.config.get("channel_remap"),
+            layout="sparcspy",
+            compression="gzip" if self.config.get("compression", True) else "none",
+            device=self.config.get("device", "auto"),
+            threads=_threads(self.config),
+            overwrite=True,
+            progress=True,
+        )
 
     def __call__(
         self,

@@ -15,13 +15,14 @@
     └── RunStoppedError    the run stopped early (Ctrl-C, SIGTERM, a full disk); cells written so far are kept
 
 Each message is one line: what was given, what is allowed, what to do. The command line prints it and exits
-with code 1, or 3 for `RunStoppedError`.
+with code 1, or 3 for `RunStoppedError`. What a careful reader should know, and no error, is an `ExtractionWarning`.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "DeviceError",
+    "ExtractionWarning",
     "GpuExtractError",
     "InputError",
     "LabelError",
@@ -33,6 +34,10 @@ __all__ = [
     "UnknownCellError",
     "UnknownOptionError",
 ]
+
+
+class ExtractionWarning(UserWarning):
+    """Something about the input, the machine or the result that the user should know."""
 
 
 class GpuExtractError(Exception):

@@ -17,6 +17,7 @@ from gpu_extract import planning
 from gpu_extract.checks import Trust, as_trust, check_labels
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
+from gpu_extract.messages import announce, warn
 from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
 from gpu_extract.options import ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.recipe import Recipe
@@ -83,7 +84,7 @@ def plan(
         If there is no option of that name. It is an `InputError` and a `TypeError`.
     """
     check_options(options, PlanOptions, "image", "nucleus", "cytosol")
-    return plan_slides([SlideInput(image, nucleus, cytosol)], options)
+    return _with_warnings(plan_slides([SlideInput(image, nucleus, cytosol)], options))
 
 
 def plan_many(slides: Sequence[SlideInput | Mapping[str, Any]], **options: Unpack[PlanOptions]) -> planning.Plan:
@@ -108,7 +109,13 @@ def plan_many(slides: Sequence[SlideInput | Mapping[str, Any]], **options: Unpac
         As for `plan`.
     """
     check_options(options, PlanOptions, "slides")
-    return plan_slides([as_slide_input(given) for given in slides], options)
+    return _with_warnings(plan_slides([as_slide_input(given) for given in slides], options))
+
+
+def _with_warnings(planned: planning.Plan) -> planning.Plan:
+    """Issue the warnings of a plan and return it."""
+    warn(planned.warnings)
+    return planned
 
 
 def plan_slides(
@@ -167,7 +174,8 @@ def _opened(
 ) -> tuple[list[Slide], list[str]]:
     """Open all inputs. With ``check``, invalid slides are skipped, and a warning is returned for each."""
     opened, warnings = [], []
-    for given in inputs:
+    for number, given in enumerate(inputs, 1):
+        announce("opening input %d of %d", number, len(inputs))
         try:
             found = open_one(given)
             if check is not None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends import Backend, Extract, ExtractInParts
 from gpu_extract.errors import InputError
+from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order
 from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
@@ -121,26 +122,29 @@ def run(
     """Extract the plan's cells into a store and finish it.
 
     On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
-    next to the output.
+    next to the output. The message of a KeyboardInterrupt says what was kept.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    n_flat = np.zeros(len(plan.program.cut), np.int64)
+    n_flat, written = np.zeros(len(plan.program.cut), np.int64), 0
+    announce("extracting %s cells", f"{len(plan.cells):,}")
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
-            written = 0
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
                 n_flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
                 written += len(chunks)
                 progress(written, len(plan.cells))
+        announce("finishing the file")
         with watch.stage("write"):
             path = store.finish()
     except InputError:
         store.abandon()
         raise
-    except BaseException:
+    except BaseException as error:
         store.keep()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_kept(written, plan, store)) from None
         raise
     return Report(
         path=path,
@@ -278,6 +282,16 @@ def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
+
+
+def _kept(n_written: int, plan: Plan, store: CellStore) -> str:
+    """Return what a run that is stopped leaves, as text."""
+    if not n_written:
+        return "stopped before any cell was written"
+    return (
+        f"stopped at {n_written:,} of {len(plan.cells):,} cells, which are kept in {store.partial}; resuming comes "
+        "with a later version, use --overwrite (overwrite=True) to start again"
+    )
 
 
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:

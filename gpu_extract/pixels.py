@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
+from gpu_extract.messages import announce
 from gpu_extract.model import Raster, Slide, strips
 from gpu_extract.recipe import Program
 
@@ -26,6 +27,7 @@ def slide_limits(slides: Sequence[Slide], program: Program) -> list[NDArray[np.f
     if recipe.normalization != "quantile" or recipe.quantile_scope == "cell":
         return [None] * len(slides)
     rasters = [slide.image for slide in slides]
+    announce("measuring the quantiles of the images")
     if recipe.quantile_scope == "dataset":
         return [image_quantiles(rasters, recipe.quantiles)] * len(slides)
     return [image_quantiles([raster], recipe.quantiles) for raster in rasters]
@@ -41,6 +43,7 @@ def check_finite(slide: Slide) -> None:
     """
     if slide.image.dtype.kind != "f":
         return
+    announce("checking that the pixels of slide %s are finite", slide.name)
     found: dict[int, tuple[int, int, int]] = {}  # channel -> number, y and x of the first
     for y0, strip in _strips(slide.image):
         for channel, bad in enumerate(~np.isfinite(strip)):

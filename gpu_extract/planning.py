@@ -19,6 +19,7 @@ from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
 from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
+from gpu_extract.messages import announce
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
 
@@ -165,7 +166,11 @@ def make_plan(
     """
     slides = tuple(slides)
     program = _program(slides, recipe)
-    given = [slide_statistics(slide, statistics) for slide in slides]
+    given = []
+    for number, slide in enumerate(slides, 1):
+        announce("reading the labels of slide %d of %d", number, len(slides))
+        given.append(slide_statistics(slide, statistics))
+    announce("planning")
     if not allow_empty:
         _check_not_empty(slides, given)
     checked = check_slides(slides, given, recipe, trust)
@@ -200,6 +205,7 @@ def with_checked_images(plan: Plan, trust: Collection[Trust] = ()) -> Plan:
     LabelError
         If labels surely are not those of their image; see `gpu_extract.checks.check_images`.
     """
+    announce("checking the images")
     first = np.searchsorted(plan.cells.slide, np.arange(len(plan.slides) + 1)).tolist()
     boxes = [plan.cells.boxes[start:stop] for start, stop in pairwise(first)]
     checked = check_images(plan.slides, boxes, trust)

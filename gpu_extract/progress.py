@@ -1,79 +1,162 @@
-"""Progress of a run on stderr, for the command line."""
+"""The progress of a run on stderr: what happens, how much is done, and the remaining time."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import Any, Protocol
 
+from gpu_extract.messages import listening
 from gpu_extract.pipeline import Progress
 
-__all__ = ["RecentRate", "progress_on_stderr"]
+__all__ = ["RecentRate", "progress_on_stderr", "shown"]
 
 # Seconds between two lines in a log: often enough to show that the run is alive, without filling the disk.
 LOG_INTERVAL = 10.0
+# Seconds after which a log shows what is going on.
+TICK = 1.0
+
+
+class Display(Protocol):
+    """Shows the progress of one run."""
+
+    def announce(self, phase: str, text: str) -> None:
+        """Show what happens now; ``phase`` stays the same while ``text`` counts. Any thread may call it."""
+
+    def update(self, n_done: int, total: int) -> None:
+        """Show how many cells are done."""
 
 
 @contextmanager
-def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
-    """Yield a `Progress` that shows a bar on a terminal, and prints plain lines in a log.
+def progress_on_stderr(*, quiet: bool, doing: str = "extracting") -> Iterator[Progress]:
+    """Show the phases announced within the block, and yield a `Progress` that shows the cells done.
 
-    Both show the cells per second of the last seconds, and the remaining time at that rate. With ``quiet`` nothing is
-    shown.
+    A terminal and a notebook get a bar, a log gets lines. Both show the cells per second of the last seconds, and the
+    remaining time at that rate. With ``quiet`` nothing is shown.
     """
     if quiet:
-        yield lambda n_cells, total: None
-    elif sys.stderr.isatty():
-        with _bar() as progress:
-            yield progress
-    else:
-        yield _log_lines()
+        yield lambda n_done, total: None
+        return
+    with _display(doing) as display, listening(display.announce):
+        yield display.update
+
+
+def shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
+    """Return a context that yields the `Progress` of a ``progress`` parameter; True shows it on stderr."""
+    return nullcontext(progress) if callable(progress) else progress_on_stderr(quiet=not progress)
+
+
+def _display(doing: str) -> AbstractContextManager[Display]:
+    if sys.stderr.isatty():
+        return _terminal(doing)
+    if "ipykernel" in sys.modules and find_spec("tqdm"):
+        return _notebook(doing)
+    return _log()
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _terminal(doing: str) -> Iterator[Display]:
+    """Show a bar of rich, and before the first cells are done the name of the phase beside a spinner."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("extracting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} cells/s"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("extracting", total=None, rate="-")
-        rate = RecentRate()
-
-        def progress(n_cells: int, total: int) -> None:
-            speed = rate.update(n_cells)
-            bar.update(task, completed=n_cells, total=total, rate="-" if speed is None else f"{speed:,.0f}")
-
-        yield progress
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
+    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        yield _Terminal(doing, bar, bar.add_task("starting", total=None, done=""))
 
 
-def _log_lines() -> Progress:
-    rate = RecentRate()
-    last = time.monotonic()
+class _Terminal:
+    def __init__(self, doing: str, bar: Any, task: Any) -> None:
+        self._doing, self._bar, self._task, self._rate = doing, bar, task, RecentRate()
 
-    def progress(n_cells: int, total: int) -> None:
-        nonlocal last
-        now, speed = time.monotonic(), rate.update(n_cells)
-        if now - last < LOG_INTERVAL and n_cells < total:
-            return
-        last = now
-        print(f"{n_cells:,} of {total:,} cells{_pace(total - n_cells, speed)}", file=sys.stderr)
+    def announce(self, phase: str, text: str) -> None:
+        self._bar.update(self._task, description=text)
 
-    return progress
+    def update(self, n_done: int, total: int) -> None:
+        done = _counts(n_done, total, self._rate.update(n_done))
+        self._bar.update(self._task, description=self._doing, completed=n_done, total=total, done=done)
 
 
-def _pace(n_remaining: int, speed: float | None) -> str:
-    """Return the cells per second and the remaining time as text; empty while they are unknown."""
-    return f", {speed:,.0f} cells/s, {n_remaining / speed:,.0f} s left" if speed else ""
+@contextmanager
+def _notebook(doing: str) -> Iterator[Display]:
+    """Show a bar of tqdm, which notebooks draw."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc="starting", unit=" cells") as bar:
+        yield _Notebook(doing, bar)
+
+
+class _Notebook:
+    def __init__(self, doing: str, bar: Any) -> None:
+        self._doing, self._bar = doing, bar
+
+    def announce(self, phase: str, text: str) -> None:
+        self._bar.set_description(text)
+
+    def update(self, n_done: int, total: int) -> None:
+        if self._bar.total is None:
+            self._bar.reset(total)  # so that its rate leaves out the phases before
+        self._bar.set_description(self._doing, refresh=False)
+        self._bar.update(n_done - self._bar.n)
+
+
+@contextmanager
+def _log() -> Iterator[Display]:
+    """Print lines, which a thread does: a phase that lasts is shown even if nothing comes after it."""
+    log, over = _Log(), threading.Event()
+
+    def tick() -> None:
+        while not over.wait(TICK):
+            log.tick()
+
+    thread = threading.Thread(target=tick, name="gpu-extract-progress", daemon=True)
+    thread.start()
+    try:
+        yield log
+    finally:
+        over.set()
+        thread.join()
+
+
+class _Log:
+    """Lines for a log: a phase once it lasts to the next `tick`, and counts every `LOG_INTERVAL` seconds.
+
+    A short run has few lines, and one that fails at once has only the line of its error.
+    """
+
+    def __init__(self) -> None:
+        self._rate, self._printed_at = RecentRate(), time.monotonic()
+        self._now = self._printed = ("", "")  # phase and text
+
+    def announce(self, phase: str, text: str) -> None:
+        self._now = (phase, text)
+
+    def update(self, n_done: int, total: int) -> None:
+        self._now = ("cells", _counts(n_done, total, self._rate.update(n_done)))
+        if n_done >= total:
+            self._print()
+
+    def tick(self) -> None:
+        is_due = time.monotonic() - self._printed_at >= LOG_INTERVAL
+        if self._now != self._printed and (self._now[0] != self._printed[0] or is_due):
+            self._print()
+
+    def _print(self) -> None:
+        self._printed, self._printed_at = self._now, time.monotonic()
+        print(self._printed[1], file=sys.stderr, flush=True)
+
+
+def _counts(n_done: int, total: int, speed: float | None) -> str:
+    """Return the cells done as text; with the cells per second and the remaining time once they are known."""
+    pace = f", {speed:,.0f} cells/s" if speed else ""
+    left = f", {(total - n_done) / speed:,.0f} s left" if speed and n_done < total else ""
+    return f"{n_done:,} of {total:,} cells{pace}{left}"
 
 
 class RecentRate:

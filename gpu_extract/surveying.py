@@ -23,6 +23,7 @@ from gpu_extract import pipeline
 from gpu_extract.backends import Backend
 from gpu_extract.components import find_components
 from gpu_extract.matching import find_overlaps
+from gpu_extract.messages import announce
 from gpu_extract.model import DropReason, Slide, strips
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
@@ -210,6 +211,7 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     InputError
         If the pixels cannot be read.
     """
+    announce("surveying labels and images")
     problems = _label_problems(plan)
     start = time.perf_counter()
     channels, share_read = _channel_values(plan.slides)

@@ -12,7 +12,7 @@ import gpu_extract
 from gpu_extract.options import ExtractOptions
 
 # These modules speak to users of the command line only.
-COMMAND_LINE = {"cli.py", "settings.py", "survey_text.py"}
+COMMAND_LINE = {"cli.py", "cli_options.py", "settings.py", "survey_text.py"}
 # Parameters with another name than their option.
 RENAMED = {"size": "tile_size", "size_um": "tile_size_um", "range": "value_range", "normalize": "normalization"}
 MODULES = sorted(path for path in Path(gpu_extract.__file__).parent.rglob("*.py") if path.name not in COMMAND_LINE)

@@ -110,6 +110,11 @@ class CellStore:
         return ChunkLog(partial, self._journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes)
 
     @property
+    def partial(self) -> Path:
+        """The file that is written until it is complete."""
+        return self._target.partial
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for users of the file, one line each."""
         warnings = [*self._layout_warnings]

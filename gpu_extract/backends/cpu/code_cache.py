@@ -35,6 +35,8 @@ from numba.core import serialize
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 
+from gpu_extract.messages import announce
+
 __all__ = ["NOT_KEPT", "NO_FOLDER", "VARIABLE", "CodeCache", "folder", "warnings"]
 
 VARIABLE = "GPU_EXTRACT_CACHE"
@@ -86,6 +88,7 @@ class CodeCache(NullCache):
                 with suppress(OSError):
                     path.unlink()
                 _warn(f"compiled code in {path} is damaged ({_line(error)}) and is compiled again")
+        announce("compiling kernels for these types of pixels and labels, once; this takes 15 to 30 s")
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
