@@ -113,7 +113,10 @@ def extract_many(
         provenance = {name: "\n".join(found) for name, found in lines.items() if found}
         contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
         store = CellStore.create(path, contents, **job.storage)
-        report = pipeline.run(job.plan, job.backend, store, job.threads, show)
+        try:
+            report = pipeline.run(job.plan, job.backend, store, job.threads, show)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_what_was_kept(store, len(job.plan.cells))) from None
     warn(report.warnings[len(job.plan.warnings) :])
     return report
 
@@ -285,6 +288,16 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
         "overwrite": overwrite,
     }
     return _Job(plan, backend, threads, storage)
+
+
+def _what_was_kept(store: CellStore, n_cells: int) -> str:
+    """Return what a run that was stopped leaves, as text."""
+    if not store.n_kept:
+        return "stopped before any cell was written"
+    return (
+        f"stopped at {store.n_kept:,} of {n_cells:,} cells, which are kept in {store.partial}; resuming comes "
+        "with a later version, use --overwrite (overwrite=True) to start again"
+    )
 
 
 def _check_not_an_input(output: Path, *inputs: Any) -> None:

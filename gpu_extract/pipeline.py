@@ -122,13 +122,14 @@ def run(
     """Extract the plan's cells into a store and finish it.
 
     On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
-    next to the output. The message of a KeyboardInterrupt says what was kept.
+    next to the output.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    n_flat, written = np.zeros(len(plan.program.cut), np.int64), 0
+    n_flat = np.zeros(len(plan.program.cut), np.int64)
     announce("extracting %s cells", f"{len(plan.cells):,}")
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
+            written = 0
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
@@ -141,10 +142,8 @@ def run(
     except InputError:
         store.abandon()
         raise
-    except BaseException as error:
+    except BaseException:
         store.keep()
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(_kept(written, plan, store)) from None
         raise
     return Report(
         path=path,
@@ -282,16 +281,6 @@ def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
-
-
-def _kept(n_written: int, plan: Plan, store: CellStore) -> str:
-    """Return what a run that is stopped leaves, as text."""
-    if not n_written:
-        return "stopped before any cell was written"
-    return (
-        f"stopped at {n_written:,} of {len(plan.cells):,} cells, which are kept in {store.partial}; resuming comes "
-        "with a later version, use --overwrite (overwrite=True) to start again"
-    )
 
 
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:

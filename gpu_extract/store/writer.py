@@ -41,6 +41,8 @@ class CellStore:
         Final path.
     format : ChunkFormat
         The format that `encode` must be called with.
+    n_kept : int
+        Number of cells in the partial file after `keep`.
     """
 
     def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, claim: Claim) -> None:
@@ -56,6 +58,7 @@ class CellStore:
             self._opening.add_done_callback(lambda _: trim_heap())
         executor.shutdown(wait=False)
         self._is_open = True
+        self.n_kept = 0
 
     @classmethod
     def create(
@@ -179,7 +182,7 @@ class CellStore:
         return self.path
 
     def keep(self) -> None:
-        """Make all cells durable and keep the partial file; remove it if there are none."""
+        """Make all cells durable and keep the partial file; remove it if there are none. See `n_kept`."""
         if not self._is_open:
             return
         if self._opening.exception() is None:
@@ -187,10 +190,11 @@ class CellStore:
             # Cells after the last successful checkpoint are lost; none of them was reported as kept.
             with contextlib.suppress(OSError):
                 log.checkpoint()
-            if log.n_durable:
-                self._close()
-                return
-        self.abandon()
+            self.n_kept = log.n_durable
+        if self.n_kept:
+            self._close()
+        else:
+            self.abandon()
 
     def abandon(self) -> None:
         """Remove the partial file and the journal."""
@@ -215,7 +219,7 @@ class CellStore:
 
     def _stopped(self, error: OSError) -> RunStoppedError:
         self.keep()
-        kept = f"{self._log.n_durable} of {self._n_cells} cells are kept in {self._target.partial}"
+        kept = f"{self.n_kept} of {self._n_cells} cells are kept in {self._target.partial}"
         return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
 
 
