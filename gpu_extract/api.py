@@ -12,11 +12,12 @@ from typing import Any, Unpack
 from gpu_extract import backends, pipeline, surveying
 from gpu_extract.checks import as_trust
 from gpu_extract.cpus import default_threads
-from gpu_extract.errors import InputError, OutputError
+from gpu_extract.errors import InputError
 from gpu_extract.inputs import plan_slides
 from gpu_extract.messages import warn
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
+from gpu_extract.overwriting import check_not_read
 from gpu_extract.planning import Plan, with_checked_images
 from gpu_extract.progress import shown
 from gpu_extract.sources.selectors import input_paths
@@ -271,13 +272,14 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
     choose_layout(layout)  # refuse an unknown layout before anything is read
     inputs = [as_slide_input(given) for given in slides]
     if output is not None:
+        check_not_read(output, _recipe_file(options))
         for given in inputs:
-            _check_not_an_input(output, given.image, given.nucleus, given.cytosol)
+            check_not_read(output, input_paths(given.image, given.nucleus, given.cytosol))
         check_output(output, compression, layout=layout, overwrite=overwrite)
     plan = plan_slides(inputs, options, backend.statistics)
     if output is not None:
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
-            _check_not_an_input(output, slide.image.source, *(raster.source for raster in slide.masks.values()))
+            check_not_read(output, input_paths(slide.image.source, *(raster.source for raster in slide.masks.values())))
     plan = with_checked_images(plan, as_trust(options.get("trust")))
     warn(plan.warnings)
     storage = {
@@ -290,6 +292,12 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
     return _Job(plan, backend, threads, storage)
 
 
+def _recipe_file(options: ExtractOptions) -> list[str | os.PathLike[str]]:
+    """Return the file that the recipe is read from, if it is one."""
+    recipe = options.get("recipe")
+    return [recipe] if isinstance(recipe, (str, os.PathLike)) else []
+
+
 def _what_was_kept(store: CellStore, n_cells: int) -> str:
     """Return what a run that was stopped leaves, as text."""
     if not store.n_kept:
@@ -298,10 +306,3 @@ def _what_was_kept(store: CellStore, n_cells: int) -> str:
         f"stopped at {store.n_kept:,} of {n_cells:,} cells, which are kept in {store.partial}; resuming comes "
         "with a later version, use --overwrite (overwrite=True) to start again"
     )
-
-
-def _check_not_an_input(output: Path, *inputs: Any) -> None:
-    """Raise OutputError if the output is one of the inputs."""
-    real = os.path.realpath(output)
-    if any(os.path.realpath(path) == real for path in input_paths(*inputs)):
-        raise OutputError(f"output {output} is one of the inputs; choose another name")

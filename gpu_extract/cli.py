@@ -24,6 +24,7 @@ import typer
 from gpu_extract import api
 from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
 from gpu_extract.errors import ExtractionWarning, GpuExtractError, InputError, OutputError, RunStoppedError
+from gpu_extract.overwriting import check_not_read
 from gpu_extract.pipeline import Report
 from gpu_extract.progress import progress_on_stderr
 
@@ -85,6 +86,7 @@ def run(
     ],
 ) -> None:
     """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
+    check_not_read(output, request.read)
     with _saying_what_was_kept():
         report = api.extract_many(request.slides, output=output, progress=not request.quiet, **request.options)
     _print_report(report)
@@ -108,6 +110,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
+    if output is not None:
+        check_not_read(output, request.read)
     with progress_on_stderr(quiet=request.quiet, doing="surveying"):
         survey = api.survey_many(request.slides, output=output, **request.options)
     if as_json:
@@ -292,6 +296,7 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
     if n_cells < 1:
         raise InputError(f"n_cells is {n_cells}; it must be 1 or more")
+    check_not_read(picture, [file])
     with open_cells(file) as cells:
         n = min(n_cells, len(cells))
         rows = np.sort(np.random.default_rng(seed).choice(len(cells), n, replace=False))

@@ -345,11 +345,14 @@ class Request:
         The `ExtractOptions` that were given.
     quiet : bool
         Whether to show no progress.
+    read : tuple of str or path
+        The files of options that have been read: a table of slides and a list of ids.
     """
 
     slides: list[SlideInput]
     options: dict[str, Any]
     quiet: bool
+    read: tuple[str | Path, ...] = ()
 
 
 def _request(
@@ -430,7 +433,8 @@ def _request(
         "overwrite": overwrite,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return Request(_slides(image, nucleus, cytosol, slides), given, quiet)
+    read = tuple(file for file in (slides, ids) if file is not None)
+    return Request(_slides(image, nucleus, cytosol, slides), given, quiet, read)
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:

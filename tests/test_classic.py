@@ -17,7 +17,7 @@ from made.classic_files import (
     write_segmentation,
     write_time_course,
 )
-from made.slides import GOLDEN, ht29, needs_shared
+from made.slides import golden, ht29, needs_shared
 from made.theirs import CLASSIC, COURSE, assert_is_theirs, extracted, ulps
 
 import gpu_extract as gx
@@ -82,16 +82,16 @@ def test_the_team_s_time_course_as_h5sc(run, tmp_path):
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 def test_the_shipped_sample_gives_sparcspy_s_values(run_classic, tmp_path, device):
-    golden = np.load(GOLDEN / "ht29.sparcspy.s64.npz")
+    theirs = golden("ht29.sparcspy.s64")
     slide = ht29()
     whole = slide.read((0, 0, *slide.size))
     source = write_segmentation(tmp_path / "segmentation.h5", whole.image, whole.labels)
-    ids = golden["cell_ids"][golden["rows"]]
+    ids = theirs["cell_ids"][theirs["rows"]]
     run_classic(source, write_classes(tmp_path / "classes.csv", ids), tmp_path / "single_cells.h5", 64, device)
     with h5py.File(tmp_path / "single_cells.h5") as found:
         data = found["single_cell_data"]
         assert (data.dtype, data.chunks) == (np.float32, (1, 1, 64, 64))
-        assert ulps(data, golden["images"]).max() <= (0 if device == "reference" else 1)
+        assert ulps(data, theirs["images"]).max() <= (0 if device == "reference" else 1)
         assert found["single_cell_index"][:].tolist() == [[row, cell_id] for row, cell_id in enumerate(ids)]
         assert set(found) == {"single_cell_data", "single_cell_index"}
 
