@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -149,7 +149,9 @@ class _Log:
 
     def _print(self) -> None:
         self._printed, self._printed_at = self._now, time.monotonic()
-        print(self._printed[1], file=sys.stderr, flush=True)
+        # A full disk under the log, or `| head`, is no reason to stop a run; a closed stream raises ValueError.
+        with suppress(OSError, ValueError):
+            print(self._printed[1], file=sys.stderr, flush=True)
 
 
 def _counts(n_done: int, total: int, speed: float | None) -> str:

@@ -166,3 +166,14 @@ def test_a_progress_parameter_is_a_switch_or_a_callable(capsys):
     with shown(True) as show:
         show(2, 2)
     assert capsys.readouterr().err == "2 of 2 cells\n"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(), ValueError("closed")])
+def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch, error):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with progress_on_stderr(quiet=False) as show:
+        show(2, 2)
