@@ -7,6 +7,7 @@ read too.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpu_extract.errors import InputError, OutputError, UnknownCellError
 from gpu_extract.hdf5_files import open_to_read
+from gpu_extract.listing import first_few
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.layouts import layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Cells", "open_cells"]
-
-# Number of unknown cells that an error names: enough to see the pattern, few enough for a line.
-NAMED = 5
 
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
@@ -153,19 +152,27 @@ class Cells:
         tile: NDArray[Any] = self.read([self._row_of(cell)])[0]
         return tile
 
-    def _read_several(self, listed: list[Any]) -> NDArray[Any]:
+    def _read_several(self, keys: list[Any]) -> NDArray[Any]:
         """Return the tiles of cells named by id or by slide and id.
 
         Raises
         ------
         UnknownCellError
-            If there is none of some of them; the message names the first few.
+            If there is none of some of them, or several; the message names the first few.
         """
-        unknown = list({repr(cell): cell for cell in listed if cell not in self}.values())
+        found = {repr(key): (key, self._rows_of(key)) for key in keys}
+        unknown = [key for key, rows in found.values() if not len(rows)]
         if len(unknown) > 1:
-            named = ", ".join(map(_describe, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
-            raise UnknownCellError(f"{self.path} has no cells {named} ({len(unknown)} in all){self._hint(unknown[0])}")
-        return self.read([self._row_of(cell) for cell in listed])
+            some = f"{first_few(map(_describe, unknown))} ({len(unknown):,} in all)"
+            raise UnknownCellError(f"{self.path} has no cells {some}{self._hint(unknown[0])}")
+        several = [key for key, rows in found.values() if len(rows) > 1]
+        if len(several) > 1 and not unknown:
+            some = first_few(map(_describe, several))
+            raise UnknownCellError(
+                f"{self.path} has several cells of each of {len(several):,} ids ({some}); "
+                "name their slides, as in cells[[(slide, id), ...]]"
+            )
+        return self.read([self._row_of(key) for key in keys])
 
     def _row_of(self, cell: Any) -> int:
         """Return the row of the only cell of that name.
@@ -178,11 +185,15 @@ class Cells:
         if len(rows) == 0:
             raise UnknownCellError(f"{self.path} has no cell {_describe(cell)}{self._hint(cell)}")
         if len(rows) > 1:
-            raise UnknownCellError(
-                f"{self.path} has {len(rows)} cells {_describe(cell)}, of slides "
-                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_describe(cell)}]"
-            )
+            raise UnknownCellError(f"{self.path}: id {_describe(cell)} is in {self._several(cell, rows)}")
         return int(rows[0])
+
+    def _several(self, cell: Any, rows: NDArray[np.int64]) -> str:
+        """Return where the cells of one name are, and how to read one of them, for a message."""
+        slides = self._slides_of(rows)
+        if len(set(slides)) == len(slides):
+            return f"{len(slides):,} slides ({first_few(slides)}); name one, as in cells[{slides[0]!r}, {cell}]"
+        return f"{len(rows):,} rows ({first_few(rows)}); read one, as in cells.read(rows=[{rows[0]}])"
 
     def read(self, rows: ArrayLike) -> NDArray[Any]:
         """Return the tiles of the given rows, as in ``cells.read(rows=[0, 1])``; ``cells[[42, 7]]`` reads by id.
@@ -271,7 +282,8 @@ class Cells:
         """Return a possible reason why a cell is missing, for a message."""
         slide, cell_id = _parts(cell)
         if isinstance(cell, tuple) and not isinstance(slide, str):
-            return f"; read several cells with cells[{list(cell)}], and one of a slide with cells['slide', id]"
+            several = f"cells[[{first_few(map(reprlib.repr, cell))}]]"
+            return f"; read several cells with {several}, and one of a slide with cells['slide', id]"
         dropped = self.dropped[self.dropped["cell_id"] == cell_id]
         if slide is not None:
             dropped = dropped[dropped["slide"] == slide]
@@ -289,7 +301,9 @@ class Cells:
 
 def _describe(cell: object) -> str:
     slide, cell_id = _parts(cell)
-    return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
+    if slide is not None:
+        return f"{_describe(cell_id)} of slide {_describe(slide)}"
+    return str(cell) if isinstance(cell, int | str | np.generic) else reprlib.repr(cell)
 
 
 def _listed(cells: Any) -> list[Any]:
