@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from gpu_extract import api
-from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
+from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, Threads, expand_home, with_shared_options
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
@@ -37,6 +37,12 @@ PLAN_EXAMPLES = """Examples:
 gpu-extract plan image.ome.tif --nucleus nuclei.tif --cytosol cells.tif
 
 gpu-extract plan --slides slides.csv --size-um 40 --json
+"""
+VERIFY_EXAMPLES = """Examples:
+
+gpu-extract verify cells.h5sc
+
+gpu-extract verify *.h5sc --threads 4 --json > checked.json
 """
 
 app = typer.Typer(
@@ -158,12 +164,31 @@ def info(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FIL
             print(f"{name}:" + ("\n  " + text.replace("\n", "\n  ") if "\n" in text else f" {text}"))
 
 
-@app.command()
-def verify(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")]) -> None:
-    """Read and check every cell of a file; the exit code is 1 if it is damaged."""
+@app.command(epilog=VERIFY_EXAMPLES)
+def verify(
+    files: Annotated[list[Path], typer.Argument(callback=expand_home, metavar="FILE...")],
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read and check every cell of one or more files; the exit code is 1 if any is damaged."""
     from gpu_extract.store import verify as check
 
-    print(f"{file}: sound, {check(file)}")
+    results = []
+    for file in files:
+        try:
+            with progress_on_stderr(quiet=quiet) as progress:
+                found = check(file, threads=threads, progress=progress)
+            results.append({"file": str(file), "is_sound": True, **found.to_dict()})
+            if not as_json:
+                print(f"{file}: sound, {found}")
+        except OutputError as error:
+            results.append({"file": str(file), "is_sound": False, "problem": str(error)})
+            _fail(error, 1)
+    if as_json:
+        print(json.dumps(results, indent=1))
+    if not all(result["is_sound"] for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()

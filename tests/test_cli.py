@@ -157,6 +157,36 @@ def test_verify_names_a_damaged_cell(files, call):
     assert len(err.splitlines()) == 1
 
 
+def test_verify_checks_all_files_and_names_the_bad_ones(files, call):
+    call(*RUN)
+    (files / "text.h5sc").write_text("hello")
+    code, out, err = call("verify", "text.h5sc", "cells.h5sc", "missing.h5sc", "--threads", "1", "-q")
+    assert code == 1
+    assert [line.split(",")[0] for line in out.splitlines()] == ["cells.h5sc: sound"]
+    assert [line.split()[:2] for line in err.splitlines()] == [
+        ["gpu-extract:", "text.h5sc"],
+        ["gpu-extract:", "missing.h5sc"],
+    ]
+    code, out, _ = call("verify", "text.h5sc", "cells.h5sc", "--json")
+    bad, good = json.loads(out)
+    assert code == 1
+    assert (bad["file"], bad["is_sound"], good["file"], good["is_sound"]) == ("text.h5sc", False, "cells.h5sc", True)
+    assert "not a file of cells" in bad["problem"]
+    assert (good["tile_size"], good["dtype"], good["is_own"]) == (24, "float16", True)
+
+
+def test_verify_shows_progress_unless_it_is_quiet(files, call):
+    call(*RUN)
+    with gx.open_cells("cells.h5sc") as cells:
+        n = len(cells)
+    assert call("verify", "cells.h5sc")[2] == f"{n} of {n} cells\n"
+    assert call("verify", "cells.h5sc", "--quiet")[2] == ""
+    assert call("verify", "cells.h5sc", "--threads", "0")[::2] == (
+        1,
+        "gpu-extract: threads is 0; it must be 1 or more\n",
+    )
+
+
 def test_demo_twice(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
