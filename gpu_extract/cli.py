@@ -38,6 +38,12 @@ gpu-extract plan image.ome.tif --nucleus nuclei.tif --cytosol cells.tif
 
 gpu-extract plan --slides slides.csv --size-um 40 --json
 """
+INFO_EXAMPLES = """Examples:
+
+gpu-extract info cells.h5sc
+
+gpu-extract info cells.h5sc --json
+"""
 VERIFY_EXAMPLES = """Examples:
 
 gpu-extract verify cells.h5sc
@@ -151,17 +157,23 @@ def demo(
     print(f"{picture}: some of the cells; report.html comes with a later version")
 
 
-@app.command()
-def info(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")]) -> None:
+@app.command(epilog=INFO_EXAMPLES)
+def info(
+    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, with all slides and the whole recipe.")
+    ] = False,
+) -> None:
     """Show what a file of cells contains and how it was made."""
+    from gpu_extract.report import file_lines
     from gpu_extract.store.reader import open_cells
 
     with open_cells(file) as cells:
-        print(f"{file}: {len(cells)} cells, {len(cells.planes)} planes of {_square(cells.tile_size)} {cells.dtype}")
-        print(f"planes: {', '.join(cells.planes)}")
-        for name, value in cells.info.items():
-            text = str(value).strip()
-            print(f"{name}:" + ("\n  " + text.replace("\n", "\n  ") if "\n" in text else f" {text}"))
+        summary = cells.summary()
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print(*file_lines(summary), sep="\n")
 
 
 @app.command(epilog=VERIFY_EXAMPLES)
@@ -364,7 +376,3 @@ def _print_report(report: Report) -> None:
 def _print_warnings(warnings: Iterable[str]) -> None:
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _square(size: int) -> str:
-    return f"{size} x {size}"

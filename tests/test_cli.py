@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from made.cells import make_contents, make_slide, write
 from made.slides import small_slide
 
 import gpu_extract as gx
@@ -138,6 +139,23 @@ def test_info_verify_and_gallery_read_the_file(files, call):
     assert (files / "some.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = call("gallery", "cells.h5sc", "-o", "some.png")
     assert (code, "exists" in err) == (1, True)
+
+
+def test_info_is_short_and_its_json_is_complete(tmp_path, call):
+    names = [f"A{n:03}" for n in range(300)]
+    file = write(tmp_path / "cells.h5sc", make_contents(900, [make_slide(name, {"well": name}) for name in names]))
+    code, out, err = call("info", file)
+    assert (code, err) == (0, "")
+    assert "slides: 300 (A000, A001, A002, ...)" in out.splitlines()
+    assert len(out.splitlines()) < 20
+    code, out, err = call("info", file, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["file"], found["n_cells"]) == (str(file), 900)
+    assert [(slide["name"], slide["metadata"]) for slide in found["slides"]] == [
+        (name, {"well": name}) for name in names
+    ]
+    assert 'base = "standard"' in found["recipe"]
 
 
 def test_verify_names_a_damaged_cell(files, call):

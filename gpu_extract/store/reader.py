@@ -22,7 +22,7 @@ from gpu_extract.errors import InputError, OutputError, UnknownCellError
 from gpu_extract.hdf5_files import open_to_read
 from gpu_extract.listing import first_few
 from gpu_extract.store.damage import reporting_damage
-from gpu_extract.store.hdf5.layouts import layout_of
+from gpu_extract.store.hdf5.layouts import LAYOUTS, layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Cells:
     mask_planes, channel_planes : tuple of str, length M and C
     tile_size : int, pixels
     dtype : numpy.dtype
+    layout : str
+        ``h5sc`` or ``sparcspy``.
     ids : (N,) uint64
         Id of the cell in each row.
 
@@ -81,7 +83,9 @@ class Cells:
                 raise
 
     def _read_header(self) -> None:
-        tables = self._tables = layout_of(self._file).tables(self._file)
+        layout = layout_of(self._file)
+        self.layout = next(name for name, each in LAYOUTS.items() if each is layout)
+        tables = self._tables = layout.tables(self._file)
         images = self._images = tables.images
         # A file from elsewhere could refer to any file of this machine.
         if images.file != self._file or images.external or images.is_virtual:
@@ -259,6 +263,43 @@ class Cells:
         with self._reading():
             facts = self._tables.info()
         return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the file contains and how it was made, as plain values: what ``gpu-extract info --json`` prints.
+
+        Returns
+        -------
+        dict
+            ``file``, ``nbytes``, ``layout``
+                Path, size in bytes, and `layout`.
+            ``is_own``, ``version``
+                Whether this package wrote the file, and its version; None if the file does not say.
+            ``n_cells``, ``planes``
+                Planes in order, each with ``name`` and ``kind``, ``mask`` or ``channel``.
+            ``tile_size``, ``dtype``, ``compression``, ``chunk_shape``, ``tiles_nbytes``, ``tiles_uncompressed_nbytes``
+                The tiles; the shape is None if they are not in chunks.
+            ``ids``
+                ``column`` of `obs` with the ids in the label planes, ``min`` and ``max`` of them (None without
+                cells), ``n_different``, and ``n_repeated``, the ids that several rows have.
+            ``obs``
+                For each column its ``type``, and for categories ``n_values``.
+            ``slides``
+                All slides in the order of the run: ``name``, ``n_cells`` (None if unknown), ``n_dropped``,
+                ``metadata``, and where the file says it ``image``, ``nucleus``, ``cytosol``, ``pixel_size`` (y, x, um)
+                and ``scale``.
+            ``cells_per_slide``
+                ``min``, ``median``, ``max`` and ``n_empty``; None if unknown.
+            ``dropped``
+                Number of dropped cells by reason.
+            ``recipe``, ``warnings``, ``trusted``
+                The recipe as TOML (None if the file has none), and lines of the run.
+            ``more``
+                Other entries of `info`.
+        """
+        from gpu_extract.store.summary import summarize
+
+        with self._reading():
+            return summarize(self, self._tables)
 
     @cached_property
     def _by_id(self) -> NDArray[np.int64]:
