@@ -7,13 +7,15 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import islice, takewhile
 from typing import TypeVar
 
-__all__ = ["first_few", "listed", "listed_apart", "repeated"]
+__all__ = ["first_few", "first_lines", "listed", "listed_apart", "repeated"]
 
 T = TypeVar("T", bound=Hashable)
 
 
 # Examples, which show a pattern, and choices, among which a reader looks for a name.
 N_EXAMPLES, N_CHOICES = 3, 20
+# Lines, such as warnings, of which each tells something else.
+N_LINES = 5
 
 
 def first_few(items: Iterable[object], limit: int = N_EXAMPLES, separator: str = ", ") -> str:
@@ -25,6 +27,11 @@ def first_few(items: Iterable[object], limit: int = N_EXAMPLES, separator: str =
 def listed(items: Collection[object], limit: int = N_CHOICES) -> str:
     """Return `first_few` of the items, with their number if some are left out: ``A01, A02, ... (1,000 in all)``."""
     return first_few(items, limit) + (f" ({len(items):,} in all)" if len(items) > limit else "")
+
+
+def first_lines(lines: Sequence[str], limit: int = N_LINES) -> list[str]:
+    """Return up to ``limit`` lines, and if some are left out a line with their number."""
+    return [*lines[:limit], *([f"... ({len(lines):,} in all)"] if len(lines) > limit else [])]
 
 
 def listed_apart(one: Sequence[object], other: Sequence[object]) -> tuple[str, str]:

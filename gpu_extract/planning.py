@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from gpu_extract.checks import Trust, check_images, check_slides
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
+from gpu_extract.html_table import html_table
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
-from gpu_extract.listing import first_few, listed_apart
+from gpu_extract.listing import first_few, first_lines, listed, listed_apart
 from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
 from gpu_extract.recipe import Program, Recipe
@@ -93,6 +94,22 @@ class Plan:
             f"Plan(n_cells={len(self.cells)}, n_slides={len(self.slides)}, tile={tile} {self.program.output_dtype}, "
             f"n_dropped={len(self.cells.dropped)}, n_warnings={len(self.warnings)})"
         )
+
+    def html_rows(self) -> list[tuple[str, str]]:
+        """Return names and values for a table in a notebook."""
+        S = self.program.recipe.tile_size
+        return [
+            ("cells", f"{len(self.cells):,}"),
+            ("slides", f"{len(self.slides):,} ({first_few(slide.name for slide in self.slides)})"),
+            *(("dropped", f"{n:,}: {reason}") for reason, n in self.cells.dropped.counts().items()),
+            ("planes", listed(self.plane_names)),
+            ("tiles", f"{S} x {S} {self.program.output_dtype}, {self.nbytes / 1e6:,.1f} MB before compression"),
+            *(("warning", line) for line in first_lines(self.warnings)),
+            *(("trusted", line) for line in first_lines(self.trusted)),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table("Plan", self.html_rows())
 
     @property
     def nbytes(self) -> int:

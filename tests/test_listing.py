@@ -12,7 +12,7 @@ import gpu_extract as gx
 from gpu_extract.channels import channel_index
 from gpu_extract.checks.findings import Finding, conclude, some_ids
 from gpu_extract.errors import GpuExtractError, InputError
-from gpu_extract.listing import first_few, listed, listed_apart, repeated
+from gpu_extract.listing import first_few, first_lines, listed, listed_apart, repeated
 from gpu_extract.sources.slide_table import as_slide_input, read_slide_table
 
 IMAGE, NUCLEUS, CYTOSOL = small_slide(4)
@@ -46,6 +46,11 @@ def test_of_two_unequal_lists_the_difference_is_shown():
     assert two == "..., marker_0499, x, marker_0501, ..."
     assert listed_apart(NAMES[:30], NAMES[:31]) == ("..., marker_0029", "..., marker_0029, marker_0030")
     assert listed_apart((), NAMES) == ("", "marker_0000, marker_0001, marker_0002, " + first_few(NAMES[3:], 17))
+
+
+def test_of_many_lines_a_last_one_has_the_number():
+    assert first_lines(("a", "b"), 2) == ["a", "b"]
+    assert first_lines(NAMES, 2) == ["marker_0000", "marker_0001", "... (1,000 in all)"]
 
 
 def test_repeated_items_are_listed_once():

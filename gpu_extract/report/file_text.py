@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu_extract.errors import RecipeError
-from gpu_extract.listing import first_few, listed
+from gpu_extract.listing import first_few, first_lines, listed
 from gpu_extract.recipe import Recipe
 
 __all__ = ["file_lines"]
 
-# Slides that get a line each, and lines of warnings.
-N_SLIDES, N_LINES = 10, 5
+# Slides that get a line each.
+N_SLIDES = 10
 
 
 def file_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -38,8 +38,8 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if n_dropped:
         yield f"dropped: {n_dropped:,} ({listed([f'{n:,} {reason}' for reason, n in summary['dropped'].items()])})"
     yield from _origin(summary)
-    yield from _some("warning", summary["warnings"])
-    yield from _some("trusted", summary["trusted"])
+    yield from (f"warning: {line}" for line in first_lines(summary["warnings"]))
+    yield from (f"trusted: {line}" for line in first_lines(summary["trusted"]))
 
 
 def _size(summary: Mapping[str, Any]) -> str:
@@ -91,10 +91,11 @@ def _origin(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"made by: {own}"
     else:
         yield f"made by: another program{f', of cells of {own}' if version else ''}"
-    files = [slides[0][key] for key in ("image", "nucleus", "cytosol") if key in slides[0]] if slides else []
+    first = slides[0] if slides else {}
+    files = [file for key in ("image", "nucleus", "cytosol") if key in first for file in first[key].split(", ")]
     if files:
         others = f", and alike of {_n(len(slides) - 1, 'other slide')}" if len(slides) > 1 else ""
-        yield f"from: {listed(', '.join(files).split(', '), 6)}{others}"
+        yield f"from: {listed(files, 6)}{others}"
     if summary["recipe"] is not None:
         yield f"recipe: {_recipe(summary['recipe'])}"
 
@@ -109,12 +110,6 @@ def _recipe(text: str) -> str:
         return "of another version of gpu-extract; --json prints it"
     changed = [f"{name} = {json.dumps(value)}" for name, value in given.items() if preset.get(name) != value]
     return f"{base}{f' with {listed(changed)}' if changed else ''}"
-
-
-def _some(kind: str, lines: Sequence[str]) -> Iterator[str]:
-    yield from (f"{kind}: {line}" for line in lines[:N_LINES])
-    if len(lines) > N_LINES:
-        yield f"{kind}: ... ({len(lines):,} in all; --json prints them)"
 
 
 def _type(column: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpu_extract.errors import InputError, OutputError, UnknownCellError
 from gpu_extract.hdf5_files import open_to_read
-from gpu_extract.listing import first_few
+from gpu_extract.html_table import html_table
+from gpu_extract.listing import first_few, listed
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.layouts import LAYOUTS, layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
@@ -121,6 +122,19 @@ class Cells:
     def __repr__(self) -> str:
         S = self.tile_size
         return f"<{len(self)} cells of {len(self.planes)} planes, {S} x {S} {self.dtype}, in {self.path}>"
+
+    def _repr_html_(self) -> str:
+        ids = f"{self.ids.min()} to {self.ids.max()}" if len(self) else ""
+        rows = [
+            ("file", self.path),
+            ("cells", f"{len(self):,}"),
+            ("ids", ids),
+            ("masks", listed(self.mask_planes)),
+            ("channels", listed(self.channel_planes)),
+            ("tiles", f"{self.tile_size} x {self.tile_size} {self.dtype}"),
+            ("layout", self.layout),
+        ]
+        return html_table("Cells", rows)
 
     def __len__(self) -> int:
         return len(self.ids)
