@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gpu_extract.errors import InputError
+from gpu_extract.listing import listed
 
 __all__ = ["channel_index", "channel_indices"]
 
@@ -38,8 +39,9 @@ def channel_index(wanted: int | str, names: Sequence[str], subject: str) -> int:
             "rename the channels with --channel-names (channel_names=)"
         )
     if not found:
-        listed = ", ".join(f"{name} ({index})" if name else f"{index}" for index, name in enumerate(names))
-        raise InputError(f"{subject} has no channel {wanted}; there {'are' if len(names) > 1 else 'is'} {listed}")
+        known = [f"{name} ({index})" if name else f"{index}" for index, name in enumerate(names)]
+        there = f"there {'are' if len(names) > 1 else 'is'} {listed(known)}"
+        raise InputError(f"{subject} has no channel {wanted}; {there}")
     return found.pop()
 
 

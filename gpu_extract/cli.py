@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from gpu_extract import api
-from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
+from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, Threads, expand_home, with_shared_options
 from gpu_extract.errors import ExtractionWarning, GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.overwriting import check_not_read
 from gpu_extract.pipeline import Report
@@ -41,6 +41,19 @@ gpu-extract plan image.ome.tif --nucleus nuclei.tif --cytosol cells.tif
 
 gpu-extract plan --slides slides.csv --size-um 40 --json
 """
+INFO_EXAMPLES = """Examples:
+
+gpu-extract info cells.h5sc
+
+gpu-extract info cells.h5sc --json
+"""
+VERIFY_EXAMPLES = """Examples:
+
+gpu-extract verify cells.h5sc
+
+gpu-extract verify *.h5sc --threads 4 --json > checked.json
+"""
+
 # The final line counts from here.
 STARTED = time.perf_counter()
 
@@ -153,25 +166,50 @@ def demo(
     print(f"{picture}: some of the cells; report.html comes with a later version")
 
 
-@app.command()
-def info(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")]) -> None:
+@app.command(epilog=INFO_EXAMPLES)
+def info(
+    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, with all slides and the whole recipe.")
+    ] = False,
+) -> None:
     """Show what a file of cells contains and how it was made."""
+    from gpu_extract.report import file_lines
     from gpu_extract.store.reader import open_cells
 
     with open_cells(file) as cells:
-        print(f"{file}: {len(cells)} cells, {len(cells.planes)} planes of {_square(cells.tile_size)} {cells.dtype}")
-        print(f"planes: {', '.join(cells.planes)}")
-        for name, value in cells.info.items():
-            text = str(value).strip()
-            print(f"{name}:" + ("\n  " + text.replace("\n", "\n  ") if "\n" in text else f" {text}"))
+        summary = cells.summary()
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print(*file_lines(summary), sep="\n")
 
 
-@app.command()
-def verify(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")]) -> None:
-    """Read and check every cell of a file; the exit code is 1 if it is damaged."""
+@app.command(epilog=VERIFY_EXAMPLES)
+def verify(
+    files: Annotated[list[Path], typer.Argument(callback=expand_home, metavar="FILE...")],
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read and check every cell of one or more files; the exit code is 1 if any is damaged."""
     from gpu_extract.store import verify as check
 
-    print(f"{file}: sound, {check(file)}")
+    results = []
+    for file in files:
+        try:
+            with progress_on_stderr(quiet=quiet, doing="verifying") as progress:
+                found = check(file, threads=threads, progress=progress)
+            results.append({"file": str(file), "is_sound": True, **found.to_dict()})
+            if not as_json:
+                print(f"{file}: sound, {found}")
+        except OutputError as error:
+            results.append({"file": str(file), "is_sound": False, "problem": str(error)})
+            _fail(error, 1)
+    if as_json:
+        print(json.dumps(results, indent=1))
+    if not all(result["is_sound"] for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -348,7 +386,3 @@ def _printed_warnings() -> Iterator[None]:
         warnings.simplefilter("always", ExtractionWarning)
         warnings.showwarning = show_line
         yield
-
-
-def _square(size: int) -> str:
-    return f"{size} x {size}"

@@ -23,6 +23,7 @@ from typing import Any
 from gpu_extract.api import extract_many
 from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError, OutputError
+from gpu_extract.listing import listed
 from gpu_extract.pipeline import Report
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources.id_lists import read_ids
@@ -110,8 +111,7 @@ class HDF5CellExtraction:
         unknown = [str(key) for key in self.config if key not in KNOWN]
         if unknown:
             warnings.warn(
-                f"unknown keys of the configuration, without effect: {', '.join(unknown)}; "
-                f"known are {', '.join(KNOWN)}",
+                f"unknown keys of the configuration, without effect: {listed(unknown)}; known are {', '.join(KNOWN)}",
                 stacklevel=2,
             )
         _recipe(self.config), _threads(self.config)  # invalid values are errors before a folder is made

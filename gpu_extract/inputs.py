@@ -17,6 +17,7 @@ from gpu_extract import planning
 from gpu_extract.checks import Trust, as_trust, check_labels
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
+from gpu_extract.listing import listed
 from gpu_extract.messages import announce, warn
 from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
 from gpu_extract.options import ImageInput, LabelInput, PlanOptions, check_options
@@ -245,7 +246,7 @@ def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> lis
     stains = [name for name in names if NUCLEAR_STAIN.search(name)]
     if stains and names[at] not in stains and len(slide.masks) > 1:
         return [
-            f"channel {names[at]} is cut with the nucleus mask, being number {at}, and {', '.join(stains)} with the "
+            f"channel {names[at]} is cut with the nucleus mask, being number {at}, and {listed(stains)} with the "
             f"cytosol mask; if {stains[0]} is the nuclear stain, give --nuclear-channel {stains[0]} "
             f"(nuclear_channel={stains[0]!r}), or none if no channel is"
         ]
@@ -288,7 +289,7 @@ def _as_planes(planes: str | Sequence[int] | None, n_planes: int) -> tuple[int, 
     known = {str(plane): plane for plane in range(n_planes)}
     if not given or len(set(given)) < len(given) or not known.keys() >= set(given):
         raise InputError(
-            f"planes are {', '.join(given) or 'none'}; give numbers from 0 to {n_planes - 1}, each once at most, "
+            f"planes are {listed(given) or 'none'}; give numbers from 0 to {n_planes - 1}, each once at most, "
             "masks first in counting"
         )
     return tuple(known[plane] for plane in given)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
+from gpu_extract.listing import listed, repeated
 
 __all__ = [
     "Batch",
@@ -26,12 +27,15 @@ __all__ = [
     "Raster",
     "Slide",
     "Window",
+    "source_text",
     "strips",
 ]
 
 # Pixel types of images. Any other type would be rounded or reinterpreted on the way.
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "uint32", "float16", "float32", "float64")
 MASK_NAMES = ("nucleus", "cytosol")
+# Files of an image that a message names.
+N_FILES = 3
 
 
 class Raster(Protocol):
@@ -81,6 +85,11 @@ def strips(raster: Raster, n_pixels: int, step: int = 1) -> Iterator[tuple[int, 
         yield y0, raster.read(y0, 0, min(y0 + rows, H), W)
 
 
+def source_text(raster: Raster) -> str:
+    """Return the source of a raster for a message; of an image in many files, only the first few."""
+    return listed(raster.source.split(", "), N_FILES)
+
+
 @dataclass(frozen=True)
 class Slide:
     """One field of view: an image and its label planes, all of the same height and width.
@@ -126,7 +135,7 @@ class Slide:
     def __post_init__(self) -> None:
         if self.image.dtype.name not in IMAGE_DTYPES:
             raise InputError(
-                f"image {self.image.source} has pixels of type {self.image.dtype}; "
+                f"image {source_text(self.image)} has pixels of type {self.image.dtype}; "
                 f"it must be one of {', '.join(IMAGE_DTYPES)}: convert it"
             )
         if not self.masks:
@@ -139,10 +148,10 @@ class Slide:
         if len(self.channel_names) != n_channels:
             raise InputError(
                 f"{len(self.channel_names)} channel names for an image of {n_channels} channels: "
-                f"{', '.join(self.channel_names)}"
+                f"{listed(self.channel_names)}"
             )
         if len(set(self.channel_names)) != n_channels:
-            raise InputError(f"channel names must differ: {', '.join(self.channel_names)}")
+            raise InputError(f"channel names must differ: {listed(repeated(self.channel_names))} occur more than once")
 
     def __repr__(self) -> str:
         metadata = f", metadata={dict(self.metadata)}" if self.metadata else ""
@@ -170,7 +179,7 @@ class Slide:
             if (height, width) == (self.image.shape[0], H):
                 hint = "; the image looks like (H, W, channels): give numpy.moveaxis(image, -1, 0)"
             raise LabelError(
-                f"{where} are {height} x {width} pixels and the image {self.image.source} is {H} x {W} (H x W); "
+                f"{where} are {height} x {width} pixels and the image {source_text(self.image)} is {H} x {W} (H x W); "
                 f"they must be equal{hint}"
             )
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends import Backend, Extract, ExtractInParts
 from gpu_extract.errors import InputError
+from gpu_extract.html_table import html_table
+from gpu_extract.listing import first_lines
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order
@@ -76,6 +78,24 @@ class Report:
     seconds: float
     stage_seconds: dict[str, float]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Report(path={str(self.path)!r}, n_cells={self.n_cells}, n_truncated={self.n_truncated}, "
+            f"n_dropped={sum(self.dropped.values())}, device={self.device!r}, seconds={self.seconds:.1f}, "
+            f"n_warnings={len(self.warnings)})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("file", self.path),
+            ("cells", f"{self.n_cells:,} ({self.n_truncated:,} do not fit in their tile)"),
+            *(("dropped", f"{n:,}: {reason}") for reason, n in self.dropped.items()),
+            ("time", f"{self.seconds:.1f} s, {self.cells_per_second:,.0f} cells/s"),
+            ("device", f"{self.device}, {self.threads} threads"),
+            *(("warning", line) for line in first_lines(self.warnings)),
+        ]
+        return html_table("Report", rows)
 
     @property
     def cells_per_second(self) -> float:

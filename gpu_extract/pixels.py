@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
+from gpu_extract.listing import first_few
 from gpu_extract.messages import announce
-from gpu_extract.model import Raster, Slide, strips
+from gpu_extract.model import Raster, Slide, source_text, strips
 from gpu_extract.recipe import Program
 
 __all__ = ["check_finite", "image_quantiles", "slide_limits", "zero_nonfinite"]
@@ -52,16 +53,17 @@ def check_finite(slide: Slide) -> None:
                 n, *first = found.get(channel, (0, y + y0, x))
                 found[channel] = (n + int(np.count_nonzero(bad)), first[0], first[1])
     if found:
-        where = "; ".join(
+        places = [
             f"{n} in channel {slide.channel_names[channel]}, the first at y {y}, x {x}"
             for channel, (n, y, x) in sorted(found.items())
-        )
+        ]
+        where = first_few(places, separator="; ")
         at_scale = "" if slide.scale == (1, 1) else f" as resampled, {slide.scale[0]:g} of its pixels to one"
         remedy = "correct these pixels"
         if slide.image.dtype == np.float16:
             remedy = "float16 makes 65,520 and more infinite: save it in another type"
         raise InputError(
-            f"image {slide.image.source} has pixels that are NaN or infinite{at_scale} ({where}); "
+            f"image {source_text(slide.image)} has pixels that are NaN or infinite{at_scale} ({where}); "
             f"{remedy}, or use a recipe with nonfinite = 'zero'"
         )
 

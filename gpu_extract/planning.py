@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from gpu_extract.checks import Trust, check_images, check_slides
 from gpu_extract.components import LargestComponents, find_components
 from gpu_extract.errors import InputError, LabelError
+from gpu_extract.html_table import html_table
 from gpu_extract.labels import LabelStatistics, Statistics, label_statistics
+from gpu_extract.listing import first_few, first_lines, listed, listed_apart
 from gpu_extract.matching import Pairing, Relabeled, find_overlaps, pair_nuclei
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, BatchSize, CellTable, DroppedCells, DropReason, Raster, Slide
@@ -93,6 +95,22 @@ class Plan:
             f"Plan(n_cells={len(self.cells)}, n_slides={len(self.slides)}, tile={tile} {self.program.output_dtype}, "
             f"n_dropped={len(self.cells.dropped)}, n_warnings={len(self.warnings)})"
         )
+
+    def html_rows(self) -> list[tuple[str, str]]:
+        """Return names and values for a table in a notebook."""
+        S = self.program.recipe.tile_size
+        return [
+            ("cells", f"{len(self.cells):,}"),
+            ("slides", f"{len(self.slides):,} ({first_few(slide.name for slide in self.slides)})"),
+            *(("dropped", f"{n:,}: {reason}") for reason, n in self.cells.dropped.counts().items()),
+            ("planes", listed(self.plane_names)),
+            ("tiles", f"{S} x {S} {self.program.output_dtype}, {self.nbytes / 1e6:,.1f} MB before compression"),
+            *(("warning", line) for line in first_lines(self.warnings)),
+            *(("trusted", line) for line in first_lines(self.trusted)),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table("Plan", self.html_rows())
 
     @property
     def nbytes(self) -> int:
@@ -228,13 +246,14 @@ def _program(slides: tuple[Slide, ...], recipe: Recipe) -> Program:
     first = slides[0]
     for slide in slides[1:]:
         for what, of_slide, of_first in (
-            ("label planes", ", ".join(slide.mask_names), ", ".join(first.mask_names)),
-            ("channels", ", ".join(slide.channel_names), ", ".join(first.channel_names)),
-            ("pixels of type", slide.image.dtype.name, first.image.dtype.name),
+            ("label planes", slide.mask_names, first.mask_names),
+            ("channels", slide.channel_names, first.channel_names),
+            ("pixels of type", (slide.image.dtype.name,), (first.image.dtype.name,)),
         ):
             if of_slide != of_first:
+                given, expected = listed_apart(of_slide, of_first)
                 raise InputError(
-                    f"slide {slide.name} has {what} {of_slide} and slide {first.name} has {of_first}; "
+                    f"slide {slide.name} has {what} {given} and slide {first.name} has {expected}; "
                     "the slides of one file must have the same"
                 )
     return recipe.program(first.mask_names, first.image.shape[0], first.image.dtype, first.channel_names)
@@ -274,8 +293,7 @@ def _empty_slides(prepared: Sequence[_PreparedSlide], cells: CellTable) -> list[
         names.append(prepared[index].slide.name + (f" (all {n_dropped:,} dropped)" if n_dropped else ""))
     if not names:
         return []
-    some = ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
-    return [f"{'1 slide has' if len(names) == 1 else f'{len(names)} slides have'} no cell: {some}"]
+    return [f"{'1 slide has' if len(names) == 1 else f'{len(names)} slides have'} no cell: {first_few(names, N_NAMED)}"]
 
 
 def _prepare(slide: Slide, planes: list[LabelStatistics], recipe: Recipe, statistics: Statistics) -> _PreparedSlide:
@@ -374,8 +392,8 @@ def _in_subset(ids: NDArray[np.uint64], kept: NDArray[np.bool_], subset: CellSub
     if subset.ids is not None:
         unknown = np.setdiff1d(subset.ids, ids)
         if len(unknown):
-            some = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-            raise InputError(f"{len(unknown)} of {len(subset.ids)} ids asked for are not in the labels: {some}")
+            n, of_all = len(unknown), len(subset.ids)
+            raise InputError(f"{n:,} of {of_all:,} ids asked for are not in the labels: {first_few(unknown)}")
         return np.isin(ids, subset.ids)
     if subset.n_cells is None:
         return np.ones(len(ids), bool)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gpu_extract import pipeline
 from gpu_extract.backends import Backend
 from gpu_extract.components import find_components
+from gpu_extract.html_table import html_table
 from gpu_extract.matching import find_overlaps
 from gpu_extract.messages import announce
 from gpu_extract.model import DropReason, Slide, strips
@@ -122,6 +123,23 @@ class Survey:
     seconds: float
     file_nbytes: int
     memory_nbytes: int
+
+    def __repr__(self) -> str:
+        return (
+            f"Survey(n_cells={len(self.plan.cells)}, n_slides={len(self.plan.slides)}, device={self.device!r}, "
+            f"threads={self.threads}, seconds={self.seconds:.1f}, file_nbytes={self.file_nbytes}, "
+            f"memory_nbytes={self.memory_nbytes}, n_problems={len(self.problems)})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *self.plan.html_rows(),
+            *(("problem", f"{each.count:,} x {each.problem}") for each in self.problems),
+            ("file", f"about {self.file_nbytes / 1e6:,.1f} MB"),
+            ("time", f"about {self.seconds:,.1f} s on device {self.device} with {self.threads} threads"),
+            ("memory", f"about {self.memory_nbytes / 1e6:,.0f} MB"),
+        ]
+        return html_table("Survey", rows)
 
     def tile_sizes(self) -> dict[float, int]:
         """Return the tile size, in pixels, that holds each of some shares of the cells whole."""

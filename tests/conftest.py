@@ -35,6 +35,8 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gpu-extract", *map(str, arguments)])
         # A wide terminal, so that help and usage are not wrapped.
         monkeypatch.setenv("COLUMNS", "200")
+        # However slow the machine is, the log of a short call has no phases.
+        monkeypatch.setattr("gpu_extract.progress.TICK", 3600)
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         captured = capsys.readouterr()

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from made.cells import make_contents, make_slide, write
 from made.slides import small_slide
 
 import gpu_extract as gx
@@ -140,6 +141,23 @@ def test_info_verify_and_gallery_read_the_file(files, call):
     assert (code, "exists" in err) == (1, True)
 
 
+def test_info_is_short_and_its_json_is_complete(tmp_path, call):
+    names = [f"A{n:03}" for n in range(300)]
+    file = write(tmp_path / "cells.h5sc", make_contents(900, [make_slide(name, {"well": name}) for name in names]))
+    code, out, err = call("info", file)
+    assert (code, err) == (0, "")
+    assert "slides: 300 (A000, A001, A002, ...)" in out.splitlines()
+    assert len(out.splitlines()) < 20
+    code, out, err = call("info", file, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["file"], found["n_cells"]) == (str(file), 900)
+    assert [(slide["name"], slide["metadata"]) for slide in found["slides"]] == [
+        (name, {"well": name}) for name in names
+    ]
+    assert 'base = "standard"' in found["recipe"]
+
+
 def test_verify_names_a_damaged_cell(files, call):
     call(*RUN)
     data = bytearray((files / "cells.h5sc").read_bytes())
@@ -155,6 +173,36 @@ def test_verify_names_a_damaged_cell(files, call):
     assert (code, out) == (1, "")
     assert f"row {n // 2}" in err
     assert len(err.splitlines()) == 1
+
+
+def test_verify_checks_all_files_and_names_the_bad_ones(files, call):
+    call(*RUN)
+    (files / "text.h5sc").write_text("hello")
+    code, out, err = call("verify", "text.h5sc", "cells.h5sc", "missing.h5sc", "--threads", "1", "-q")
+    assert code == 1
+    assert [line.split(",")[0] for line in out.splitlines()] == ["cells.h5sc: sound"]
+    assert [line.split()[:2] for line in err.splitlines()] == [
+        ["gpu-extract:", "text.h5sc"],
+        ["gpu-extract:", "missing.h5sc"],
+    ]
+    code, out, _ = call("verify", "text.h5sc", "cells.h5sc", "--json")
+    bad, good = json.loads(out)
+    assert code == 1
+    assert (bad["file"], bad["is_sound"], good["file"], good["is_sound"]) == ("text.h5sc", False, "cells.h5sc", True)
+    assert "not a file of cells" in bad["problem"]
+    assert (good["tile_size"], good["dtype"], good["is_own"]) == (24, "float16", True)
+
+
+def test_verify_shows_progress_unless_it_is_quiet(files, call):
+    call(*RUN)
+    with gx.open_cells("cells.h5sc") as cells:
+        n = len(cells)
+    assert call("verify", "cells.h5sc")[2] == f"{n} of {n} cells\n"
+    assert call("verify", "cells.h5sc", "--quiet")[2] == ""
+    assert call("verify", "cells.h5sc", "--threads", "0")[::2] == (
+        1,
+        "gpu-extract: threads is 0; it must be 1 or more\n",
+    )
 
 
 def test_demo_twice(tmp_path, monkeypatch, call):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.checks.findings import Finding
-from gpu_extract.model import Slide
+from gpu_extract.model import Slide, source_text
 
 __all__ = ["check_alignment"]
 
@@ -67,7 +67,7 @@ def check_alignment(slide: Slide) -> list[Finding]:
     if not how:
         return []
     labels = " and ".join(f"{name} labels {raster.source}" for name, raster in slide.masks.items())
-    problem = f"{labels} are {how} against image {slide.image.source}"
+    problem = f"{labels} are {how} against image {source_text(slide.image)}"
     return [Finding("misplaced", problem, REMEDY, "placement", is_error, slide.name)]
 
 

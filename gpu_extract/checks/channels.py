@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.checks.findings import Finding
-from gpu_extract.model import Slide
+from gpu_extract.model import Slide, source_text
 
 __all__ = ["check_channels"]
 
@@ -52,7 +52,7 @@ def check_channels(slide: Slide, boxes: NDArray[np.int64]) -> list[Finding]:
     for channel, name in enumerate(slide.channel_names):
         what = _what(windows, channel)
         if what:
-            problem = f"channel {name} of {slide.image.source} is {what}, and is extracted as an image"
+            problem = f"channel {name} of {source_text(slide.image)} is {what}, and is extracted as an image"
             remedy = "name the channels to extract with --channels (channels=)"
             findings.append(Finding(f"channel {name}", problem, remedy, "planes", slide=slide.name))
     return findings

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
+from gpu_extract.listing import first_few, listed
 
 __all__ = ["TRUST", "Checked", "Finding", "Trust", "as_trust", "conclude", "some_ids"]
 
@@ -20,9 +21,6 @@ __all__ = ["TRUST", "Checked", "Finding", "Trust", "as_trust", "conclude", "some
 #   placement  planes that are shifted or mirrored against each other
 Trust = Literal["ids", "binary", "planes", "placement"]
 TRUST: tuple[Trust, ...] = get_args(Trust)
-
-# Ids, or names of slides, that a line gives as examples.
-N_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def as_trust(given: str | Iterable[str] | None) -> frozenset[Trust]:
     unknown = sorted(wanted - set(TRUST))
     if unknown:
         raise InputError(
-            f"trust is {', '.join(map(repr, unknown))}; it must be one or more of {', '.join(TRUST)} (--trust WHAT)"
+            f"trust is {listed([*map(repr, unknown)])}; it must be one or more of {', '.join(TRUST)} (--trust WHAT)"
         )
     return cast(frozenset[Trust], frozenset(wanted))
 
@@ -124,11 +122,9 @@ def _merged(alike: Sequence[Finding]) -> str:
     others = [finding.slide for finding in alike[1:] if finding.slide]
     if not others:
         return alike[0].problem
-    some = ", ".join(others[:N_EXAMPLES]) + (", ..." if len(others) > N_EXAMPLES else "")
-    return f"{alike[0].problem} (and alike in {len(others)} more slide{'s' * (len(others) > 1)}: {some})"
+    return f"{alike[0].problem} (and alike in {len(others)} more slide{'s' * (len(others) > 1)}: {first_few(others)})"
 
 
 def some_ids(ids: NDArray[np.uint64]) -> str:
     """Return the first few ids as text: ``ids 2, 5, 9, ...``."""
-    some = ", ".join(map(str, ids[:N_EXAMPLES].tolist()))
-    return ("id " if len(ids) == 1 else "ids ") + some + (", ..." if len(ids) > N_EXAMPLES else "")
+    return ("id " if len(ids) == 1 else "ids ") + first_few(ids)

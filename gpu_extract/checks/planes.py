@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpu_extract.checks.counting import ComponentCount, broken_share, count_components, count_gaps, n_read
 from gpu_extract.checks.findings import Finding, Trust, some_ids
 from gpu_extract.labels import LabelStatistics
-from gpu_extract.model import Raster, Slide
+from gpu_extract.model import Raster, Slide, source_text
 
 __all__ = ["check_plane"]
 
@@ -333,7 +333,7 @@ def _image(plane: _Plane) -> Finding:
     problem = f"are an image, not labels: {len(plane.labels)} values that change from pixel to pixel"
     remedy = "give a plane in which all pixels of a cell have its id, saved without loss"
     if is_labels:
-        remedy = f"image {image.source} looks like labels: give the two in the other order"
+        remedy = f"image {source_text(image)} looks like labels: give the two in the other order"
     return plane.finding("image", problem, remedy, "planes")
 
 

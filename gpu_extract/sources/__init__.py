@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_extract.channels import channel_indices
 from gpu_extract.errors import InputError, LabelError
-from gpu_extract.model import MASK_NAMES, Raster, Slide
+from gpu_extract.listing import listed
+from gpu_extract.model import MASK_NAMES, Raster, Slide, source_text
 from gpu_extract.sources.arrays import ArrayRaster, StackedRaster
 from gpu_extract.sources.label_planes import label_planes
 from gpu_extract.sources.names import cleaned, file_stem, unique_names
@@ -313,7 +314,7 @@ def _with_channels(given: _Opened, channels: Sequence[int | str] | None) -> _Ope
     every = given.channel_names(image)
     if len(every) != image.shape[0]:
         return given  # `Slide` raises the error
-    indices = channel_indices(channels, every, f"image {image.source}")
+    indices = channel_indices(channels, every, f"image {source_text(image)}")
     names = tuple(every[index] for index in indices)
     if len(given.channels) > 1:
         return replace(given, channels=[given.channels[index] for index in indices], names=names)
@@ -410,13 +411,13 @@ def _n_times(sources: Sequence[ArrayRaster | Stack]) -> int:
     """
     counts = {_subject(each): each.n_times if isinstance(each, Stack) else 1 for each in sources}
     if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{subject} {n}" for subject, n in counts.items())
-        raise InputError(f"an image and its labels must have the same number of time points; they have: {listed}")
+        have = listed([f"{subject} {n}" for subject, n in counts.items()])
+        raise InputError(f"an image and its labels must have the same number of time points; they have: {have}")
     return next(iter(counts.values()))
 
 
 def _subject(source: ArrayRaster | Stack) -> str:
-    return str(source.location) if isinstance(source, Stack) else source.source
+    return str(source.location) if isinstance(source, Stack) else source_text(source)
 
 
 def _raster(source: ArrayRaster | Stack, t: int | None = None) -> Raster:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from gpu_extract.errors import InputError
+from gpu_extract.listing import listed
 
 __all__ = ["axis_positions"]
 
@@ -53,20 +54,20 @@ def axis_positions(
     known = ["" if PLACEHOLDER.fullmatch(name.lower()) else name.strip() for name in names]
     if not any(known):
         return None
-    listed = ", ".join(f"{name or 'without a name'} ({n})" for name, n in zip(known, shape, strict=False))
+    there = listed([f"{name or 'without a name'} ({n})" for name, n in zip(known, shape, strict=False)])
     if len(known) != len(shape):
-        raise error(f"{subject} names the axes {', '.join(known)} and has {len(shape)}; name each of them")
+        raise error(f"{subject} names the axes {listed(known)} and has {len(shape)}; name each of them")
     letters = [LETTERS.get(name.lower(), "") for name in known]
     unnamed = [index for index, name in enumerate(known) if not name and shape[index] > 1]
     if unnamed:
         default = UNNAMED[-len(shape) :] if len(shape) < len(UNNAMED) else ""
         if default and all(letter in ("", at) for letter, at in zip(letters, default, strict=True)):
             return None
-        raise error(f"{subject} has the axes {listed}; name all of them: t, z, c, y and x")
+        raise error(f"{subject} has the axes {there}; name all of them: t, z, c, y and x")
     unknown = [name for name, letter, n in zip(known, letters, shape, strict=True) if not letter and n > 1]
     if unknown:
         raise error(
-            f"{subject} has the axes {listed}, of which {', '.join(unknown)} is unknown; known are t, z, c, y and x: "
+            f"{subject} has the axes {there}, of which {listed(unknown)} is unknown; known are t, z, c, y and x: "
             "rename it, or give one part of it"
         )
     found: dict[str, int] = {}
@@ -74,8 +75,8 @@ def axis_positions(
         if not letter or (letter in "tz" and n == 1):
             continue
         if letter in found:
-            raise error(f"{subject} has the axes {listed}, two of which are {letter}; name each differently")
+            raise error(f"{subject} has the axes {there}, two of which are {letter}; name each differently")
         found[letter] = index
     if not {"y", "x"} <= found.keys():
-        raise error(f"{subject} has the axes {listed}; it must have y and x")
+        raise error(f"{subject} has the axes {there}; it must have y and x")
     return found

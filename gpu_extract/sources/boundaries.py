@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.outlines import (
@@ -113,7 +114,7 @@ def read_parquet_outlines(file: SourceFile) -> Outlines:
             names = [name for name in _index_columns(schema) if name in schema.names]
             return _geo(parquet.read([geometry, *names]), geometry, names, file)
         raise LabelError(
-            f"{file} has the columns {cleaned(', '.join(schema.names))[:200]}; outlines are {', '.join(VERTICES)} "
+            f"{file} has the columns {cleaned(listed(schema.names))}; outlines are {', '.join(VERTICES)} "
             f"(Xenium), {', '.join(MERSCOPE)} (MERSCOPE), or a geometry as WKB (GeoParquet)"
         )
 

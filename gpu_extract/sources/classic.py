@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.labels import label_strips
+from gpu_extract.listing import listed
 from gpu_extract.model import MASK_NAMES, Slide
 from gpu_extract.sources.files import SourceFile, file_format, translated
 from gpu_extract.sources.hdf5 import TIME_COURSE, opened_hdf5
@@ -120,17 +121,17 @@ class ClassicProject:
             ids = {t: None if classes is None or not own_planes else _ids(file, classes, t) for t in times}
         kept, omitted = [], []
         for t, slide in zip(times, slides, strict=True):
-            listed = ids[t]
-            if listed is not None and not len(listed) and _is_empty(slide):
+            own = ids[t]
+            if own is not None and not len(own) and _is_empty(slide):
                 omitted.append(t)
                 continue
             if metadata is not None and t not in metadata:
                 raise SourceError(f"{file} has no row for image {t} in its labels; add it, or choose others with #t=")
-            kept.append(replace(slide, metadata=slide.metadata if metadata is None else metadata[t], ids=listed))
+            kept.append(replace(slide, metadata=slide.metadata if metadata is None else metadata[t], ids=own))
         if not kept:
             raise SourceError(f"{file} has no cell in its labels and classes; segment the images first")
-        some = ", ".join(map(str, omitted[:10])) + (", ..." if len(omitted) > 10 else "")
-        return kept, [f"time points of {self.image.path} without any cell are omitted: {some}"] if omitted else []
+        line = f"time points of {self.image.path} without any cell are omitted: {listed(omitted)}"
+        return kept, [line] if omitted else []
 
 
 def classic_project(location: Location) -> ClassicProject | None:
@@ -215,7 +216,7 @@ def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[s
         keys = [_text(name) for name in names[:]]
         rows = [[_text(value) for value in row] for row in table[:]]
     if len(set(keys)) < len(keys):
-        raise SourceError(f"{file} has label_names that are not all different: {cleaned(', '.join(keys))}")
+        raise SourceError(f"{file} has label_names that are not all different: {cleaned(listed(keys))}")
     labels: dict[int, dict[str, str]] = {}
     for index, *values in rows:
         if not index:
@@ -232,10 +233,10 @@ def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[s
 def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
     """Return the ids in `classes` of an image, without the background."""
     with translated(f"{file} has damaged classes"):
-        listed = np.asarray(classes[t]).ravel()
+        own = np.asarray(classes[t]).ravel()
         with np.errstate(invalid="ignore"):
-            ids = listed.astype(np.uint64)
-        if (listed < 0).any() or (ids != listed).any():
+            ids = own.astype(np.uint64)
+        if (own < 0).any() or (ids != own).any():
             raise SourceError(f"{file} has invalid ids in the classes of image {t}; they must be whole numbers from 1")
     return np.setdiff1d(ids, np.zeros(1, np.uint64))
 

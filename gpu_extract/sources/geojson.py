@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import LabelError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.outlines import EVERY, Outlines, OutlinesBuilder, Ring, are_unique, cell_ids, checked
 
@@ -143,9 +144,7 @@ def _cells(features: Sequence[Feature], subject: str) -> tuple[list[Feature], tu
     if not n_others:
         return cells, ()
     kinds = sorted({feature.kind or "without a type" for feature in features} - {feature.kind for feature in cells})
-    return cells, (
-        f"{subject}: left out {n_others} of {len(features)} objects, which are not cells: {', '.join(kinds)}",
-    )
+    return cells, (f"{subject}: left out {n_others} of {len(features)} objects, which are not cells: {listed(kinds)}",)
 
 
 def _geometry(feature: Feature, key: str) -> Json:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
 from gpu_extract.hdf5_files import open_to_read
+from gpu_extract.listing import listed
 from gpu_extract.sources.arrays import raster_shape
 from gpu_extract.sources.files import SourceFile, absolute_path, translated
 from gpu_extract.sources.hdf5_axes import dataset_axes, has_axis_names
@@ -301,8 +302,7 @@ def _is_pixels(dataset: Any) -> bool:
 
 
 def _listed(paths: list[str]) -> str:
-    listed = ", ".join(cleaned(path) for path in paths[:20]) + (", ..." if len(paths) > 20 else "")
-    return listed or "no dataset of pixels"
+    return listed([cleaned(path) for path in paths]) or "no dataset of pixels"
 
 
 def _check_storage(location: Location, dataset: Any) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.axes import axis_positions
 from gpu_extract.sources.names import cleaned
 
@@ -30,7 +31,7 @@ def dataset_axes(subject: str, dataset: Any, error: type[InputError] = SourceErr
     by_labels = axis_positions(f"{subject} (its dimension labels)", labels, dataset.shape, error)
     if by_tags is not None and by_labels is not None and by_tags != by_labels:
         raise error(
-            f"{subject} has the axes {', '.join(tags or ())} by its axistags and {', '.join(labels)} by its dimension "
+            f"{subject} has the axes {listed(tags or ())} by its axistags and {listed(labels)} by its dimension "
             "labels; correct one of them"
         )
     return by_labels if by_tags is None else by_tags

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.selectors import Location, Selection
 from gpu_extract.sources.zips import is_zipped_zarr
@@ -48,7 +49,7 @@ def label_planes(images: Sequence[Any], given: Mapping[str, Any]) -> dict[str, A
     planes = dict(given)
     for plane, label in by_name.items():
         if label.path not in names:
-            there = f"its labels are {', '.join(names)}" if names else "it has no labels"
+            there = f"its labels are {listed(names)}" if names else "it has no labels"
             raise SourceError(
                 f"{plane} label plane {label.path} is neither a file nor the name of a label in {store.path}; {there}"
             )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources import caches
 from gpu_extract.sources.arrays import raster_shape, read_box
 from gpu_extract.sources.files import SourceFile, translated
@@ -190,7 +191,7 @@ def _member(archive: zipfile.ZipFile, file: SourceFile) -> str:
             return f"{name}.npy"
     if not arrays:
         raise SourceError(f"{file} is a zip archive without NumPy arrays; convert it to OME-TIFF or .npy")
-    held = ", ".join(cleaned(name.removesuffix(".npy")) for name in arrays)
+    held = listed([cleaned(name.removesuffix(".npy")) for name in arrays])
     raise SourceError(
         f"{file} holds the arrays {held}, and it is not clear which one to read: "
         f"save only one, or name it {' or '.join(wanted)}"

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics
-from gpu_extract.model import Slide
+from gpu_extract.listing import first_few
+from gpu_extract.model import Slide, source_text
 from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
 __all__ = [
@@ -65,7 +66,7 @@ def ambiguous_pixel_size(name: str, sizes: Sequence[tuple[float, float]]) -> tup
     others = [size for size in sizes if not _is_same(size, sizes[0])]
     if not others:
         return ()
-    texts = " and ".join(map(_text, others))
+    texts = first_few(map(_text, others))
     return (f"{name} states pixels of {_text(sizes[0])} and of {texts} um (y, x); the first is used: else {REMEDY}",)
 
 
@@ -188,7 +189,7 @@ def _pixel_size(slide: Slide) -> tuple[float, float]:
         if doubted is not None:
             raise InputError(f"the pixel size of slide {slide.name} is not known: {doubted}")
         raise InputError(
-            f"the pixel size of slide {slide.name} is unknown, {slide.image.source} does not state it; {REMEDY}"
+            f"the pixel size of slide {slide.name} is unknown, {source_text(slide.image)} does not state it; {REMEDY}"
         )
     return slide.pixel_size
 

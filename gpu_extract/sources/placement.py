@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import LabelError, SourceError
-from gpu_extract.model import Raster
+from gpu_extract.listing import listed
+from gpu_extract.model import Raster, source_text
 
 __all__ = [
     "COORDINATES",
@@ -181,12 +182,12 @@ def relative_in_common(image: Sequence[Placement], label: Sequence[Placement]) -
         unnamed = {IMPLICIT, COORDINATES} & {*ours, *theirs}
         if unnamed or not ours or not theirs:
             return 0, 0
-        return f"in the coordinate systems {', '.join(theirs)} and the image in {', '.join(ours)}, with none in common"
+        return f"in the coordinate systems {listed(theirs)} and the image in {listed(ours)}, with none in common"
     found = {name: relative(ours[name], theirs[name]) for name in common}
     if len(set(found.values())) == 1:
         return found[common[0]]
     texts = [f"{_text(each)} in {name}" for name, each in found.items()]
-    return f"placed differently in the coordinate systems: {', '.join(texts)}"
+    return f"placed differently in the coordinate systems: {listed(texts)}"
 
 
 def level_on_image(image: Sequence[Placement], levels: Sequence[Sequence[Placement]]) -> int | None:
@@ -233,12 +234,14 @@ def place_labels(
     for name, raster in masks.items():
         found = relative_in_common(image_placements, placements[name])
         if isinstance(found, str):
-            raise LabelError(f"{name} labels {raster.source} are {found}, relative to image {image.source}; {REMEDY}")
+            raise LabelError(
+                f"{name} labels {raster.source} are {found}, relative to image {source_text(image)}; {REMEDY}"
+            )
         if found == (0, 0):
             continue
         shifted = ShiftedRaster(raster, found, (image.shape[1], image.shape[2]))
         y0, x0, y1, x1 = shifted.overlap
-        where = f"{name} labels {raster.source} begin at y {found[0]}, x {found[1]} of image {image.source}"
+        where = f"{name} labels {raster.source} begin at y {found[0]}, x {found[1]} of image {source_text(image)}"
         if y1 <= y0 or x1 <= x0:
             _, H, W = shifted.shape
             raise LabelError(f"{where}, outside its {H} x {W} pixels (H x W); {REMEDY}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_extract.errors import InputError, SourceError
+from gpu_extract.listing import first_few
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.selectors import Location, parse_input
 from gpu_extract.sources.slide_table import SlideInput
@@ -135,11 +136,10 @@ def fields_error(image: Any, n_fields: int, errors: Mapping[str, InputError]) ->
     errors : mapping of str to InputError
         By the path of the field.
     """
-    names = [*list(errors)[:MAX_NAMED], *(["..."] if len(errors) > MAX_NAMED else [])]
     first = next(iter(errors.values()))
     return SourceError(
-        f"{len(errors)} of the {n_fields} fields of {image} cannot be extracted: {', '.join(names)}; the first because "
-        f"{first} (--on-bad-slide skip, on_bad_slide='skip', leaves them out)"
+        f"{len(errors)} of the {n_fields} fields of {image} cannot be extracted: {first_few(errors, MAX_NAMED)}; "
+        f"the first because {first} (--on-bad-slide skip, on_bad_slide='skip', leaves them out)"
     )
 
 

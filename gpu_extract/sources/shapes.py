@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location, Selection
@@ -188,4 +189,4 @@ def _matrix(transformation: Any, axes: Sequence[str]) -> Matrix:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(cleaned(str(name)) for name in names) or "none"
+    return listed([cleaned(str(name)) for name in names]) or "none"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_extract.errors import InputError
+from gpu_extract.listing import listed
 from gpu_extract.sources.selectors import URL
 from gpu_extract.sources.texts import decoded
 
@@ -74,7 +75,7 @@ def as_slide_input(given: SlideInput | Mapping[str, Any]) -> SlideInput:
     if isinstance(given, SlideInput):
         return given
     if "image" not in given:
-        raise InputError(f"a slide has {', '.join(map(str, given)) or 'nothing'}, but no image; give image=...")
+        raise InputError(f"a slide has {listed(given) or 'nothing'}, but no image; give image=...")
     metadata = {key: value for key, value in given.items() if key not in COLUMNS}
     named = {name: given[name] for name in COLUMNS if name in given}
     return SlideInput(**named, metadata=metadata)
@@ -259,10 +260,10 @@ def _column(name: str) -> str:
 def _check_header(path: Path, header: Sequence[str]) -> None:
     if "image" not in header or not set(PLANES) & set(header):
         raise InputError(
-            f"slides {path} has the columns {', '.join(header)}; it needs image, and nucleus or cytosol or both"
+            f"slides {path} has the columns {listed(header)}; it needs image, and nucleus or cytosol or both"
         )
     if len(set(header)) < len(header):
-        raise InputError(f"slides {path} has the columns {', '.join(header)}; each must have a different name")
+        raise InputError(f"slides {path} has the columns {listed(header)}; each must have a different name")
 
 
 def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int, delimiter: str) -> SlideInput:

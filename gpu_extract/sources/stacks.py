@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.channels import channel_indices
 from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.listing import listed
 from gpu_extract.model import Raster
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.placement import Placement
@@ -26,9 +27,6 @@ __all__ = [
     "raster_stack",
     "selector",
 ]
-
-# Planes that a message names.
-MAX_LISTED = 20
 
 Indices = tuple[tuple[int, ...], ...]  # the selected ones along each axis
 
@@ -146,8 +144,7 @@ class Stack:
         one = f"#c=0 to #c={size - 1} to its path"
         if len(self.names) == size and any(self.names):
             names = unique_names(self.names, size)
-            listed = ", ".join(names[index] for index in indices[:MAX_LISTED])
-            one = f"#c=NAME to its path, with one of {listed}{', ...' * (len(indices) > MAX_LISTED)}"
+            one = f"#c=NAME to its path, with one of {listed([names[index] for index in indices])}"
         return LabelError(f"{self.location} holds {len(indices)} planes; give one plane (H, W), or add {one}")
 
     def _unchosen(self, axis: str, size: int) -> SourceError:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tifffile import TiffFile, TiffPageSeries
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import SourceFile
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.selectors import Location
@@ -147,8 +148,8 @@ def _are_pages(series: Sequence[TiffPageSeries]) -> bool:
 
 
 def _listed(images: Sequence[ImageInFile]) -> str:
-    listed = [f"{index}: {image.name or 'no name'} ({image.sizes})" for index, image in enumerate(images[:MAX_LISTED])]
-    return ", ".join(listed) + (", ..." if len(images) > MAX_LISTED else "")
+    texts = [f"{index}: {image.name or 'no name'} ({image.sizes})" for index, image in enumerate(images)]
+    return listed(texts, MAX_LISTED)
 
 
 def _sizes(series: TiffPageSeries) -> str:

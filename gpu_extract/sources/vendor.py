@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources import caches
 from gpu_extract.sources.files import READABLE, SourceFile, file_description, translated
 from gpu_extract.sources.names import cleaned
@@ -88,7 +89,7 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
                   if axis not in AXES and n > 1]  # fmt: skip
         if others:
             raise SourceError(
-                f"{file} has the axes {', '.join(others)} besides T, C, Z, Y and X; convert it to OME-TIFF without them"
+                f"{file} has the axes {listed(others)} besides T, C, Z, Y and X; convert it to OME-TIFF without them"
             )
         key = (*file.key, scene)
         pixels = caches.OPENED.get(key, partial(image.get_image_dask_data, AXES))
@@ -120,11 +121,11 @@ def _bio_image(file: SourceFile) -> Any:
 
 def _select_scene(location: Location, image: Any) -> None:
     scenes, wanted = tuple(image.scenes), location.selection.image
-    listed = ", ".join(cleaned(str(scene)) for scene in scenes[:20]) + (", ..." if len(scenes) > 20 else "")
+    there = listed([cleaned(str(scene)) for scene in scenes])
     if wanted is None:
         if len(scenes) > 1:
-            raise SourceError(f"{location} holds the images {listed}; choose one: {location.path}#image=NAME")
+            raise SourceError(f"{location} holds the images {there}; choose one: {location.path}#image=NAME")
         return
     if wanted not in scenes:
-        raise SourceError(f"{location} does not exist: the file has no image {wanted!r}; there are {listed}")
+        raise SourceError(f"{location} does not exist: the file has no image {wanted!r}; there are {there}")
     image.set_scene(wanted)

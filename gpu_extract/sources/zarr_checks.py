@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import Stamp, stamp_of
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import METADATA
@@ -209,9 +210,7 @@ def _count_in_shard(location: Location, array: Any, path: str, coordinates: Sequ
     sharding = array.metadata.codecs[0]
     codecs = [codec.to_dict()["name"] for codec in sharding.index_codecs]
     if codecs not in (["bytes", "crc32c"], ["bytes"]):
-        raise SourceError(
-            f"{location} has a shard index encoded with {', '.join(codecs)}; save it with zarr's defaults"
-        )
+        raise SourceError(f"{location} has a shard index encoded with {listed(codecs)}; save it with zarr's defaults")
     per_shard = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
     nbytes, checksum = 16 * math.prod(per_shard), 4 * (len(codecs) - 1)
     archive = array.store.archive

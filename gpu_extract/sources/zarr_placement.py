@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.listing import listed
 from gpu_extract.sources.placement import IMPLICIT, Placement
 from gpu_extract.sources.units import um_per_unit
 
@@ -159,7 +160,7 @@ def _rows(given: Sequence[Sequence[float]], n_out: int, n_in: int) -> NDArray[np
 def _in_plane(at: _Affine) -> NDArray[np.float64]:
     """Return the rows y and x of a map, with the columns y, x and offset; y and x are the last axes of the array."""
     if not {"y", "x"} <= set(at.axes):
-        raise _NotAffineError(f"in a coordinate system with the axes {', '.join(at.axes)}, which are not y and x")
+        raise _NotAffineError(f"in a coordinate system with the axes {listed(at.axes)}, which are not y and x")
     rows = at.matrix[[at.axes.index("y"), at.axes.index("x")]]
     if rows[:, :-3].any():
         raise _NotAffineError("placed by a transformation that mixes y or x with other axes")

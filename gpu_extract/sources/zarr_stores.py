@@ -11,6 +11,7 @@ from typing import Any
 import zarr
 
 from gpu_extract.errors import SourceError
+from gpu_extract.listing import listed
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.placement import Placement
@@ -206,7 +207,7 @@ def _is_inside(path: str) -> bool:
 
 def _axes(location: Location, names: Sequence[Any]) -> str:
     if len(set(names)) < len(names) or not set(names) <= set("tczyx") or list(names[-2:]) != ["y", "x"]:
-        axes = cleaned(", ".join(map(str, names)))
+        axes = cleaned(listed(names))
         raise SourceError(f"{location} has the axes {axes}; they must be some of t, c, z and then y, x")
     return "".join(names)
 
@@ -292,4 +293,4 @@ def _child(location: Location, nodes: dict[str, Node], kind: str, name: str) -> 
 
 
 def _joined(names: Any) -> str:
-    return ", ".join(cleaned(name) for name in names)
+    return listed([cleaned(name) for name in names])

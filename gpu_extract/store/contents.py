@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError
+from gpu_extract.listing import first_few, listed_apart, repeated
 from gpu_extract.model import MASK_NAMES, CellTable, Slide
 from gpu_extract.recipe import Program
 
@@ -70,17 +71,18 @@ class Contents:
         assert len(self.plane_names) == (len(self.planes) or self.program.n_planes)
         names = [slide.name for slide in self.slides]
         if len(set(names)) != len(names):
-            raise InputError(f"slide names must differ: {', '.join(names)}")
+            raise InputError(f"slide names must differ: {first_few(repeated(names))} occur more than once")
         for slide in self.slides:
             self._check_slide(slide)
 
     def _check_slide(self, slide: Slide) -> None:
         first = self.slides[0]
-        planes = slide.mask_names + slide.channel_names
-        if planes != first.mask_names + first.channel_names:
+        planes, of_first = (one.mask_names + one.channel_names for one in (slide, first))
+        if planes != of_first:
+            given, expected = listed_apart(planes, of_first)
             raise InputError(
-                f"slide {slide.name} has planes {', '.join(planes)} and slide {first.name} has "
-                f"{', '.join(first.mask_names + first.channel_names)}; the slides of one file must have the same"
+                f"slide {slide.name} has planes {given} and slide {first.name} has {expected}; "
+                "the slides of one file must have the same"
             )
         for text in (slide.name, *slide.channel_names, *slide.metadata, *slide.metadata.values()):
             _check_text(text)

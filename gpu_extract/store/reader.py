@@ -7,6 +7,7 @@ read too.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,17 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpu_extract.errors import InputError, OutputError, UnknownCellError
 from gpu_extract.hdf5_files import open_to_read
+from gpu_extract.html_table import html_table
+from gpu_extract.listing import first_few, listed
 from gpu_extract.store.damage import reporting_damage
-from gpu_extract.store.hdf5.layouts import layout_of
+from gpu_extract.store.hdf5.layouts import LAYOUTS, layout_of
 from gpu_extract.store.hdf5.tile_reader import TileReader
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Cells", "open_cells"]
-
-# Number of unknown cells that an error names: enough to see the pattern, few enough for a line.
-NAMED = 5
 
 
 def open_cells(path: str | os.PathLike[str]) -> Cells:
@@ -60,6 +60,8 @@ class Cells:
     mask_planes, channel_planes : tuple of str, length M and C
     tile_size : int, pixels
     dtype : numpy.dtype
+    layout : str
+        ``h5sc`` or ``sparcspy``.
     ids : (N,) uint64
         Id of the cell in each row.
 
@@ -82,7 +84,9 @@ class Cells:
                 raise
 
     def _read_header(self) -> None:
-        tables = self._tables = layout_of(self._file).tables(self._file)
+        layout = layout_of(self._file)
+        self.layout = next(name for name, each in LAYOUTS.items() if each is layout)
+        tables = self._tables = layout.tables(self._file)
         images = self._images = tables.images
         # A file from elsewhere could refer to any file of this machine.
         if images.file != self._file or images.external or images.is_virtual:
@@ -119,6 +123,19 @@ class Cells:
         S = self.tile_size
         return f"<{len(self)} cells of {len(self.planes)} planes, {S} x {S} {self.dtype}, in {self.path}>"
 
+    def _repr_html_(self) -> str:
+        ids = f"{self.ids.min()} to {self.ids.max()}" if len(self) else ""
+        rows = [
+            ("file", self.path),
+            ("cells", f"{len(self):,}"),
+            ("ids", ids),
+            ("masks", listed(self.mask_planes)),
+            ("channels", listed(self.channel_planes)),
+            ("tiles", f"{self.tile_size} x {self.tile_size} {self.dtype}"),
+            ("layout", self.layout),
+        ]
+        return html_table("Cells", rows)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -153,19 +170,27 @@ class Cells:
         tile: NDArray[Any] = self.read([self._row_of(cell)])[0]
         return tile
 
-    def _read_several(self, listed: list[Any]) -> NDArray[Any]:
+    def _read_several(self, keys: list[Any]) -> NDArray[Any]:
         """Return the tiles of cells named by id or by slide and id.
 
         Raises
         ------
         UnknownCellError
-            If there is none of some of them; the message names the first few.
+            If there is none of some of them, or several; the message names the first few.
         """
-        unknown = list({repr(cell): cell for cell in listed if cell not in self}.values())
+        found = {repr(key): (key, self._rows_of(key)) for key in keys}
+        unknown = [key for key, rows in found.values() if not len(rows)]
         if len(unknown) > 1:
-            named = ", ".join(map(_describe, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
-            raise UnknownCellError(f"{self.path} has no cells {named} ({len(unknown)} in all){self._hint(unknown[0])}")
-        return self.read([self._row_of(cell) for cell in listed])
+            some = f"{first_few(map(_describe, unknown))} ({len(unknown):,} in all)"
+            raise UnknownCellError(f"{self.path} has no cells {some}{self._hint(unknown[0])}")
+        several = [key for key, rows in found.values() if len(rows) > 1]
+        if len(several) > 1 and not unknown:
+            some = first_few(map(_describe, several))
+            raise UnknownCellError(
+                f"{self.path} has several cells of each of {len(several):,} ids ({some}); "
+                "name their slides, as in cells[[(slide, id), ...]]"
+            )
+        return self.read([self._row_of(key) for key in keys])
 
     def _row_of(self, cell: Any) -> int:
         """Return the row of the only cell of that name.
@@ -178,11 +203,15 @@ class Cells:
         if len(rows) == 0:
             raise UnknownCellError(f"{self.path} has no cell {_describe(cell)}{self._hint(cell)}")
         if len(rows) > 1:
-            raise UnknownCellError(
-                f"{self.path} has {len(rows)} cells {_describe(cell)}, of slides "
-                f"{', '.join(self._slides_of(rows))}; name one: cells[slide, {_describe(cell)}]"
-            )
+            raise UnknownCellError(f"{self.path}: id {_describe(cell)} is in {self._several(cell, rows)}")
         return int(rows[0])
+
+    def _several(self, cell: Any, rows: NDArray[np.int64]) -> str:
+        """Return where the cells of one name are, and how to read one of them, for a message."""
+        slides = self._slides_of(rows)
+        if len(set(slides)) == len(slides):
+            return f"{len(slides):,} slides ({first_few(slides)}); name one, as in cells[{slides[0]!r}, {cell}]"
+        return f"{len(rows):,} rows ({first_few(rows)}); read one, as in cells.read(rows=[{rows[0]}])"
 
     def read(self, rows: ArrayLike) -> NDArray[Any]:
         """Return the tiles of the given rows, as in ``cells.read(rows=[0, 1])``; ``cells[[42, 7]]`` reads by id.
@@ -249,6 +278,43 @@ class Cells:
             facts = self._tables.info()
         return facts | {"dropped": {str(key): int(n) for key, n in self.dropped["reason"].value_counts().items()}}
 
+    def summary(self) -> dict[str, Any]:
+        """Return what the file contains and how it was made, as plain values: what ``gpu-extract info --json`` prints.
+
+        Returns
+        -------
+        dict
+            ``file``, ``nbytes``, ``layout``
+                Path, size in bytes, and `layout`.
+            ``is_own``, ``version``
+                Whether this package wrote the file, and its version; None if the file does not say.
+            ``n_cells``, ``planes``
+                Planes in order, each with ``name`` and ``kind``, ``mask`` or ``channel``.
+            ``tile_size``, ``dtype``, ``compression``, ``chunk_shape``, ``tiles_nbytes``, ``tiles_uncompressed_nbytes``
+                The tiles; the shape is None if they are not in chunks.
+            ``ids``
+                ``column`` of `obs` with the ids in the label planes, ``min`` and ``max`` of them (None without
+                cells), ``n_different``, and ``n_repeated``, the ids that several rows have.
+            ``obs``
+                For each column its ``type``, and for categories ``n_values``.
+            ``slides``
+                All slides in the order of the run: ``name``, ``n_cells`` (None if unknown), ``n_dropped``,
+                ``metadata``, and where the file says it ``image``, ``nucleus``, ``cytosol``, ``pixel_size`` (y, x, um)
+                and ``scale``.
+            ``cells_per_slide``
+                ``min``, ``median``, ``max`` and ``n_empty``; None if unknown.
+            ``dropped``
+                Number of dropped cells by reason.
+            ``recipe``, ``warnings``, ``trusted``
+                The recipe as TOML (None if the file has none), and lines of the run.
+            ``more``
+                Other entries of `info`.
+        """
+        from gpu_extract.store.summary import summarize
+
+        with self._reading():
+            return summarize(self, self._tables)
+
     @cached_property
     def _by_id(self) -> NDArray[np.int64]:
         return np.argsort(self.ids, kind="stable")
@@ -271,7 +337,8 @@ class Cells:
         """Return a possible reason why a cell is missing, for a message."""
         slide, cell_id = _parts(cell)
         if isinstance(cell, tuple) and not isinstance(slide, str):
-            return f"; read several cells with cells[{list(cell)}], and one of a slide with cells['slide', id]"
+            several = f"cells[[{first_few(map(reprlib.repr, cell))}]]"
+            return f"; read several cells with {several}, and one of a slide with cells['slide', id]"
         dropped = self.dropped[self.dropped["cell_id"] == cell_id]
         if slide is not None:
             dropped = dropped[dropped["slide"] == slide]
@@ -289,7 +356,9 @@ class Cells:
 
 def _describe(cell: object) -> str:
     slide, cell_id = _parts(cell)
-    return str(cell_id) if slide is None else f"{cell_id} of slide {slide}"
+    if slide is not None:
+        return f"{_describe(cell_id)} of slide {_describe(slide)}"
+    return str(cell) if isinstance(cell, int | str | np.generic) else reprlib.repr(cell)
 
 
 def _listed(cells: Any) -> list[Any]:

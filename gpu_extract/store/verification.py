@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.cpus import default_threads
-from gpu_extract.errors import OutputError
+from gpu_extract.errors import InputError, OutputError
 from gpu_extract.hdf5_files import open_to_read
+from gpu_extract.parallel import in_order
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.datasets import check_chunks, compression_of
 from gpu_extract.store.hdf5.layout import require
@@ -59,6 +60,10 @@ class Verified:
     remains: str | None
     is_own: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parameters as plain values, for JSON."""
+        return {**asdict(self), "dtype": self.dtype.name}
+
     def __str__(self) -> str:
         S = self.tile_size
         text = (
@@ -70,7 +75,12 @@ class Verified:
         return f"{text}; note: {self.remains}" if self.remains else text
 
 
-def verify(path: str | os.PathLike[str]) -> Verified:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda checked, total: None,
+) -> Verified:
     """Read a whole file of cells and check its tables, names and shapes, and that every tile can be decoded.
 
     Files of scPortrait and uncompressed files have no checksums, so wrong values in their tiles are not detected.
@@ -80,6 +90,10 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     ----------
     path : path
         An ``.h5sc`` or a classic ``single_cells.h5`` file; it is only read.
+    threads : int, optional
+        Number of threads that decode tiles. Default: `gpu_extract.cpus.default_threads`. Each holds one chunk.
+    progress : callable
+        Called with the number of cells checked so far and the number of all cells.
 
     Returns
     -------
@@ -89,8 +103,12 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     ------
     OutputError
         If anything is wrong. The message describes the first problem, with row and cell id.
+    InputError
+        If ``threads`` is not positive.
     """
-    path = Path(path)
+    path, threads = Path(path), default_threads() if threads is None else threads
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be 1 or more")
     remains = unfinished(path)
     if not path.is_file():
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
@@ -101,7 +119,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
         images = file[layout.images]
         _check_images(file, images)
         tables = layout.check(file)
-        _check_tiles(images, tables.ids)
+        _check_tiles(images, tables.ids, threads, progress)
         return Verified(
             n_cells=images.shape[0],
             n_masks=tables.n_masks,
@@ -133,14 +151,18 @@ def _check_images(file: h5py.File, images: Any) -> None:
     check_chunks(images)
 
 
-def _check_tiles(images: h5py.Dataset, ids: NDArray[np.uint64]) -> None:
-    tasks = [range(row, min(row + ROWS_PER_TASK, len(ids))) for row in range(0, len(ids), ROWS_PER_TASK)]
-    with ThreadPoolExecutor(default_threads()) as workers:
-        for problem in workers.map(lambda rows: _first_problem(images, rows), tasks):
+def _check_tiles(
+    images: h5py.Dataset, ids: NDArray[np.uint64], threads: int, progress: Callable[[int, int], None]
+) -> None:
+    n_cells = len(ids)
+    tasks = (range(row, min(row + ROWS_PER_TASK, n_cells)) for row in range(0, n_cells, ROWS_PER_TASK))
+    with ThreadPoolExecutor(threads, "gpu-extract-verify") as workers:
+        problems = in_order(workers, lambda rows: (rows, _first_problem(images, rows)), tasks, 2 * threads)
+        for rows, problem in problems:
             if problem is not None:
                 row, text = problem
-                workers.shutdown(cancel_futures=True)
                 raise OutputError(f"row {row} (cell {ids[row]}): {text}")
+            progress(rows.stop, n_cells)
 
 
 def _first_problem(images: h5py.Dataset, rows: Sequence[int]) -> tuple[int, str] | None:

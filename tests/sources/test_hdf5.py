@@ -231,7 +231,7 @@ def test_label_planes_are_chosen_by_name(tmp_path):
         h5["exported_data"].dims[0].attach_scale(h5["names"])
     labels = open_labels(f"{path}#c=segmentation 7", "nucleus")
     np.testing.assert_array_equal(labels.read(*BOX)[0], crop(LABELS + 7))
-    message = r"holds 30 planes; .* add #c=NAME to its path, with one of segmentation 0, .*segmentation 19, \.\.\.$"
+    message = r"holds 30 planes; .* add #c=NAME to its path, with one of segmentation 0, .*segmentation 19, \.\.\. \(30"
     with pytest.raises(LabelError, match=message):
         open_labels(path, "nucleus")
 

@@ -101,7 +101,7 @@ def test_a_cell_is_read_by_its_id(two_slides):
 @pytest.mark.parametrize(
     ("cell", "match"),
     [
-        (2, r"has 2 cells 2, of slides A, B; name one: cells\[slide, 2\]"),
+        (2, r"id 2 is in 2 slides \(A, B\); name one, as in cells\['A', 2\]"),
         (0, r"no cell 0; ids run from 1 to 9223372036854775813, rows are read by cells.read"),
         (-1, "no cell -1"),
         (2**64, "no cell 18446744073709551616"),
@@ -152,8 +152,8 @@ def test_cells_are_read_by_a_list_of_slides_and_ids(two_slides):
     [
         ([1, 77], "has no cell 77; ids run from"),
         ([77, 1, 78, 77], r"has no cells 77, 78 \(2 in all\); ids run from"),
-        (list(range(100, 110)), r"has no cells 100, 101, 102, 103, 104, ... \(10 in all\)"),
-        ([2, 3], r"has 2 cells 2, of slides A, B; name one"),
+        (list(range(100, 110)), r"has no cells 100, 101, 102, ... \(10 in all\)"),
+        ([2, 3], r"id 2 is in 2 slides \(A, B\); name one"),
         ([("C", 1)], "no cell 1 of slide C"),
         ([2**40, 1], "was dropped"),
         (["A"], "no cell A"),
@@ -171,6 +171,34 @@ def test_unknown_cells_of_a_list_are_named(two_slides, given, match):
     with open_cells(path) as cells, pytest.raises(InputError, match=match) as error:
         cells[given]
     assert "\n" not in str(error.value)
+
+
+def test_ids_of_many_slides_are_named_in_short(path):
+    slides = [make_slide(f"A{n:03}") for n in range(100)]
+    write(path, make_contents(200, slides, ids=[17, 18] * 100))
+    with open_cells(path) as cells:
+        with pytest.raises(
+            UnknownCellError, match=r"id 17 is in 100 slides \(A000, A001, A002, \.\.\.\); name one, as"
+        ):
+            cells[17]
+        with pytest.raises(UnknownCellError, match=r"several cells of each of 2 ids \(17, 18\); name their slides"):
+            cells[[17, 18, 17]]
+        assert cells[[("A003", 17)]].shape == (1, *cells["A003", 18].shape)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_repeated_ids_without_slides_are_read_by_row(path, layout):
+    contents = make_contents(5, ids=[1, 2, 3, 2, 2])
+    write(path, contents, layout=layout)
+    if layout == "h5sc":
+        with h5py.File(path, "r+") as file:
+            del file["obs/slide"]
+            file["obs"].attrs["column-order"] = ["scportrait_cell_id"]
+    with (
+        open_cells(path) as cells,
+        pytest.raises(UnknownCellError, match=r"id 2 is in 3 rows \(1, 3, 4\); read one, as in cells.read\(rows=\[1\]"),
+    ):
+        cells[2]
 
 
 def test_ids_given_as_rows_are_told_from_rows(two_slides):

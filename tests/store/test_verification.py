@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import h5py
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from made.cells import SCPORTRAIT_FILE, fill, make_contents, make_images, make_slide, write
 
-from gpu_extract.errors import OutputError
+from gpu_extract.errors import InputError, OutputError
 from gpu_extract.recipe import Recipe
-from gpu_extract.store import CellStore, verify
+from gpu_extract.store import CellStore, verification, verify
 from gpu_extract.store.codecs import CODECS
+from gpu_extract.store.hdf5.layouts import LAYOUTS
 
 IMAGES = "obsm/single_cell_images"
 
@@ -40,6 +42,66 @@ def test_an_intact_file(sound):
     assert (found.n_cells, found.n_masks, found.n_channels, found.tile_size) == (300, 2, 2, 6)
     assert str(found).startswith("300 cells of 2 masks and 2 channels, 6 x 6 float16, 0.1 MB (gzip)")
     assert found.remains is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("threads", [None, 1, 3, 50])
+def test_progress_counts_all_cells_with_any_number_of_threads(path, threads, layout):
+    n_cells = 2 * verification.ROWS_PER_TASK + 5
+    write(path, make_contents(n_cells), layout=layout)
+    seen = []
+    verify(path, threads=threads, progress=lambda *counts: seen.append(counts))
+    assert seen == [(n, n_cells) for n in (n_cells // 2 - 2, n_cells - 5, n_cells)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_first_damaged_cell_is_named_with_any_number_of_threads(path, threads):
+    write(path, make_contents(900))
+    with h5py.File(path, "r+") as file:
+        dataset = file[IMAGES].id
+        for row in (880, 641, 640, 300):
+            _, chunk = dataset.read_direct_chunk((row, 0, 0, 0))
+            dataset.write_direct_chunk((row, 0, 0, 0), chunk[:-4] + bytes(4))
+    seen = []
+    with pytest.raises(OutputError, match=r"row 300 \(cell 310\)"):
+        verify(path, threads=threads, progress=lambda *counts: seen.append(counts))
+    assert seen == [(256, 900)]
+
+
+def test_the_number_of_threads_is_positive(sound):
+    with pytest.raises(InputError, match=r"^threads is 0; it must be 1 or more$"):
+        verify(sound, threads=0)
+
+
+def test_few_tiles_are_read_ahead_of_the_progress(path, monkeypatch):
+    monkeypatch.setattr(verification, "ROWS_PER_TASK", 1)
+    n_read, ahead = 0, []
+    check = verification._first_problem
+
+    def count(images, rows):
+        nonlocal n_read
+        n_read += 1
+        return check(images, rows)
+
+    monkeypatch.setattr(verification, "_first_problem", count)
+    write(path, make_contents(500))
+    verify(path, threads=2, progress=lambda done, total: ahead.append(n_read - done))
+    assert max(ahead) <= 5
+
+
+def test_a_summary_as_plain_values(sound):
+    values = json.loads(json.dumps(verify(sound).to_dict()))
+    assert values == {
+        "n_cells": 300,
+        "n_masks": 2,
+        "n_channels": 2,
+        "tile_size": 6,
+        "dtype": "float16",
+        "compression": "gzip",
+        "nbytes": values["nbytes"],
+        "remains": None,
+        "is_own": True,
+    }
 
 
 @pytest.mark.parametrize("compression", CODECS)

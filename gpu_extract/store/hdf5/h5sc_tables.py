@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
+from gpu_extract.listing import listed
 from gpu_extract.store.damage import NotCellsError
 
 __all__ = ["cell_ids", "check_kinds", "plane_names"]
@@ -71,7 +72,7 @@ def check_kinds(kinds: list[str]) -> None:
     """
     n_masks = kinds.count(MASK)
     if kinds != [MASK] * n_masks + [CHANNEL] * (len(kinds) - n_masks):
-        raise OutputError(f"its planes are {kinds}; masks come first, then channels")
+        raise OutputError(f"its planes are {listed(kinds)}; masks come first, then channels")
 
 
 def _members(group: Any) -> Any:
