@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,6 +15,7 @@ from gpu_extract.errors import InputError, OutputError
 from gpu_extract.inputs import plan_slides
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
+from gpu_extract.parallel import worker_threads
 from gpu_extract.planning import Plan, with_checked_images
 from gpu_extract.sources.selectors import input_paths
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
@@ -206,7 +206,7 @@ def iter_cells(
     plan = with_checked_images(plan, as_trust(options.get("trust")))
 
     def batches() -> Iterator[CellImages]:
-        with ThreadPoolExecutor(n_threads, "gpu-extract") as workers:
+        with worker_threads(n_threads, "gpu-extract") as workers:
             yield from pipeline.tiles(plan, backend, workers, n_threads, on_device=True)
 
     return batches()
