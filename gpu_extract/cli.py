@@ -8,18 +8,16 @@ run was stopped before it was complete. Results go to stdout, progress and warni
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from gpu_extract import api
+from gpu_extract import api, interrupts
 from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
@@ -104,7 +102,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
-    survey = api.survey_many(request.slides, output=output, **request.options)
+    with _stopped_cleanly():
+        survey = api.survey_many(request.slides, output=output, **request.options)
     if as_json:
         print(json.dumps(survey.to_dict(), indent=1))
     else:
@@ -236,19 +235,13 @@ def warm(
 
 
 def main() -> None:
-    """Run the command line ``gpu-extract``."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command line ``gpu-extract``; `gpu_extract.__main__` also handles signals."""
     try:
         app()
     except RunStoppedError as error:
         sys.exit(_fail(error, 3))
     except GpuExtractError as error:
         sys.exit(_fail(error, 1))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Stop a run on SIGTERM as on Ctrl-C, which keeps the cells that are written."""
-    raise KeyboardInterrupt
 
 
 def _fail(error: GpuExtractError, code: int) -> int:
@@ -287,7 +280,7 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
     if n_cells < 1:
         raise InputError(f"n_cells is {n_cells}; it must be 1 or more")
-    with open_cells(file) as cells:
+    with open_cells(file) as cells, _stopped_cleanly():
         n = min(n_cells, len(cells))
         rows = np.sort(np.random.default_rng(seed).choice(len(cells), n, replace=False))
         write_gallery(
@@ -303,6 +296,16 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
 
 @contextmanager
+def _stopped_cleanly() -> Iterator[None]:
+    """Let the block remove its temporary files if it is stopped."""
+    try:
+        with interrupts.raised():
+            yield
+    except KeyboardInterrupt:
+        raise RunStoppedError("stopped") from None
+
+
+@contextmanager
 def _progress_of_run(output: Path, *, quiet: bool) -> Iterator[Progress]:
     """Show the progress of a run; if it is stopped, raise an error that says what was kept."""
     counts = (0, 0)
@@ -314,7 +317,8 @@ def _progress_of_run(output: Path, *, quiet: bool) -> Iterator[Progress]:
             show(n_cells, total)
 
         try:
-            yield progress
+            with interrupts.raised():
+                yield progress
         except KeyboardInterrupt:
             n_cells, total = counts
             if not n_cells:

@@ -380,7 +380,7 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
     script = f"""
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent such as nohup may ignore it
-from gpu_extract import cli, pipeline, planning
+from gpu_extract import __main__, cli, pipeline, planning
 from gpu_extract.model import BatchSize
 pipeline.batches = lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(2), chunk_cells)
 def quiet(*, quiet):
@@ -390,7 +390,7 @@ def quiet(*, quiet):
         yield lambda n, total: n > 4 and os.kill(os.getpid(), signal.{signal_name})
     return progress()
 cli.progress_on_stderr = quiet
-cli.main()
+__main__.main()
 """
     done = subprocess.run([sys.executable, "-c", script, *RUN], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
