@@ -96,7 +96,7 @@ def extract_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output", "progress")
-    path = Path(output)
+    path = Path(os.path.expanduser(output))
     job = _prepare(slides, path, options)
     lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
     provenance = {name: "\n".join(found) for name, found in lines.items() if found}
@@ -165,7 +165,7 @@ def survey_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output")
-    job = _prepare(slides, None if output is None else Path(output), options)
+    job = _prepare(slides, None if output is None else Path(os.path.expanduser(output)), options)
     return surveying.survey(job.plan, job.backend, job.threads, job.storage)
 
 

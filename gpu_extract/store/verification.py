@@ -90,7 +90,7 @@ def verify(path: str | os.PathLike[str]) -> Verified:
     OutputError
         If anything is wrong. The message describes the first problem, with row and cell id.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     remains = unfinished(path)
     if not path.is_file():
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
