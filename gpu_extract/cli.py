@@ -125,10 +125,6 @@ def demo(
 
     sample = demo_data.paths()
     cells, picture = output / "cells.h5sc", output / "gallery.png"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {output} cannot be made: {error.strerror}; choose another with -o") from error
     with _progress_of_run(cells, quiet=quiet) as progress:
         report = api.extract(
             sample.image,

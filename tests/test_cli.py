@@ -185,6 +185,16 @@ def test_doctor_shows_which_devices_work(call):
     assert re.search(r"compiled code: /.+", out)
 
 
+def test_a_stopped_demo_leaves_no_folder(tmp_path, monkeypatch, call):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpu_extract.api.extract", stop)
+    assert call("demo", "-o", "a/b")[0] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_doctor_says_which_limit_decides_the_threads(call, monkeypatch):
     monkeypatch.setattr("gpu_extract.cpus.thread_limits", lambda: {"cores": 8, "SLURM_CPUS_PER_TASK": 3})
     out = call("doctor")[1]
