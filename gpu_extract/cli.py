@@ -233,7 +233,7 @@ def warm(
 def main() -> None:
     """Run the command line ``gpu-extract``; `gpu_extract.__main__` also handles signals."""
     try:
-        app()
+        app(prog_name="gpu-extract")  # also as python -m gpu_extract: completion needs the name of a program
     except RunStoppedError as error:
         sys.exit(_fail(error, 3))
     except GpuExtractError as error:
