@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from gpu_extract import api, interrupts
-from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
+from gpu_extract.cli_options import CELLS, OUTPUT, Overwrite, Quiet, Request, Seed, expand_home, with_shared_options
 from gpu_extract.errors import GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.pipeline import Progress, Report
 from gpu_extract.progress import progress_on_stderr
@@ -113,10 +113,26 @@ def plan(
     _print_warnings(survey.plan.warnings)
 
 
-@app.command()
+DEMO_EXAMPLES = """Examples:
+
+gpu-extract demo
+
+gpu-extract demo -o ~/demo --quiet
+"""
+
+
+@app.command(epilog=DEMO_EXAMPLES)
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", callback=expand_home, metavar="DIR", help="The folder to write to.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            callback=expand_home,
+            metavar="DIR",
+            help="The folder to write to; it is made if it is missing.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = Path("gpu-extract-demo"),
     quiet: Quiet = False,
 ) -> None:
@@ -161,11 +177,31 @@ def verify(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="F
     print(f"{file}: sound, {check(file)}")
 
 
-@app.command()
+GALLERY_EXAMPLES = """Examples:
+
+gpu-extract gallery cells.h5sc -o gallery.png
+
+gpu-extract gallery cells.h5sc -o pictures/other.png --n-cells 40 --seed 1
+"""
+
+
+@app.command(epilog=GALLERY_EXAMPLES)
 def gallery(
-    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")],
-    output: Annotated[Path, typer.Option("--output", "-o", callback=expand_home, metavar="OUT.png")],
-    n_cells: Annotated[int, typer.Option(help="Number of cells to draw, chosen at random.")] = 10,
+    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE", help="A file of cells.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            callback=expand_home,
+            metavar="OUT.png",
+            help="The picture to write; missing folders are made.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    n_cells: Annotated[
+        int, typer.Option(help="Number of cells to draw, chosen at random.", rich_help_panel=CELLS)
+    ] = 10,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -183,7 +219,15 @@ def report(
     raise OutputError("report comes with a later version; 'gpu-extract info' and 'gpu-extract gallery' work now")
 
 
-@app.command()
+DOCTOR_EXAMPLES = """Examples:
+
+gpu-extract doctor
+
+OMP_NUM_THREADS=4 gpu-extract doctor
+"""
+
+
+@app.command(epilog=DOCTOR_EXAMPLES)
 def doctor() -> None:
     """Show which devices work on this machine, and which versions are installed."""
     import h5py
@@ -208,15 +252,25 @@ def doctor() -> None:
         print(f"  {package:<12} {version(package)}")
 
 
-@app.command()
+WARM_EXAMPLES = """Examples:
+
+gpu-extract warm
+
+gpu-extract warm --images uint16 --labels int32,int64
+"""
+
+
+@app.command(epilog=WARM_EXAMPLES)
 def warm(
     images: Annotated[
         str | None,
-        typer.Option(help="Types of images.", metavar="TYPE,...", show_default="uint8,uint16,float32"),
+        typer.Option(help="Types of images; uint8,uint16,float32 by default.", metavar="TYPE,...", show_default=False),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Types of labels.", metavar="TYPE,...", show_default="uint16,int32,uint32,int64"),
+        typer.Option(
+            help="Types of labels; uint16,int32,uint32,int64 by default.", metavar="TYPE,...", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Compile the kernels of the cpu device ahead, for float16 tiles; the first run of a type does it otherwise."""

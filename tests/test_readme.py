@@ -1,5 +1,6 @@
-"""The code of the README and of ``docs`` runs as it stands."""
+"""The code of the README, of ``docs`` and of the help runs as it stands."""
 
+import glob
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ from made.stores import write_ome_zarr
 
 import gpu_extract as gx
 from gpu_extract import backends, cli, demo_data
+from gpu_extract.backends.cpu import warm
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
@@ -81,19 +83,48 @@ def write_slides(image, nucleus, cytosol):
 COMMANDS = [(page, line, text) for page, line, text in blocks("") if "gpu-extract " in text]
 
 
+def run_command(command, monkeypatch):
+    """Run a command line in this process, with the variables before it; return its exit code."""
+    words = shlex.split(re.sub(r"(^|\s)[#>].*", "", command))  # a # within a word is a selector
+    if not words or command.startswith(NOT_RUN):
+        return 0
+    with monkeypatch.context() as patch:
+        while "=" in words[0]:
+            patch.setenv(*words.pop(0).split("="))
+        assert words[0] == "gpu-extract", f"{command!r} is a program that this test does not know"
+        words = [name for word in words for name in (sorted(glob.glob(word)) if word == "*.h5sc" else [word])]
+        if "-o" in words:
+            Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+    return exit_.value.code
+
+
 @pytest.mark.parametrize(("page", "line", "text"), COMMANDS, ids=lambda value: str(value).partition("\n")[0][:30])
 def test_commands(folder, monkeypatch, capsys, page, line, text):
     for command in re.split(r"\n| && ", text.strip()):
-        words = shlex.split(re.sub(r"(^|\s)#.*", "", command))  # a # within a word is a selector
-        if not words or command.startswith(NOT_RUN):
-            continue
-        assert words[0] == "gpu-extract", f"{page}: {command!r} is a program that this test does not know"
-        if "-o" in words:
-            Path(words[words.index("-o") + 1]).unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert not exit_.value.code, f"{page}, line {line}: {command}: {capsys.readouterr().err}"
+        assert not run_command(command, monkeypatch), f"{page}, line {line}: {command}: {capsys.readouterr().err}"
+
+
+EPILOGS = {command.callback.__name__: command.epilog for command in cli.app.registered_commands if command.epilog}
+
+
+@pytest.mark.parametrize("name", EPILOGS)
+def test_the_examples_of_the_help(folder, monkeypatch, capsys, name):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(warm, "warm", lambda image, label: 0.0)  # it would compile for minutes
+    examples = [line for line in EPILOGS[name].splitlines() if "gpu-extract" in line]
+    assert len(examples) == 2
+    if name in ("info", "verify", "gallery"):
+        assert not run_command("gpu-extract run image.tif --nucleus nuclei.tif -o cells.h5sc", monkeypatch)
+    for command in examples:
+        assert f"gpu-extract {name}" in command
+        assert not run_command(command, monkeypatch), f"{command}: {capsys.readouterr().err}"
+
+
+def test_all_commands_have_examples():
+    assert EPILOGS.keys() >= {"run", "plan", "gallery", "demo", "doctor", "warm"}
 
 
 def run_block(page, line, text, names):
