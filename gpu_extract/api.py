@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +17,7 @@ from gpu_extract.messages import warn
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.overwriting import check_not_read
+from gpu_extract.parallel import worker_threads
 from gpu_extract.planning import Plan, with_checked_images
 from gpu_extract.progress import shown
 from gpu_extract.sources.selectors import input_paths
@@ -107,7 +107,7 @@ def extract_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output", "progress")
-    path = Path(output)
+    path = Path(os.path.expanduser(output))
     with shown(progress) as show:
         job = _prepare(slides, path, options)
         lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
@@ -182,7 +182,7 @@ def survey_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output")
-    job = _prepare(slides, None if output is None else Path(output), options)
+    job = _prepare(slides, None if output is None else Path(os.path.expanduser(output)), options)
     return surveying.survey(job.plan, job.backend, job.threads, job.storage)
 
 
@@ -224,7 +224,7 @@ def iter_cells(
     warn(plan.warnings)
 
     def batches() -> Iterator[CellImages]:
-        with ThreadPoolExecutor(n_threads, "gpu-extract") as workers:
+        with worker_threads(n_threads, "gpu-extract") as workers:
             yield from pipeline.tiles(plan, backend, workers, n_threads, on_device=True)
 
     return batches()

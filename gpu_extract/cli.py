@@ -8,7 +8,6 @@ run was stopped before it was complete. Results go to stdout, progress and warni
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 import warnings
@@ -16,13 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from gpu_extract import api
-from gpu_extract.cli_options import OUTPUT, Overwrite, Quiet, Request, Seed, Threads, expand_home, with_shared_options
+from gpu_extract import api, interrupts
+from gpu_extract.cli_options import (
+    CELLS,
+    OUTPUT,
+    Overwrite,
+    Quiet,
+    Request,
+    Seed,
+    Threads,
+    expand_home,
+    with_shared_options,
+)
 from gpu_extract.errors import ExtractionWarning, GpuExtractError, InputError, OutputError, RunStoppedError
 from gpu_extract.overwriting import check_not_read
 from gpu_extract.pipeline import Report
@@ -54,8 +62,8 @@ gpu-extract verify cells.h5sc
 gpu-extract verify *.h5sc --threads 4 --json > checked.json
 """
 
-# The final line counts from here.
-STARTED = time.perf_counter()
+# Said of a run that is stopped while it plans.
+NOTHING_WRITTEN = "stopped before any cell was written"
 
 app = typer.Typer(
     name="gpu-extract",
@@ -100,7 +108,7 @@ def run(
 ) -> None:
     """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
     check_not_read(output, request.read)
-    with _saying_what_was_kept():
+    with _stopped_cleanly(NOTHING_WRITTEN):
         report = api.extract_many(request.slides, output=output, progress=not request.quiet, **request.options)
     _print_report(report)
 
@@ -125,7 +133,7 @@ def plan(
     """Show the plan of `run` with the same arguments, and estimates from a survey; nothing is written."""
     if output is not None:
         check_not_read(output, request.read)
-    with progress_on_stderr(quiet=request.quiet, doing="surveying"):
+    with _stopped_cleanly(), progress_on_stderr(quiet=request.quiet, doing="surveying"):
         survey = api.survey_many(request.slides, output=output, **request.options)
     if as_json:
         print(json.dumps(survey.to_dict(), indent=1))
@@ -135,10 +143,26 @@ def plan(
         print(*survey_lines(survey), sep="\n")
 
 
-@app.command()
+DEMO_EXAMPLES = """Examples:
+
+gpu-extract demo
+
+gpu-extract demo -o ~/demo --quiet
+"""
+
+
+@app.command(epilog=DEMO_EXAMPLES)
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", callback=expand_home, metavar="DIR", help="The folder to write to.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            callback=expand_home,
+            metavar="DIR",
+            help="The folder to write to; it is made if it is missing.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = Path("gpu-extract-demo"),
     quiet: Quiet = False,
 ) -> None:
@@ -147,11 +171,7 @@ def demo(
 
     sample = demo_data.paths()
     cells, picture = output / "cells.h5sc", output / "gallery.png"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder {output} cannot be made: {error.strerror}; choose another with -o") from error
-    with _saying_what_was_kept():
+    with _stopped_cleanly(NOTHING_WRITTEN):
         report = api.extract(
             sample.image,
             nucleus=sample.nucleus,
@@ -212,11 +232,31 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+GALLERY_EXAMPLES = """Examples:
+
+gpu-extract gallery cells.h5sc -o gallery.png
+
+gpu-extract gallery cells.h5sc -o pictures/other.png --n-cells 40 --seed 1
+"""
+
+
+@app.command(epilog=GALLERY_EXAMPLES)
 def gallery(
-    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE")],
-    output: Annotated[Path, typer.Option("--output", "-o", callback=expand_home, metavar="OUT.png")],
-    n_cells: Annotated[int, typer.Option(help="Number of cells to draw, chosen at random.")] = 10,
+    file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FILE", help="A file of cells.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            callback=expand_home,
+            metavar="OUT.png",
+            help="The picture to write; missing folders are made.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    n_cells: Annotated[
+        int, typer.Option(help="Number of cells to draw, chosen at random.", rich_help_panel=CELLS)
+    ] = 10,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -234,7 +274,15 @@ def report(
     raise OutputError("report comes with a later version; 'gpu-extract info' and 'gpu-extract gallery' work now")
 
 
-@app.command()
+DOCTOR_EXAMPLES = """Examples:
+
+gpu-extract doctor
+
+OMP_NUM_THREADS=4 gpu-extract doctor
+"""
+
+
+@app.command(epilog=DOCTOR_EXAMPLES)
 def doctor() -> None:
     """Show which devices work on this machine, and which versions are installed."""
     import h5py
@@ -259,15 +307,25 @@ def doctor() -> None:
         print(f"  {package:<12} {version(package)}")
 
 
-@app.command()
+WARM_EXAMPLES = """Examples:
+
+gpu-extract warm
+
+gpu-extract warm --images uint16 --labels int32,int64
+"""
+
+
+@app.command(epilog=WARM_EXAMPLES)
 def warm(
     images: Annotated[
         str | None,
-        typer.Option(help="Types of images.", metavar="TYPE,...", show_default="uint8,uint16,float32"),
+        typer.Option(help="Types of images; uint8,uint16,float32 by default.", metavar="TYPE,...", show_default=False),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Types of labels.", metavar="TYPE,...", show_default="uint16,int32,uint32,int64"),
+        typer.Option(
+            help="Types of labels; uint16,int32,uint32,int64 by default.", metavar="TYPE,...", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Compile the kernels of the cpu device ahead, for float16 tiles; the first run of a type does it otherwise."""
@@ -282,20 +340,14 @@ def warm(
 
 
 def main() -> None:
-    """Run the command line ``gpu-extract``."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command line ``gpu-extract``; `gpu_extract.__main__` also handles signals."""
     try:
         with _printed_warnings():
-            app()
+            app(prog_name="gpu-extract")  # also as python -m gpu_extract: completion needs the name of a program
     except RunStoppedError as error:
         sys.exit(_fail(error, 3))
     except GpuExtractError as error:
         sys.exit(_fail(error, 1))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Stop a run on SIGTERM as on Ctrl-C, which keeps the cells that are written."""
-    raise KeyboardInterrupt
 
 
 def _fail(error: GpuExtractError, code: int) -> int:
@@ -335,7 +387,7 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
     if n_cells < 1:
         raise InputError(f"n_cells is {n_cells}; it must be 1 or more")
     check_not_read(picture, [file])
-    with open_cells(file) as cells:
+    with open_cells(file) as cells, _stopped_cleanly():
         n = min(n_cells, len(cells))
         rows = np.sort(np.random.default_rng(seed).choice(len(cells), n, replace=False))
         write_gallery(
@@ -351,19 +403,20 @@ def _write_gallery(file: Path, picture: Path, *, n_cells: int, seed: int, overwr
 
 
 @contextmanager
-def _saying_what_was_kept() -> Iterator[None]:
-    """Convert Ctrl-C to an error that says what was kept."""
+def _stopped_cleanly(otherwise: str = "stopped") -> Iterator[None]:
+    """Let the block clean up if it is stopped, and convert Ctrl-C to an error that says what was kept."""
     try:
-        yield
+        with interrupts.raised():
+            yield
     except KeyboardInterrupt as stop:
-        raise RunStoppedError(str(stop) or "stopped before any cell was written") from None
+        raise RunStoppedError(str(stop) or otherwise) from None
 
 
 def _print_report(report: Report) -> None:
     print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
     for reason, n in report.dropped.items():
         print(f"dropped {n:,}: {reason}")
-    seconds = time.perf_counter() - STARTED
+    seconds = time.perf_counter() - interrupts.STARTED
     print(
         f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "
         f"{report.n_cells / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "

@@ -18,7 +18,7 @@ from gpu_extract.settings import recipe_changes
 from gpu_extract.sources.id_lists import read_ids
 from gpu_extract.sources.slide_table import SlideInput, match_slides, read_slide_table
 
-__all__ = ["OUTPUT", "Overwrite", "Quiet", "Request", "Seed", "Threads", "expand_home", "with_shared_options"]
+__all__ = ["CELLS", "OUTPUT", "Overwrite", "Quiet", "Request", "Seed", "Threads", "expand_home", "with_shared_options"]
 
 # The groups of options in the help, in this order.
 INPUT, CELLS, TILES, CHANNELS, OUTPUT, DEVICE = "Input", "Cells", "Tiles", "Channels", "Output", "Device"

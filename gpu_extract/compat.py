@@ -97,7 +97,7 @@ class HDF5CellExtraction:
         overwrite: bool = True,
     ) -> None:
         self.config = _section(config, [kind.__name__ for kind in type(self).__mro__])
-        self.directory = os.fspath(directory)
+        self.directory = os.path.expanduser(directory)
         self.project_location = project_location
         self.debug = debug
         self.overwrite = overwrite

@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from gpu_extract.cpus import default_threads
 
-__all__ = ["in_order", "parallel_map"]
+__all__ = ["in_order", "parallel_map", "worker_threads"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+@contextmanager
+def worker_threads(n_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Open a pool of threads, and wait for their calls at the end of the block, except after a KeyboardInterrupt.
+
+    A call may compile kernels for 15 to 30 s, which cannot be interrupted; it then ends in the background.
+    """
+    workers, waits = ThreadPoolExecutor(n_threads, name), True
+    try:
+        yield workers
+    except KeyboardInterrupt:
+        waits = False
+        raise
+    finally:
+        workers.shutdown(wait=waits, cancel_futures=not waits)
 
 
 def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:
@@ -43,5 +60,5 @@ def parallel_map(function: Callable[[In], Out], items: Sequence[In]) -> Iterator
     if threads < 2:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads, "gpu-extract-decode") as workers:
+    with worker_threads(threads, "gpu-extract-decode") as workers:
         yield from workers.map(function, items)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from gpu_extract.html_table import html_table
 from gpu_extract.listing import first_lines
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Window
-from gpu_extract.parallel import in_order
+from gpu_extract.parallel import in_order, worker_threads
 from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
@@ -148,7 +148,7 @@ def run(
     n_flat = np.zeros(len(plan.program.cut), np.int64)
     announce("extracting %s cells", f"{len(plan.cells):,}")
     try:
-        with ThreadPoolExecutor(threads, "gpu-extract") as workers:
+        with worker_threads(threads, "gpu-extract") as workers:
             written = 0
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
@@ -256,7 +256,7 @@ def tiles(
     with ExitStack() as pools:
         if backend.streams:
             threads = backend.streams
-            workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
+            workers = pools.enter_context(worker_threads(threads, "gpu-extract-stream"))
         read = pools.enter_context(read_windows(plan, backend, watch, chunk_cells))
         yield from in_order(workers, compute, read, ahead=threads + 1)
 
@@ -288,7 +288,7 @@ def read_windows(
                 window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
             return batch, window
 
-    with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
+    with worker_threads(1, "gpu-extract-read") as reader:
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -169,7 +170,7 @@ class Recipe:
             If the file cannot be read or is not TOML, a key is unknown, or a value is not allowed.
         """
         try:
-            with open(path, "rb") as file:
+            with open(os.path.expanduser(path), "rb") as file:
                 table = tomllib.load(file)
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error

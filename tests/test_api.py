@@ -11,6 +11,8 @@ from made.slides import small_slide
 
 import gpu_extract as gx
 from gpu_extract.backends import choose
+from gpu_extract.sources.id_lists import read_ids
+from gpu_extract.store import verify
 
 IMAGE, NUCLEUS, CYTOSOL = small_slide(3)
 
@@ -207,3 +209,32 @@ def test_an_input_with_a_selection_is_never_overwritten(tmp_path):
     np.save(tmp_path / "image.npy", IMAGE)
     with pytest.raises(gx.OutputError, match="is one of the inputs"):
         extract(tmp_path, f"{tmp_path}/image.npy#c=0", "image.npy", overwrite=True)
+
+
+def test_home_is_expanded_in_all_paths(tmp_path, monkeypatch):
+    """As pandas does; NumPy does not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, plane in {"image": IMAGE, "nucleus": NUCLEUS, "cytosol": CYTOSOL}.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", plane, photometric="minisblack")
+    (tmp_path / "mine.toml").write_text("tile_size = 24\n")
+    (tmp_path / "ids.csv").write_text("1\n2\n")
+    (tmp_path / "slides.csv").write_text("image,nucleus\n~/image.tif,~/nucleus.tif\n")
+    slide = {"nucleus": "~/nucleus.tif", "cytosol": "~/cytosol.tif", "recipe": "~/mine.toml"}
+    report = gx.extract("~/image.tif#c=0,1", **slide, output="~/new/cells.h5sc")
+    assert report.path == tmp_path / "new" / "cells.h5sc"
+    assert len(gx.open_cells("~/new/cells.h5sc")) == verify("~/new/cells.h5sc").n_cells == report.n_cells
+    assert gx.survey("~/image.tif", **slide, output="~/other.h5sc").plan.slides[0].name == "image"
+    assert len(gx.read_slide_table("~/slides.csv")) == 1
+    assert gx.plan_many(gx.read_slide_table("~/slides.csv"), tile_size=24).cells.ids.size
+    tifffile.imwrite(tmp_path / "seg_mage.tif", NUCLEUS)
+    assert [slide.name for slide in gx.match_slides("~/i*.tif", nucleus="~/seg_*.tif")] == ["mage"]
+    assert read_ids("~/ids.csv") == [1, 2]
+    with pytest.raises(gx.OutputError, match=r"cells\.h5sc is one of the inputs"):
+        gx.extract("~/image.tif", nucleus="~/cells.h5sc", output=tmp_path / "cells.h5sc")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("~")]
+
+
+def test_the_home_of_an_unknown_user_is_no_traceback(tmp_path):
+    (tmp_path / "slides.csv").write_text("image,nucleus\n~no_such_user/image.tif,n.tif\n")
+    with pytest.raises(gx.InputError, match=r"~no_such_user/image\.tif"):
+        gx.plan_many(gx.read_slide_table(tmp_path / "slides.csv"))

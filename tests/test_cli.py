@@ -233,6 +233,16 @@ def test_doctor_shows_which_devices_work(call):
     assert re.search(r"compiled code: /.+", out)
 
 
+def test_a_stopped_demo_leaves_no_folder(tmp_path, monkeypatch, call):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpu_extract.api.extract", stop)
+    assert call("demo", "-o", "a/b")[0] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_doctor_says_which_limit_decides_the_threads(call, monkeypatch):
     monkeypatch.setattr("gpu_extract.cpus.thread_limits", lambda: {"cores": 8, "SLURM_CPUS_PER_TASK": 3})
     out = call("doctor")[1]
@@ -429,14 +439,14 @@ def test_a_stopped_run_exits_with_3_and_keeps_its_cells(files, signal_name):
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent such as nohup may ignore it
 from contextlib import nullcontext
-from gpu_extract import api, cli, pipeline, planning
+from gpu_extract import __main__, api, pipeline, planning
 from gpu_extract.model import BatchSize
 pipeline.batches = lambda plan, batch_size, chunk_cells: planning.batches(plan, BatchSize(2), chunk_cells)
 def stop(n_written, total):
     if n_written > 4:
         os.kill(os.getpid(), signal.{signal_name})
 api.shown = lambda progress: nullcontext(stop)
-cli.main()
+__main__.main()
 """
     done = subprocess.run([sys.executable, "-c", script, *RUN], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr

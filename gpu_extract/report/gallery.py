@@ -143,7 +143,7 @@ def write_gallery(
         If the suffix is another, the folder is not writable, `path_out` is a folder, or it exists and `overwrite`
         is False.
     """
-    path = Path(path_out)
+    path = Path(os.path.expanduser(path_out))
     # os.path, because Path.is_dir raises if a name is too long or a folder cannot be searched.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; name a PNG file, for example {path / 'gallery.png'}")

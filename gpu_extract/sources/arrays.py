@@ -127,8 +127,8 @@ class ArrayRaster:
             If the array cannot be read, for example because its file was closed.
         """
         subject = "image array" if self._plane is None else f"{self._plane} label array"
-        where = f"{subject} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"
-        with translated(where, "check the array, and that its file is open"):
+        where = f"cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"
+        with translated(subject, where, "check the array, and that its file is open"):
             if self._channels is None:
                 return read_box(self._array, y0, x0, y1, x1)
             # One channel at a time, because not every kind of array can be indexed with a list.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.errors import LabelError
 from gpu_extract.listing import listed
 from gpu_extract.sources.files import SourceFile, translated
 from gpu_extract.sources.names import cleaned
@@ -79,7 +79,7 @@ def read_csv_boundaries(content: bytes, file: SourceFile) -> Outlines:
     """
     import pandas as pd
 
-    with translated(f"{file} is not a table that can be read"):
+    with translated(file, "is not a table that can be read"):
         wanted = (*VERTICES, "label_id")
         table = pd.read_csv(io.BytesIO(content), usecols=lambda name: name in wanted, dtype={"cell_id": str})
         codes, names = pd.factorize(table["cell_id"])
@@ -98,11 +98,9 @@ def read_parquet_outlines(file: SourceFile) -> Outlines:
     SourceError, LabelError
         If pyarrow is missing, or the columns are those of neither.
     """
-    try:
+    with translated(file, "is a Parquet file that cannot be read"):
         import pyarrow.parquet as pq
-    except ImportError as cause:
-        raise SourceError(f"{file} is a Parquet file; reading it needs pyarrow: pip install pyarrow") from cause
-    with translated(f"{file} is a damaged Parquet file"), file.open() as stream, pq.ParquetFile(stream) as parquet:
+    with translated(file, "is a damaged Parquet file"), file.open() as stream, pq.ParquetFile(stream) as parquet:
         schema = parquet.schema_arrow
         geometry = _geometry_column(schema)
         if set(VERTICES) <= set(schema.names):
@@ -187,7 +185,7 @@ def _xenium_pixel_size(path: str) -> tuple[float, float] | None:
     found = _beside(path, XENIUM_SETTINGS)
     if found is None:
         return None
-    with translated(f"{found} is damaged"), open(found, "rb") as stream:
+    with translated(found, "is damaged"), open(found, "rb") as stream:
         side = float(json.loads(stream.read(MAX_SETTINGS))["pixel_size"])
         if not 0 < side < float("inf"):
             raise ValueError(f"pixel_size is {side}")
@@ -226,7 +224,7 @@ def _mosaic_transform(file: SourceFile) -> NDArray[np.float64]:
             f"{file} is in um, and its map to pixels, {MOSAIC_TRANSFORM}, is neither beside it nor in images/; "
             "copy it there"
         )
-    with translated(f"{found} is damaged"), open(found, encoding="utf-8") as stream:
+    with translated(found, "is damaged"), open(found, encoding="utf-8") as stream:
         numbers = stream.read(MAX_SETTINGS).replace(",", " ").split()
         matrix = np.array(numbers, np.float64).reshape(3, 3)
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-12:

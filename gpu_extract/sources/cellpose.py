@@ -239,7 +239,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _load(file: SourceFile) -> NDArray[Any]:
-    with translated(f"{file} cannot be read as a _seg.npy of cellpose", REMEDY), file.open() as stream:
+    with translated(file, "cannot be read as a _seg.npy of cellpose", REMEDY), file.open() as stream:
         read_header(stream)
         content = _Unpickler(stream.read()).load()
         return _masks(file, content)

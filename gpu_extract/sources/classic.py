@@ -212,7 +212,7 @@ def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[s
         return None
     if names.ndim != 1 or not 0 < len(names) <= MAX_LABELS or table.shape[1:] != names.shape:
         raise SourceError(f"{file} has label_names of shape {names.shape} for labels of shape {table.shape}")
-    with translated(f"{file} has labels that are not text"):
+    with translated(file, "has labels that are not text"):
         keys = [_text(name) for name in names[:]]
         rows = [[_text(value) for value in row] for row in table[:]]
     if len(set(keys)) < len(keys):
@@ -232,7 +232,7 @@ def _metadata(file: SourceFile, h5: h5py.File, n_times: int) -> dict[int, dict[s
 
 def _ids(file: SourceFile, classes: Any, t: int) -> NDArray[np.uint64]:
     """Return the ids in `classes` of an image, without the background."""
-    with translated(f"{file} has damaged classes"):
+    with translated(file, "has damaged classes"):
         own = np.asarray(classes[t]).ravel()
         with np.errstate(invalid="ignore"):
             ids = own.astype(np.uint64)

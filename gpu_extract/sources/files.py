@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.errors import GpuExtractError, SourceError
+from gpu_extract.errors import GpuExtractError, LibraryError, SourceError
+from gpu_extract.libraries import library_error
 from gpu_extract.sources import caches
 from gpu_extract.sources.names import cleaned
 
@@ -41,6 +43,11 @@ PICTURE_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 OME_MAGIC = (b"<?xml", b"\xef\xbb\xbf<?xml", b"<OME")  # perhaps the companion file of an OME-TIFF
 # Other common formats, for messages.
 VENDOR_MAGIC = {b"ZISRAWFILE": "CZI", b"\xda\xce\xbe\x0a": "ND2", b"p\0\0\0": "LIF"}
+# Errors of the operating system that say nothing about the contents of a file. EINVAL does: a damaged offset.
+OF_SYSTEM = {
+    getattr(errno, name, None)
+    for name in ("EACCES", "EAGAIN", "EIO", "EMFILE", "ENFILE", "ENOENT", "ENOMEM", "EPERM", "ESTALE", "ETIMEDOUT")
+} - {None}
 # Number of bytes at the beginning of a file by which the format is detected.
 N_HEAD = 64
 
@@ -81,7 +88,7 @@ class SourceFile:
             If there is no such file, or it is not a regular file.
         """
         subject = _subject(path, plane)
-        with translated(f"{subject} cannot be opened"):
+        with translated(subject, "cannot be opened"):
             absolute = absolute_path(path)
             status = _status(absolute, subject)
         if stat.S_ISDIR(status.st_mode):
@@ -116,7 +123,7 @@ class SourceFile:
         SourceError
             If it cannot be opened, or has changed since its headers were checked.
         """
-        with translated(f"{self} cannot be opened"):
+        with translated(self, "cannot be opened"):
             self._check_unchanged()
             stream = open(self.absolute, "rb")  # noqa: SIM115 - closed by the `with` below; only errors of opening are translated
         with stream:
@@ -137,7 +144,7 @@ class SourceFile:
         ------
         SourceError
         """
-        with translated(f"{self} cannot be read"):
+        with translated(self, "cannot be read"):
             self._check_unchanged()
             whole = caches.MAPS.map(self.absolute, self.stamp, nbytes)
             pixels: NDArray[Any] = np.ndarray(shape, dtype, whole, offset, order=order)
@@ -187,21 +194,51 @@ def file_description(file: SourceFile) -> str:
 
 
 @contextmanager
-def translated(problem: str, remedy: str = "check the file, or export it again") -> Iterator[None]:
-    """Translate any exception raised inside into a `SourceError` of one line.
+def translated(subject: object, problem: str, remedy: str = "check the file, or export it again") -> Iterator[None]:
+    """Translate any exception raised inside into an error of one line.
 
     On damaged files the libraries that parse them raise exceptions of any kind, including ZeroDivisionError.
+
+    Parameters
+    ----------
+    subject : object
+        What is read; its text begins the message.
+    problem : str
+        What is wrong with it if an exception is raised, for example ``is a damaged TIFF``.
+    remedy : str
+
+    Raises
+    ------
+    SourceError
+    LibraryError
+        If a library is missing or cannot be imported, which says nothing about the file.
     """
     try:
         yield
     except GpuExtractError:
         raise
-    except BlockingIOError as cause:
-        raise SourceError(f"{problem}: {cause.strerror}") from cause
     except Exception as cause:
+        unusable = library_error(cause)
+        if unusable is not None:
+            raise LibraryError(f"{subject} cannot be read: {unusable}") from cause
+        problem, remedy = _not_of_file(cause) or (problem, remedy)
         detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         first_line = (detail.splitlines() or [type(cause).__name__])[0]
-        raise SourceError(f"{problem}: {cleaned(first_line)[:200]}; {remedy}") from cause
+        text = f"{subject} {problem}: {cleaned(first_line)[:200]}"
+        raise SourceError(f"{text}; {remedy}" if remedy else text) from cause
+
+
+def _not_of_file(cause: Exception) -> tuple[str, str] | None:
+    """Return problem and remedy of an exception that does not mean that the file is damaged."""
+    if isinstance(cause, MemoryError):
+        return "cannot be read: not enough memory", "free some, or check the file if it cannot be that large"
+    if isinstance(cause, OSError) and cause.errno in OF_SYSTEM:
+        return "cannot be read", ""
+    if isinstance(cause, NotImplementedError):
+        return "uses something that the library for it does not support", "save it with zstd or gzip"
+    if type(cause).__name__ == "UnknownCodecError":  # of zarr and of numcodecs
+        return "is compressed with a codec that is not installed", "install its package, or save it with zstd or gzip"
+    return None
 
 
 def _description(head: bytes) -> str:

@@ -67,7 +67,7 @@ def read_geojson(content: bytes, subject: str, plane: str) -> Outlines:
     ------
     SourceError, LabelError
     """
-    with translated(f"{subject} is not JSON that can be read"):
+    with translated(subject, "is not JSON that can be read"):
         # The rings become arrays as they are parsed: lists of numbers would take ten times the memory of the text.
         parsed = json.loads(content, object_hook=_with_rings)
     every = [Feature(number, members) for number, members in enumerate(_features(parsed), 1)]

@@ -135,7 +135,7 @@ class DatasetReference:
 
     def __getitem__(self, box: Any) -> NDArray[Any]:
         with (
-            translated(f"array {self.file}:{self.path} cannot be read"),
+            translated(f"array {self.file}:{self.path}", "cannot be read"),
             open_to_read(self.file) as h5,
         ):
             pixels: NDArray[Any] = h5[self.path][box]
@@ -228,7 +228,7 @@ def _pixel_size(dataset: Any) -> tuple[float, float] | None:
 def opened_hdf5(file: SourceFile) -> Iterator[h5py.File]:
     """Open a file with h5py; any exception inside the block becomes a `SourceError`."""
     # Opening the stream checks that the file has not changed.
-    with translated(f"{file} is a damaged HDF5 file"), file.open(), open_to_read(file.absolute) as h5:
+    with translated(file, "is a damaged HDF5 file"), file.open(), open_to_read(file.absolute) as h5:
         yield h5
 
 
@@ -333,7 +333,7 @@ def _check_filters(location: Location, dataset: Any) -> None:
         if not h5py.h5z.filter_avail(number):
             try:
                 importlib.import_module("hdf5plugin")  # registers its filters
-            except ImportError:
+            except ModuleNotFoundError:
                 raise _no_filter(location, number) from None
             if not h5py.h5z.filter_avail(number):
                 raise _no_filter(location, number)

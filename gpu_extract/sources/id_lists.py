@@ -26,7 +26,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[int]:
         If the file cannot be read or has other contents.
     """
     try:
-        texts = decoded(Path(path).read_bytes()).split()
+        texts = decoded(Path(os.path.expanduser(path)).read_bytes()).split()
     except OSError as error:
         raise InputError(f"ids {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

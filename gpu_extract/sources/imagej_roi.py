@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.errors import LabelError
 from gpu_extract.sources.files import translated
 from gpu_extract.sources.names import cleaned
 from gpu_extract.sources.outlines import EVERY, Outlines, OutlinesBuilder, Ring, are_unique, cell_ids, checked
@@ -42,16 +42,14 @@ def read_rois(members: Iterable[tuple[str, bytes]], subject: str) -> Outlines:
     ------
     SourceError, LabelError
     """
-    try:
+    with translated(subject, "holds ImageJ ROIs that cannot be read"):
         from roifile import ImagejRoi
-    except ImportError as cause:
-        raise SourceError(f"{subject} holds ImageJ ROIs; reading them needs roifile: pip install roifile") from cause
     places: list[int] = []
     names: list[str] = []
     drawn: list[tuple[list[Ring], tuple[int, int]]] = []
     n_other = n_splines = 0
     for place, (name, content) in enumerate(members, 1):
-        with translated(f"{subject}: ROI {place} ({cleaned(name)}) cannot be read"):
+        with translated(f"{subject}: ROI {place} ({cleaned(name)})", "cannot be read"):
             roi = ImagejRoi.frombytes(content)
             rings = list(_rings(roi))
         if not rings:

@@ -39,7 +39,7 @@ def label_planes(images: Sequence[Any], given: Mapping[str, Any]) -> dict[str, A
         return dict(given)
     from gpu_extract.sources.zarr_stores import store_labels, usual_labels
 
-    with translated(f"{store} is a damaged Zarr store"):
+    with translated(store, "is a damaged Zarr store"):
         names = store_labels(store)
     if not given:
         return {plane: _label(store, plane, name, Selection()) for plane, name in usual_labels(names).items()}

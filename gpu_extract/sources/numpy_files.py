@@ -115,7 +115,7 @@ def open_npy(file: SourceFile) -> NpyRaster:
     ------
     InputError, SourceError
     """
-    with translated(f"{file} is a damaged .npy file"), file.open() as stream:
+    with translated(file, "is a damaged .npy file"), file.open() as stream:
         header = _header(stream, file)
         offset = stream.tell()
     shape = raster_shape(header.shape, str(file))
@@ -157,7 +157,7 @@ def read_header(stream: IO[bytes]) -> Header:
 
 def holds_pickle(file: SourceFile) -> bool:
     """Return whether an .npy file holds Python objects rather than numbers."""
-    with translated(f"{file} is a damaged .npy file"), file.open() as stream:
+    with translated(file, "is a damaged .npy file"), file.open() as stream:
         return bool(read_header(stream).dtype.hasobject)
 
 
@@ -174,7 +174,7 @@ def _header(stream: IO[bytes], file: SourceFile) -> Header:
 @contextmanager
 def _archive(file: SourceFile) -> Iterator[zipfile.ZipFile]:
     with (
-        translated(f"{file} is a damaged .npz file"),
+        translated(file, "is a damaged .npz file"),
         file.open() as stream,
         zipfile.ZipFile(stream) as archive,
     ):

@@ -96,7 +96,7 @@ def outline_format(file: SourceFile) -> OutlineFormat | None:
             return _zip_format(stream)
         if head.startswith(GZIP):
             stream.seek(0)
-            with translated(f"{file} is a damaged gzip file"):
+            with translated(file, "is a damaged gzip file"):
                 head = _unzipped(stream).read(N_HEAD)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith((b"{", b"[")):
@@ -235,7 +235,7 @@ def _text(file: SourceFile) -> bytes:
     ------
     SourceError
     """
-    with translated(f"{file} is damaged"), file.open() as stream:
+    with translated(file, "is damaged"), file.open() as stream:
         head = stream.read(len(ZIP))
         stream.seek(0)
         if head.startswith(ZIP):
@@ -270,7 +270,7 @@ def _rois(file: SourceFile) -> Iterator[tuple[str, bytes]]:
             stream.seek(0)
             yield file.path, stream.read(MAX_ROI)
             return
-        with translated(f"{file} is a damaged zip archive"), zipfile.ZipFile(stream) as archive:
+        with translated(file, "is a damaged zip archive"), zipfile.ZipFile(stream) as archive:
             for info in archive.infolist():
                 if info.filename.lower().endswith(".roi"):
                     with archive.open(info) as member:

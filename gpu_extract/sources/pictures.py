@@ -123,7 +123,7 @@ class PictureRaster:
         import imagecodecs
 
         decode = imagecodecs.png_decode if self.header.kind == "PNG" else imagecodecs.jpeg8_decode
-        with translated(f"{self.file} is a damaged {self.header.kind}"), self.file.open() as stream:
+        with translated(self.file, f"is a damaged {self.header.kind}"), self.file.open() as stream:
             pixels = np.atleast_3d(np.asarray(decode(stream.read())))
         # A decoder may add transparency that is stored besides the pixels.
         if pixels.shape[:2] != self.header.size or pixels.shape[2] < self.header.n_channels:
@@ -141,7 +141,7 @@ def open_picture(file: SourceFile, location: Location) -> Stack:
     InputError, SourceError, LabelError
         If it is damaged or too large, has a palette, or is not lossless grayscale where a label plane is needed.
     """
-    with translated(f"{file} is a damaged picture"), file.open() as stream:
+    with translated(file, "is a damaged picture"), file.open() as stream:
         header = _png_header(stream) if stream.read(len(PNG_MAGIC)) == PNG_MAGIC else _jpeg_header(stream)
     _check_size(file, header)
     if file.plane is not None:

@@ -73,7 +73,7 @@ def plate_fields(image: Any) -> list[Field]:
     attributes = None if store is None else group_attributes(store, "")
     if store is None or attributes is None or attributes.get("multiscales"):
         return []
-    with translated(f"{store} has damaged metadata of an OME-Zarr plate"):
+    with translated(store, "has damaged metadata of an OME-Zarr plate"):
         if "plate" in attributes:
             fields = [field for well in attributes["plate"]["wells"] for field in _fields(store, str(well["path"]))]
         elif "well" in attributes:

@@ -36,7 +36,7 @@ class RemoteFile(SourceFile):
             If it cannot be reached, or the server does not tell its size.
         """
         file = cls(path, plane, path, 0, (0, 0, 0))
-        with translated(f"{file} cannot be opened", file.remedy):
+        with translated(file, "cannot be opened", file.remedy):
             system, inner = file._system()
             info = system.info(inner)
         if not info.get("size"):
@@ -45,7 +45,7 @@ class RemoteFile(SourceFile):
         size = int(info["size"])
         # A server that ignores ranges would send the whole file for each tile.
         with (
-            translated(f"{file} cannot be read by parts", "download it and give the file"),
+            translated(file, "cannot be read by parts", "download it and give the file"),
             system.open(inner, "rb", block_size=1, cache_type="none") as stream,
         ):
             stream.seek(size - 1)
@@ -70,7 +70,7 @@ class RemoteFile(SourceFile):
         ------
         SourceError
         """
-        with translated(f"{self} cannot be read", self.remedy):
+        with translated(self, "cannot be read", self.remedy):
             system, inner = self._system()
             stream = system.open(inner, "rb", block_size=BLOCK, cache_type="blockcache")
         with stream:

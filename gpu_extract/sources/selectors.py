@@ -106,7 +106,7 @@ class Location:
 
 
 def parse_input(given: Any, plane: str | None) -> Any:
-    """Return the `Location` of a path; anything else, such as an array, unchanged.
+    """Return the `Location` of a path, with ``~`` expanded; anything else, such as an array, unchanged.
 
     Each input of the user is parsed here once, before anything else is done with it.
 
@@ -115,7 +115,7 @@ def parse_input(given: Any, plane: str | None) -> Any:
     InputError
         If a selector is unknown or invalid.
     """
-    return located(os.fsdecode(given), plane) if isinstance(given, (str, os.PathLike)) else given
+    return located(os.path.expanduser(os.fsdecode(given)), plane) if isinstance(given, (str, os.PathLike)) else given
 
 
 def input_paths(*inputs: Any) -> list[str]:

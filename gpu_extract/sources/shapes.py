@@ -83,7 +83,7 @@ def shapes_to_pixels(location: Location, image: Location | None) -> tuple[Matrix
     attributes = _attributes(folder)
     if attributes is None:
         return None
-    with translated(f"{location} has damaged transformations"):
+    with translated(location, "has damaged transformations"):
         systems = _systems(attributes.get("coordinateTransformations", []), None)
         placed = {} if image is None else _image_systems(image)
     common = [name for name in systems if name in placed or not placed]
@@ -124,7 +124,7 @@ def _attributes(folder: str) -> dict[str, Any] | None:
     for name in METADATA:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
-            with translated(f"{path} is damaged"), open(path, "rb") as stream:
+            with translated(path, "is damaged"), open(path, "rb") as stream:
                 parsed = json.loads(stream.read(MAX_METADATA))
                 attributes: dict[str, Any] = parsed.get("attributes", {}) if name == "zarr.json" else parsed
                 return attributes

@@ -132,8 +132,10 @@ def match_slides(image: str, *, nucleus: str | None = None, cytosol: str | None 
     InputError
         If nothing matches, a file of a slide is missing, or one label file would be used for all slides.
     """
-    images = [part.strip() for part in image.split(CHANNEL_SEPARATOR)]
-    labels = [(name, at) for name, at in zip(PLANES, (nucleus, cytosol), strict=True) if at is not None]
+    images = [os.path.expanduser(part.strip()) for part in image.split(CHANNEL_SEPARATOR)]
+    labels = [
+        (name, os.path.expanduser(at)) for name, at in zip(PLANES, (nucleus, cytosol), strict=True) if at is not None
+    ]
     if "**" in image:
         raise InputError(f"images {image}: ** is not allowed; * stands for a part of one name, and may be repeated")
     for what, pattern in [("images", each) for each in images] + labels:
@@ -144,8 +146,9 @@ def match_slides(image: str, *, nucleus: str | None = None, cytosol: str | None 
         files = {what: _filled(what, pattern, parts) for what, pattern in labels}
         channels = [_filled("image", pattern, parts) for pattern in images]
         first = channels[0] if len(channels) == 1 else channels
-        planes = files.get("nucleus"), files.get("cytosol")
-        slides.append(SlideInput(first, *planes, name="_".join(parts), channel_names=names))
+        slides.append(
+            SlideInput(first, files.get("nucleus"), files.get("cytosol"), name="_".join(parts), channel_names=names)
+        )
     return slides
 
 
@@ -207,7 +210,7 @@ def read_slide_table(path: Path) -> list[SlideInput]:
         If the file cannot be read, or is not such a table. Rows are numbered as in Excel: the header is row 1, and
         empty rows count.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     rows, delimiter = _rows(path)
     filled = [(number, row) for number, row in enumerate(rows, 1) if any(row)]
     if len(filled) < 2:
@@ -294,7 +297,7 @@ def _slide(path: Path, header: Sequence[str], row: Sequence[str], number: int, d
 
 def _located(folder: Path, name: str) -> Path | str:
     """Return the path of a file that a table in a folder names; a URL unchanged."""
-    return name if URL.match(name) else folder / Path(name).expanduser()
+    return name if URL.match(name) else folder / os.path.expanduser(name)
 
 
 def _plane(folder: Path, name: str) -> Path | str:

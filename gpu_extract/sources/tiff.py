@@ -182,7 +182,7 @@ def open_tiff(file: SourceFile, location: Location) -> Stack:
         If the headers show that the pixels cannot be read, or are ambiguous.
     """
     location.selection.refuse(str(location), "label", "missing")
-    with translated(f"{file} is a damaged TIFF"):
+    with translated(file, "is a damaged TIFF"):
         with opened_tiff(file) as tif:
             tiff_checks.check_pages(file, tif)
             xml = ome_xml(file, tif)
@@ -200,7 +200,7 @@ def open_companion(file: SourceFile, location: Location) -> Stack:
         As of `open_tiff`.
     """
     location.selection.refuse(str(location), "label", "missing")
-    with translated(f"{file} is damaged OME-XML"):
+    with translated(file, "is damaged OME-XML"):
         image = chosen_image(file, location, companion_xml(file))
         first = SourceFile.at(os.path.join(os.path.dirname(file.path), min(image.files)), file.plane)
         return _open_ome(first, location, image)

@@ -85,7 +85,11 @@ def check_page(file: SourceFile, page: TiffPage, first: TiffPage) -> None:
             f"{file} is compressed with {LOSSY[page.compression]}, which may change ids; "
             "export the labels again with Deflate or LZW"
         )
-    with translated(f"{file} has a compression that cannot be read", "export it with Deflate or LZW"):
+    with translated(
+        file,
+        "has a compression that cannot be read",
+        "pip install --upgrade imagecodecs, or export it with Deflate or LZW",
+    ):
         page.decode(None, 0)  # decodes nothing; fails if the codec or pixel type is unsupported
 
 

@@ -139,7 +139,7 @@ class CodedPlane:
         """
         number = self.first + segment
         kind = "tile" if self.is_tiled else "strip"
-        with translated(f"{self.file} cannot be decoded at page {self.page}, {kind} {number}"):
+        with translated(self.file, f"cannot be decoded at page {self.page}, {kind} {number}"):
             data = self.file.read_at(stream, int(self.offsets[number]), int(self.nbytes[number]))
             if self.stored_dtype is not None:
                 shape = (-1, self.shape[1], len(data) // self.stored_dtype.itemsize // math.prod(self._size(segment)))

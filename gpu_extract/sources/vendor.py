@@ -52,7 +52,7 @@ class VendorPlanes(TiledPlanes):
         for y0, x0, y1, x1 in boxes:
             # Opening the stream checks that the file has not changed.
             with (
-                translated(f"{self.file} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"),
+                translated(self.file, f"cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"),
                 self.file.open(),
             ):
                 pixels = caches.OPENED.get((self.key, indices), partial(self._chosen, indices))
@@ -83,7 +83,7 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
     """
     location.selection.refuse(str(location), "level", "label", "missing")
     image, scene = _bio_image(file), location.selection.image
-    with translated(f"{file} cannot be opened by bioio"):
+    with translated(file, "cannot be opened by bioio"):
         _select_scene(location, image)
         others = [f"{axis} {n}" for axis, n in zip(image.dims.order, image.dims.shape, strict=True)
                   if axis not in AXES and n > 1]  # fmt: skip
@@ -101,15 +101,17 @@ def open_vendor(file: SourceFile, location: Location) -> Stack:
 
 
 def _bio_image(file: SourceFile) -> Any:
-    try:
-        bioio = importlib.import_module("bioio")
+    with translated(file, "cannot be opened by bioio"):
+        try:
+            bioio = importlib.import_module("bioio")
+        except ModuleNotFoundError as cause:
+            if cause.name != "bioio":
+                raise
+            raise SourceError(
+                f"{file} {file_description(file)}; {READABLE}, and vendors' formats by bioio ({INSTALL}): "
+                "install that, or convert it to OME-TIFF"
+            ) from cause
         unsupported = importlib.import_module("bioio_base.exceptions").UnsupportedFileFormatError
-    except ImportError as cause:
-        raise SourceError(
-            f"{file} {file_description(file)}; {READABLE}, and vendors' formats by bioio ({INSTALL}): "
-            "install that, or convert it to OME-TIFF"
-        ) from cause
-    with translated(f"{file} cannot be opened by bioio"):
         try:
             return bioio.BioImage(file.absolute)
         except unsupported as cause:

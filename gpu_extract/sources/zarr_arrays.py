@@ -44,7 +44,7 @@ class ZarrPlanes(TiledPlanes):
         """See `TiledPlanes.read_boxes`."""
         planes = tuple(selector(along) for along in indices)
         for y0, x0, y1, x1 in boxes:
-            with translated(f"{self.location} cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"):
+            with translated(self.location, f"cannot be read at rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}"):
                 pixels = np.asarray(self.array.oindex[(*planes, slice(y0, y1), slice(x0, x1))])
                 yield pixels.reshape(-1, y1 - y0, x1 - x0)
 
@@ -69,7 +69,7 @@ def open_zarr(location: Location) -> Stack:
     SourceError
         If the metadata show that it cannot be read, or are ambiguous.
     """
-    with translated(f"{location} is a damaged Zarr store"):
+    with translated(location, "is a damaged Zarr store"):
         element = _element(location)
         array, axes = element.array, element.axes
         check_array(location, array)

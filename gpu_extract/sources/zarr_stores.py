@@ -83,7 +83,7 @@ def store_location(location: Location) -> Location | None:
         return location
     if not os.path.isdir(location.path):
         return None
-    with translated(f"{location} cannot be opened"), os.scandir(location.path) as entries:
+    with translated(location, "cannot be opened"), os.scandir(location.path) as entries:
         stores = sorted(entry.name for entry in entries if entry.is_dir() and _is_store(entry.path))
     if len(stores) > 1:
         raise SourceError(f"{location} is a folder of {len(stores)} Zarr stores: {_joined(stores)}; give one of them")
@@ -156,7 +156,7 @@ def multiscale(location: Location, group: Any) -> Multiscale | None:
     found = attributes.get("multiscales")
     if not found:
         return None
-    with translated(f"{location} has damaged OME-Zarr metadata"):
+    with translated(location, "has damaged OME-Zarr metadata"):
         first = found[0]
         # Before version 0.3 there were always five axes.
         given = [axis["name"] if isinstance(axis, dict) else axis for axis in first.get("axes", "tczyx")]
@@ -218,7 +218,7 @@ def _is_store(folder: str) -> bool:
 
 def _root(location: Location) -> Node:
     remedy = url_remedy(location.path) if location.is_url else "check the store, or export it again"
-    with translated(f"{location} cannot be opened as Zarr", remedy):
+    with translated(location, "cannot be opened as Zarr", remedy):
         store, within = StrictStore.at(location), location.inside.strip("/")
         if within and not _is_inside(within):
             raise SourceError(f"{location} leads out of the store; check the path")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpu_extract.errors import GpuExtractError, OutputError
-from gpu_extract.store.libraries import library_error
+from gpu_extract.libraries import library_error
 
 __all__ = ["NotCellsError", "reporting_damage"]
 

@@ -72,7 +72,7 @@ class Cells:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         if not self.path.is_file():
             raise OutputError(f"{path} {'is a folder' if self.path.is_dir() else 'does not exist'}")
         with reporting_damage(self.path):

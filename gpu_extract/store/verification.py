@@ -106,7 +106,8 @@ def verify(
     InputError
         If ``threads`` is not positive.
     """
-    path, threads = Path(path), default_threads() if threads is None else threads
+    path = Path(os.path.expanduser(path))
+    threads = default_threads() if threads is None else threads
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be 1 or more")
     remains = unfinished(path)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_extract.errors import RunStoppedError
+from gpu_extract.libraries import reporting_libraries
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.chunks import ChunkFormat, EncodedCells
 from gpu_extract.store.contents import Contents
@@ -16,7 +17,6 @@ from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
 from gpu_extract.store.journal import pack_header, read_journal
-from gpu_extract.store.libraries import reporting_libraries
 from gpu_extract.store.system import preallocate, trim_heap
 from gpu_extract.store.target import Claim, Target, check_output, sync_folder
 

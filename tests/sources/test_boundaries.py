@@ -11,7 +11,7 @@ import tifffile
 from made.outlines import HOLE, SQUARE, drawn_exactly, shifted, wkb, wkb_point, write_geoparquet
 
 import gpu_extract as gx
-from gpu_extract.errors import LabelError, SourceError
+from gpu_extract.errors import LabelError, LibraryError, SourceError
 from gpu_extract.sources import open_slide
 from gpu_extract.sources.wkb import wkb_parts
 
@@ -251,7 +251,9 @@ def test_other_parquet_files(tmp_path):
 def test_without_pyarrow(tmp_path, monkeypatch):
     path = write_geoparquet(tmp_path / "a.parquet", [1], [wkb([SQUARE])])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(SourceError, match="is a Parquet file; reading it needs pyarrow: pip install pyarrow"):
+    with pytest.raises(
+        LibraryError, match=r"a.parquet cannot be read: pyarrow .* cannot be imported .*pip install .*pyarrow"
+    ):
         opened(path)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made.outlines import HOLE, SQUARE, drawn_exactly, shifted, write_rois
 
-from gpu_extract.errors import InputError, LabelError, SourceError
+from gpu_extract.errors import InputError, LabelError, LibraryError, SourceError
 from gpu_extract.sources import open_slide, open_slides
 from gpu_extract.sources.imagej_roi import read_rois
 from gpu_extract.sources.polygons import draw
@@ -236,5 +236,7 @@ def test_rois_are_no_image(tmp_path):
 def test_without_roifile(tmp_path, monkeypatch):
     path = write_rois(tmp_path / "a.zip", roi(SQUARE))
     monkeypatch.setitem(sys.modules, "roifile", None)
-    with pytest.raises(SourceError, match="holds ImageJ ROIs; reading them needs roifile: pip install roifile"):
+    with pytest.raises(
+        LibraryError, match=r"a.zip cannot be read: roifile .* cannot be imported .*pip install .*roifile"
+    ):
         opened(path)

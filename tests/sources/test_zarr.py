@@ -196,7 +196,7 @@ def change_chunks(*sides):
         ("s0", change_chunks(1, 10**6, 10**6), "has chunks of 2000000000000 bytes, and at most"),
         ("s0", lambda metadata: metadata.update(shape=[3, 0, 90]), "no pixels"),
         ("s0", lambda metadata: metadata.update(data_type="nonsense"), "damaged Zarr store"),
-        ("s0", lambda metadata: metadata.update(codecs=[{"name": "nonsense"}]), "damaged Zarr store"),
+        ("s0", lambda metadata: metadata.update(codecs=[{"name": "nonsense"}]), "a codec that is not installed"),
     ],
 )
 def test_damaged_stores_are_an_error(tmp_path, node, change, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from gpu_extract.backends.cpu.simd import LANES, ctz, eq_word
 from gpu_extract.cpus import default_threads
 from gpu_extract.labels import LabelStatistics, label_strips, merge
 from gpu_extract.model import Raster
-from gpu_extract.parallel import in_order
+from gpu_extract.parallel import in_order, worker_threads
 
 __all__ = ["label_statistics", "strip_statistics"]
 
@@ -32,7 +31,7 @@ def label_statistics(raster: Raster, where: str = "labels") -> LabelStatistics:
         return strip_statistics(*strip, raster.shape)
 
     threads = default_threads()
-    with ThreadPoolExecutor(threads, "gpu-extract-labels") as workers:
+    with worker_threads(threads, "gpu-extract-labels") as workers:
         parts = list(in_order(workers, statistics, label_strips(raster), ahead=threads))
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):

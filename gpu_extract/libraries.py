@@ -21,7 +21,8 @@ def library_error(error: Exception) -> LibraryError | None:
     An import may fail with any exception, for example with an AttributeError if the version of another library does
     not fit.
     """
-    for cause in _causes(error):
+    # The innermost cause is what went wrong; the others say who noticed.
+    for cause in reversed(list(_causes(error))):
         name = _imported(cause)
         if name is not None:
             return LibraryError(_message(name, cause))
@@ -62,15 +63,16 @@ def _imported(error: BaseException) -> str | None:
 def _message(name: str, error: BaseException) -> str:
     distribution = next(iter(packages_distributions().get(name, [])), name)
     problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    install = f"pip install --upgrade '{_requirement(distribution)}'"
     try:
         installed = version(distribution)
     except PackageNotFoundError:
-        return f"{name} is not installed ({problem}); {install}"
-    return (
-        f"{distribution} {installed} cannot be imported ({problem}); run pip check for versions that do not fit each "
-        f"other, or {install}"
+        return f"{name} is not installed ({problem}); pip install '{_requirement(distribution)}'"
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    first = (
+        "run pip check for versions that do not fit each other" if missing in ("", name) else f"pip install {missing}"
     )
+    upgrade = f"pip install --upgrade '{_requirement(distribution)}'"
+    return f"{distribution} {installed} cannot be imported ({problem}); {first}, or {upgrade}"
 
 
 def _requirement(distribution: str) -> str:
