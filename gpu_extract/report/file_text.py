@@ -90,7 +90,7 @@ def _origin(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["is_own"]:
         yield f"made by: {own}"
     else:
-        yield f"made by: another program{f', of cells of {own}' if version else ''}"
+        yield f"made by: another program{f', from a file of {own}' if version else ''}"
     first = slides[0] if slides else {}
     files = [file for key in ("image", "nucleus", "cytosol") if key in first for file in first[key].split(", ")]
     if files:

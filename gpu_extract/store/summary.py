@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.store.hdf5.datasets import compression_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -37,7 +39,7 @@ def summarize(cells: Cells, tables: Tables) -> dict[str, Any]:
             {"name": name, "kind": "mask" if index < len(cells.mask_planes) else "channel"}
             for index, name in enumerate(cells.planes)
         ],
-        **_tiles(cells, tables.images, info["compression"]),
+        **_tiles(cells, tables.images),
         "ids": {"column": "cell_id" if "unique_ids" in info else "scportrait_cell_id", **_ids(cells.ids)},
         "obs": {str(name): _type(obs[name]) for name in obs},
         "slides": slides,
@@ -50,11 +52,11 @@ def summarize(cells: Cells, tables: Tables) -> dict[str, Any]:
     }
 
 
-def _tiles(cells: Cells, images: Any, compression: str) -> dict[str, Any]:
+def _tiles(cells: Cells, images: Any) -> dict[str, Any]:
     return {
         "tile_size": cells.tile_size,
         "dtype": cells.dtype.name,
-        "compression": compression,
+        "compression": compression_of(images),  # in files written again, that of uns is no longer true
         "chunk_shape": None if images.chunks is None else list(images.chunks),
         "tiles_nbytes": images.id.get_storage_size(),
         "tiles_uncompressed_nbytes": prod(images.shape) * cells.dtype.itemsize,

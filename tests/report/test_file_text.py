@@ -129,7 +129,7 @@ def test_files_of_other_programs(path):
     write(path, make_contents(3))
     with h5py.File(path, "r+") as file:
         del file["obsm/single_cell_images"].attrs["image_size"]
-    assert starting(path, "made by").startswith("made by: another program, of cells of gpu-extract ")
+    assert starting(path, "made by").startswith("made by: another program, from a file of gpu-extract ")
     with h5py.File(path, "r+") as file:
         del file["uns/gpu_extract"], file["obs/slide"]
         file["obs"].attrs["column-order"] = ["scportrait_cell_id"]

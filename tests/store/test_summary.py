@@ -2,6 +2,7 @@
 
 import json
 
+import anndata
 import h5py
 import numpy as np
 import pytest
@@ -158,3 +159,12 @@ def test_a_classic_file_of_sparcspy(path):
     found = summary(path)
     assert (found["layout"], found["is_own"], found["ids"]["max"]) == ("sparcspy", False, 9)
     assert [plane["name"] for plane in found["planes"]] == ["seg_all_nucleus", "seg_all_cytosol", "ch0", "ch1"]
+
+
+def test_a_file_that_anndata_wrote_again(path):
+    write(path, make_contents(7, three_slides()))
+    anndata.read_h5ad(path)[:3].copy().write_h5ad(path.with_suffix(".h5ad"))
+    found = summary(path.with_suffix(".h5ad"))
+    assert (found["is_own"], found["n_cells"], found["compression"], found["chunk_shape"]) == (False, 3, "none", None)
+    assert found["version"] == summary(path)["version"]
+    assert [(slide["name"], slide["n_cells"]) for slide in found["slides"]] == [("A", 3), ("B", 0), ("C", 0)]
