@@ -9,7 +9,7 @@ import pytest
 
 from gpu_extract import interrupts
 
-SLIDE = ["image.tif", "--nucleus", "nucleus.tif", "--cytosol", "cytosol.tif", "--size", "24"]
+SLIDE = ["image.tif", "--nucleus", "nucleus.tif", "--cytosol", "cytosol.tif", "--size", "24", "--quiet"]
 RUN = ["run", *SLIDE, "-o", "cells.h5sc"]
 
 # A parent such as nohup may ignore SIGINT; the console script calls `main` as this does.

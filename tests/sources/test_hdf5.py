@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import sys
 
 import h5py
 import numpy as np
 import pytest
 from made.stores import BOX, IMAGE, LABELS, crop
 
-from gpu_extract.errors import GpuExtractError, InputError, LabelError, SourceError
+from gpu_extract.errors import GpuExtractError, InputError, LabelError, LibraryError, SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide, open_slides
 
 
@@ -82,6 +83,16 @@ def unknown_filter(h5, folder):
     settings.set_chunk((32, 48))
     settings.set_filter(32999, h5py.h5z.FLAG_OPTIONAL)
     h5py.h5d.create(h5.id, b"x", h5py.h5t.NATIVE_UINT32, h5py.h5s.create_simple((64, 96)), settings)
+
+
+def test_filters_that_cannot_be_imported_are_no_damage(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        unknown_filter(h5, tmp_path)
+    (tmp_path / "hdf5plugin.py").write_text("raise ImportError('libblosc.so is missing')")
+    monkeypatch.delitem(sys.modules, "hdf5plugin", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LibraryError, match=r"a\.h5.* cannot be read: hdf5plugin .*libblosc\.so is missing"):
+        open_image(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize(
