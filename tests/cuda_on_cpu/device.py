@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 
 from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
-from gpu_extract.backends.cuda.extract import DeviceExtraction
 from gpu_extract.backends.cuda.source import kernel_source
 
 __all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import Array, OutOfDeviceMemoryError
-from gpu_extract.backends.cuda.extract import DeviceExtraction
 from gpu_extract.backends.cuda.registry import Kernel
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.errors import DeviceError

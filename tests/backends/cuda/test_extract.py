@@ -11,7 +11,8 @@ from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
 from gpu_extract.backends import Backend, choose
-from gpu_extract.backends.cuda.extract import DeviceExtraction, launch_extract, program_arrays, workspace_nbytes
+from gpu_extract.backends.cuda.batches import DeviceExtraction
+from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
 from gpu_extract.model import BatchSize
 from gpu_extract.planning import make_plan
 from gpu_extract.store import CellStore, Contents, verify
