@@ -229,23 +229,32 @@ def _attributes(index: int) -> tuple[int, int]:
     return multiprocessors, shared_nbytes
 
 
-_compiling = threading.Lock()
+_compiling = threading.Lock()  # of the two dictionaries; each kernel has a lock of its own
+_locks: dict[tuple[int, Kernel], threading.Lock] = {}
 _functions: dict[tuple[int, Kernel], Any] = {}
 
 
 def compiled(device: int, kernel: Kernel, shared_nbytes: int) -> Any:
     """Return the compiled kernel on a device, with that many bytes of dynamic shared memory allowed.
 
-    NVRTC compiles it once per process, for the first stream that needs it; CuPy caches it on disk.
+    NVRTC compiles it once per process, for the first stream that needs it; CuPy caches it on disk. Different kernels
+    compile at the same time, because one takes seconds.
     """
+    key = device, kernel
+    with _compiling:
+        lock = _locks.setdefault(key, threading.Lock())
+    with lock:
+        if key not in _functions:
+            _functions[key] = _compile(kernel, shared_nbytes)
+        return _functions[key]
+
+
+def _compile(kernel: Kernel, shared_nbytes: int) -> Any:
     import cupy as cp
 
-    with _compiling:
-        if (device, kernel) not in _functions:
-            module = cp.RawModule(
-                code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
-            )
-            function = module.get_function(kernel.expression)
-            function.max_dynamic_shared_size_bytes = shared_nbytes
-            _functions[device, kernel] = function
-        return _functions[device, kernel]
+    module = cp.RawModule(
+        code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
+    )
+    function = module.get_function(kernel.expression)
+    function.max_dynamic_shared_size_bytes = shared_nbytes
+    return function

@@ -6,6 +6,8 @@ Without a GPU, the first part is skipped; with GPU_EXTRACT_REQUIRE_GPU=1 it fail
 import os
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ import gpu_extract as gx
 from gpu_extract import Recipe, demo_data
 from gpu_extract.backends import choose, try_device, why_not
 from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda.registry import DILATE, FILL_HOLES
 
 
 @pytest.fixture
@@ -134,3 +137,44 @@ def test_a_missing_gpu(monkeypatch):
     assert why_not("cuda:1") is None
     with pytest.raises(gx.DeviceError, match="there are 2 GPUs, numbered from 0"):
         choose("cuda:2")
+
+
+# Compiling, with a CuPy that is not there
+
+
+def compiling_cupy(compile):
+    """Return the part of CuPy that `cuda.compiled` uses; ``compile`` is called with the expression of a kernel."""
+
+    class RawModule:
+        def __init__(self, code, options, name_expressions):
+            (self.expression,) = name_expressions
+
+        def get_function(self, expression):
+            compile(expression)
+            return SimpleNamespace(expression=expression)
+
+    return SimpleNamespace(RawModule=RawModule)
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    for name in ("_functions", "_locks"):
+        monkeypatch.setattr(cuda, name, {})
+
+
+def test_different_kernels_compile_at_the_same_time(monkeypatch, nothing_compiled):
+    both = threading.Barrier(2)  # broken unless two threads wait at it
+    monkeypatch.setitem(sys.modules, "cupy", compiling_cupy(lambda expression: both.wait(timeout=60)))
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda kernel: cuda.compiled(0, kernel, 1000), (FILL_HOLES, DILATE)))
+    assert [function.expression for function in found] == [FILL_HOLES.expression, DILATE.expression]
+    assert {function.max_dynamic_shared_size_bytes for function in found} == {1000}
+
+
+def test_a_kernel_that_several_streams_need_is_compiled_once(monkeypatch, nothing_compiled):
+    compiles = []
+    monkeypatch.setitem(sys.modules, "cupy", compiling_cupy(compiles.append))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: cuda.compiled(0, DILATE, 1000), range(8)))
+    assert compiles == [DILATE.expression]
+    assert all(function is found[0] for function in found)
