@@ -1,7 +1,9 @@
 """`ShimDevice`: the package's `Device` on the CPU, as asynchronous as a GPU.
 
 Operations of a stream are deferred until a stream is synchronized; then operations of all streams run in random order.
-Memory is poisoned when it is allocated, counted, and limited.
+Device memory is counted and limited. An array that is deleted returns its memory at once, and the next array of the
+same stream gets it, as in CuPy's pool: deferred operations do not keep the arrays that they use. Memory is poisoned
+before each use, in the order of the stream.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import random
 import threading
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from functools import cache
 
 import numpy as np
@@ -23,6 +25,7 @@ __all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]
 
 POISON = 0xCD  # an implausible value in all types
 STATIC_SHARED_NBYTES = 4 << 10
+ALIGNMENT = 512  # bytes, of each allocation, as CuPy's
 
 
 class ShimGpu:
@@ -44,79 +47,150 @@ class ShimGpu:
     def __init__(self, *, nbytes=1 << 32, multiprocessors=2, shared_nbytes_limit=None, seed=0, order="forward"):
         self.nbytes, self.multiprocessors, self.order = nbytes, multiprocessors, order
         self.shared_nbytes_limit = shared_nbytes_limit or SHARED_LIMIT - STATIC_SHARED_NBYTES
-        self.held = 0
+        self.held = 0  # bytes of all arrays on the device
+        self.pinned = self.most_pinned = 0  # bytes of pinned host memory
         self.launched = []
         self.streams = []
         self._dice = random.Random(seed)
         self._lock = threading.RLock()
 
-    def stream(self):
-        """Return a new stream."""
-        stream = ShimDevice(self)
+    def stream(self, nbytes=None):
+        """Return a new stream; its arrays take at most ``nbytes`` bytes, by default all of the device's memory."""
+        stream = ShimDevice(self, self.nbytes if nbytes is None else nbytes)
         self.streams.append(stream)
         return stream
 
-    def run_until_done(self, stream):
-        """Run operations of all streams in random order until those of `stream` are done."""
+    def run_until(self, is_done):
+        """Run operations of all streams in random order until ``is_done()``."""
         with self._lock:
-            while stream.waiting:
-                self._dice.choice([each for each in self.streams if each.waiting]).waiting.popleft()()
+            while not is_done():
+                ready = [stream for stream in self.streams if stream.waiting and stream.waiting[0].is_ready()]
+                self._dice.choice(ready).waiting.popleft()()
 
-    def allocate(self, shape, dtype):
-        """Return a poisoned array that counts as device memory until it is deleted."""
-        array = np.empty(shape, dtype)
+    def reserve(self, stream, nbytes):
+        """Count the bytes of an array."""
         with self._lock:
-            if self.held + array.nbytes > self.nbytes:
-                raise OutOfDeviceMemoryError(f"{array.nbytes} bytes requested, {self.nbytes - self.held} free")
-            self.held += array.nbytes
-        poisoned = array.reshape(-1).view(np.uint8)
-        poisoned[:] = POISON
-        weakref.finalize(array, self._release, array.nbytes)
-        return array
+            free = min(self.nbytes - self.held, stream.nbytes - stream.held)
+            if nbytes > free:
+                raise OutOfDeviceMemoryError(f"{nbytes} bytes requested, {free} free")
+            self.held += nbytes
+            stream.held += nbytes
 
-    def _release(self, nbytes):
+    def release(self, stream, block):
+        """Return the block of an array that was deleted to its stream."""
         with self._lock:
-            self.held -= nbytes
+            self.held -= block.nbytes
+            stream.held -= block.nbytes
+            stream.free[block.nbytes].append(block)
+
+    def pin(self, nbytes):
+        """Count pinned bytes; negative if they are freed."""
+        with self._lock:
+            self.pinned += nbytes
+            self.most_pinned = max(self.most_pinned, self.pinned)
+
+
+class Operation:
+    """A deferred operation of a stream; it runs when its turn has come and ``is_ready()``."""
+
+    def __init__(self, run, is_ready=lambda: True):
+        self._run, self.is_ready = run, is_ready
+        self.done = False
+
+    def __call__(self):
+        self._run()
+        self.done = True
 
 
 class ShimDevice:
     """One stream of a `ShimGpu`; see `gpu_extract.backends.cuda.device.Device`."""
 
-    def __init__(self, gpu):
-        self._gpu = gpu
+    def __init__(self, gpu, nbytes):
+        self._gpu, self.nbytes, self.held = gpu, nbytes, 0
         self.multiprocessors = gpu.multiprocessors
         self.shared_nbytes_limit = gpu.shared_nbytes_limit
         self.waiting = deque()
+        self.free = defaultdict(list)  # blocks of deleted arrays, by their bytes
 
     def empty(self, shape, dtype):
-        return self._gpu.allocate(shape, dtype)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self._gpu.reserve(self, nbytes)
+        if self.free[nbytes]:
+            block = self.free[nbytes].pop()
+            self._defer(lambda: block.fill(POISON))
+        else:
+            block = aligned(nbytes)
+            block.fill(POISON)
+        return np.asarray(Lease(block, self._gpu, self)).view(dtype).reshape(shape)
 
     def empty_host(self, shape, dtype):
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[:] = POISON
+        self._gpu.pin(array.nbytes)
+        weakref.finalize(array, self._gpu.pin, -array.nbytes)
         return array
 
     def to_device(self, array):
         copy = self.empty(array.shape, array.dtype)
-        self.waiting.append(lambda: np.copyto(copy, array, casting="no"))
+        target = raw(copy)
+        self._defer(lambda: np.copyto(target, array, casting="no"))
         return copy
 
     def to_host(self, array, out):
         assert out.shape == array.shape
-        self.waiting.append(lambda: np.copyto(out, array, casting="no"))
+        source = raw(array)
+        self._defer(lambda: np.copyto(out, source, casting="no"))
 
     def launch(self, kernel, n_blocks, arguments, shared_nbytes=0):
         function = compiled(kernel.source, kernel.expression).get_function(kernel.expression)
         assert shared_nbytes <= self.shared_nbytes_limit
         function.max_dynamic_shared_size_bytes = SHARED_LIMIT
         self._gpu.launched.append((kernel, n_blocks, shared_nbytes))
-        # The closure keeps the arguments alive until then, as a stream's memory pool does.
-        self.waiting.append(
-            lambda: function((n_blocks,), (kernel.threads,), arguments, shared_nbytes, order=self._gpu.order)
-        )
+        given = tuple(raw(each) if isinstance(each, np.ndarray) else each for each in arguments)
+        grid, block = (n_blocks,), (kernel.threads,)
+        self._defer(lambda: function(grid, block, given, shared_nbytes, order=self._gpu.order))
 
     def synchronize(self):
-        self._gpu.run_until_done(self)
+        self._gpu.run_until(lambda: not self.waiting)
+
+    def _defer(self, run):
+        operation = Operation(run)
+        self.waiting.append(operation)
+        return operation
+
+
+class Lease:
+    """The owner of an array on the device; its block is free when the array and its views are deleted."""
+
+    def __init__(self, block, gpu, stream):
+        self.block, self._gpu, self._stream = block, gpu, stream
+        self.__array_interface__ = block.__array_interface__
+
+    def __del__(self):
+        self._gpu.release(self._stream, self.block)
+
+
+class Raw:
+    """The memory of an array on the device, as a kernel sees it: it does not keep the array."""
+
+    def __init__(self, array, block):
+        self._block = block
+        self.__array_interface__ = array.__array_interface__
+
+
+def raw(array):
+    """Return an array of the same memory that does not keep ``array``, if it is one of `ShimDevice.empty`."""
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return np.asarray(Raw(array, owner.block)) if isinstance(owner, Lease) else array
+
+
+def aligned(nbytes):
+    """Return uninitialized bytes at an aligned address."""
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
 
 
 @cache
