@@ -138,7 +138,9 @@ class CudaDevice:
             self._stream = cp.cuda.Stream() if stream is None else stream
         self.multiprocessors, shared_nbytes = _attributes(index)
         self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
-        self._held: list[NDArray[Any]] = []
+        self._held: list[
+            NDArray[Any]
+        ] = []  # host arrays of copies that may be running; their memory must not be reused
         self._last_operation = "a copy"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -168,13 +170,14 @@ class CudaDevice:
         """See `Device.to_device`."""
         copy = self.empty(array.shape, array.dtype)
         host = np.ascontiguousarray(array)
-        self._held.append(host)  # its memory must not be reused before the copy is done
+        self._held.append(host)
         with self._device, _convert_errors(self._last_operation):
             copy.set(host, stream=self._stream)
         return copy
 
     def to_host(self, array: Array, out: NDArray[Any]) -> None:
         """See `Device.to_host`."""
+        self._held.append(out)
         with self._device, _convert_errors(self._last_operation):
             array.get(stream=self._stream, out=out, blocking=False)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,8 @@ class DeviceExtraction:
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
         """Return the finished tiles of a batch in host memory; parameters are as for `reference.extract`."""
-        images, used_limits = None, np.empty((len(batch), len(program.cut), 2))
-        device = self._free.get()
-        try:
+        used_limits = np.empty((len(batch), len(program.cut), 2))
+        with self._stream() as device:
             images = device.empty_host((len(batch), *program.tile_shape), program.output_dtype)
             start = 0
             while start < len(batch):
@@ -61,33 +61,39 @@ class DeviceExtraction:
                 except OutOfDeviceMemoryError:
                     device.synchronize()  # releases the arrays of the failed attempt
                     self._halve(end - start)
-        finally:
-            self._free.put(device)
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def extract_on_device(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
         """Return the finished tiles of a batch as an array on the device; the limits are in host memory."""
-        device = self._free.get()
-        try:
+        with self._stream() as device:
             images, on_device = _launch_part(device, window, batch, program, limits, slice(None))
             used_limits = np.empty(on_device.shape)
             device.to_host(on_device, used_limits)
             device.synchronize()
-        finally:
-            self._free.put(device)
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
         """Return `labels.label_statistics`, computed on the device, or on the CPU if the device lacks memory."""
+        with self._stream() as device:
+            try:
+                return cuda_labels.label_statistics(raster, device, where)
+            except OutOfDeviceMemoryError:
+                device.synchronize()
+        self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
+        return label_statistics(raster, where)
+
+    @contextmanager
+    def _stream(self) -> Iterator[Device]:
+        """Lend a stream to the caller; after an error it is synchronized, because copies may still be running."""
         device = self._free.get()
         try:
-            return cuda_labels.label_statistics(raster, device, where)
-        except OutOfDeviceMemoryError:
-            device.synchronize()
-            self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
-            return label_statistics(raster, where)
+            yield device
+        except BaseException:
+            with suppress(DeviceError):  # the first error is the one to report
+                device.synchronize()
+            raise
         finally:
             self._free.put(device)
 

@@ -21,7 +21,8 @@ class Device(Protocol):
     """One stream of a device: operations are asynchronous and run in the order of the calls.
 
     A `Device` is used by one thread at a time. Arrays in host memory that it copies from or to must not be changed or
-    read until `synchronize`.
+    read until `synchronize`; the device keeps them alive until then. Arrays on the device can be deleted at any time:
+    their memory is reused by later operations of the same stream.
     """
 
     @property

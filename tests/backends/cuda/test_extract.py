@@ -129,6 +129,28 @@ def test_a_device_without_memory_for_one_cell_is_an_error():
         in_rows(plan_of(), pipeline_backend(ShimGpu(nbytes=1000)))
 
 
+@pytest.mark.parametrize("operation", ["to_device", "to_host", "launch"])
+@pytest.mark.parametrize("method", ["extract", "extract_on_device", "statistics"])
+def test_after_an_error_no_copy_is_running_when_the_stream_is_used_again(monkeypatch, operation, method):
+    def fail(*args, **kwargs):
+        operations.append(len(stream.waiting))
+        raise DeviceError("CUDA failed")
+
+    slide = as_slide(*small_slide(9))
+    task = one_batch(slide, Recipe(tile_size=24))
+    gpu, operations = ShimGpu(), []
+    stream = gpu.stream()
+    extraction = DeviceExtraction([stream], print)
+    monkeypatch.setattr(stream, operation, fail)
+    arguments = (slide.masks["nucleus"], "labels") if method == "statistics" else task
+    with pytest.raises(DeviceError, match="CUDA failed"):
+        getattr(extraction, method)(*arguments)
+    assert operations
+    assert not stream.waiting
+    monkeypatch.undo()
+    assert_agrees(extraction.extract(*task), *task, rtol=GPU_RTOL)
+
+
 def test_a_plan_made_on_a_device_equals_the_cpus():
     slide = as_slide(*small_slide(10, size=(200, 230), ids=list(range(1, 60))))
     recipe = Recipe(tile_size=24)
