@@ -19,9 +19,10 @@ import numpy as np
 from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
 from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
+from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.source import kernel_source
 
-__all__ = ["ShimDevice", "ShimGpu", "shim", "shim_of"]
+__all__ = ["POISON", "PoisonedRing", "ShimDevice", "ShimGpu", "shim", "shim_of"]
 
 POISON = 0xCD  # an implausible value in all types
 STATIC_SHARED_NBYTES = 4 << 10
@@ -130,8 +131,10 @@ class ShimDevice:
         weakref.finalize(array, self._gpu.pin, -array.nbytes)
         return array
 
-    def to_device(self, array):
-        copy = self.empty(array.shape, array.dtype)
+    def to_device(self, array, out=None):
+        copy = self.empty(array.shape, array.dtype) if out is None else out
+        assert copy.shape == array.shape
+        assert copy.flags.c_contiguous
         target = raw(copy)
         self._defer(lambda: np.copyto(target, array, casting="no"))
         return copy
@@ -150,6 +153,9 @@ class ShimDevice:
         grid, block = (n_blocks,), (kernel.threads,)
         self._defer(lambda: function(grid, block, given, shared_nbytes, order=self._gpu.order))
 
+    def record(self):
+        return ShimEvent(self._gpu, self._defer(lambda: None))
+
     def synchronize(self):
         self._gpu.run_until(lambda: not self.waiting)
 
@@ -157,6 +163,16 @@ class ShimDevice:
         operation = Operation(run)
         self.waiting.append(operation)
         return operation
+
+
+class ShimEvent:
+    """The event of a stream's operations up to a deferred one."""
+
+    def __init__(self, gpu, operation):
+        self._gpu, self._operation = gpu, operation
+
+    def wait(self):
+        self._gpu.run_until(lambda: self._operation.done)
 
 
 class Lease:
@@ -199,9 +215,19 @@ def compiled(source, expression):
     return CpuModule(kernel_source(source), [expression])
 
 
-def shim_of(gpu, warn=lambda line: None):
-    """Return the extraction on one stream of a device."""
-    return DeviceExtraction([gpu.stream()], warn)
+class PoisonedRing(HostRing):
+    """A ring whose buffers are poisoned before each use."""
+
+    def empty(self, shape, dtype):
+        array = super().empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = POISON
+        return array
+
+
+def shim_of(gpu, warn=lambda line: None, streams=1, **ring):
+    """Return the extraction on streams of a device; ``ring`` are the sizes of its `HostRing`."""
+    devices = [gpu.stream() for _ in range(streams)]
+    return DeviceExtraction(devices, warn, PoisonedRing(devices[0].empty_host, **ring))
 
 
 def shim(**gpu):

@@ -159,16 +159,17 @@ class CudaDevice:
                 raise OutOfDeviceMemoryError(str(error)) from error
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is deleted."""
-        import cupyx
+        """See `Device.empty_host`. CuPy's pool is not used: it rounds up to powers of two and never shrinks."""
+        import cupy as cp
 
-        with _convert_errors("pinned memory"):
-            array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
-        return array
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with self._device, _convert_errors(f"{nbytes} bytes of pinned memory"):
+            memory = cp.cuda.PinnedMemoryPointer(cp.cuda.PinnedMemory(nbytes), 0)
+        return np.ndarray(shape, dtype, buffer=memory)
 
-    def to_device(self, array: NDArray[Any]) -> Array:
+    def to_device(self, array: NDArray[Any], out: Array | None = None) -> Array:
         """See `Device.to_device`."""
-        copy = self.empty(array.shape, array.dtype)
+        copy = self.empty(array.shape, array.dtype) if out is None else out
         host = np.ascontiguousarray(array)
         self._held.append(host)
         with self._device, _convert_errors(self._last_operation):
@@ -190,6 +191,11 @@ class CudaDevice:
             function = compiled(self._device.id, kernel, self.shared_nbytes_limit)
             function((n_blocks,), (kernel.threads,), arguments, shared_mem=shared_nbytes)
 
+    def record(self) -> CudaEvent:
+        """See `Device.record`."""
+        with self._device, _convert_errors(self._last_operation):
+            return CudaEvent(self._stream, self._last_operation)
+
     def synchronize(self) -> None:
         """See `Device.synchronize`."""
         try:
@@ -197,6 +203,29 @@ class CudaDevice:
                 self._stream.synchronize()
         finally:
             self._held.clear()
+
+
+class CudaEvent:
+    """An `Event` of a stream.
+
+    Parameters
+    ----------
+    stream : cupy.cuda.Stream
+    what : str
+        The last operation, for the message if it failed.
+    """
+
+    def __init__(self, stream: Any, what: str) -> None:
+        import cupy as cp
+
+        self._what = what
+        self._event = cp.cuda.Event(block=True, disable_timing=True)  # waiting leaves the core to other threads
+        self._event.record(stream)
+
+    def wait(self) -> None:
+        """See `Event.wait`."""
+        with _convert_errors(self._what):
+            self._event.synchronize()
 
 
 @contextmanager

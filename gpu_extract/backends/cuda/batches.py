@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gpu_extract.backends.cuda import labels as cuda_labels
 from gpu_extract.backends.cuda.device import Array, Device, OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.extract import ProgramArrays, launch_extract, program_arrays
+from gpu_extract.backends.cuda.pinned import HostRing, Uploader
 from gpu_extract.errors import DeviceError
 from gpu_extract.labels import LabelStatistics, label_statistics
 from gpu_extract.model import Batch, CellImages, Raster, Window
@@ -32,13 +33,16 @@ class DeviceExtraction:
         The streams; this many batches are processed concurrently.
     warn : callable
         Called with a warning for the user, one line.
+    ring : HostRing, optional
+        The memory of results; by default it has `N_BUFFERS` buffers of `BUFFER_NBYTES`.
     """
 
-    def __init__(self, devices: Sequence[Device], warn: Callable[[str], None]) -> None:
-        self._free: queue.SimpleQueue[Device] = queue.SimpleQueue()
+    def __init__(self, devices: Sequence[Device], warn: Callable[[str], None], ring: HostRing | None = None) -> None:
+        self._free: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
         for device in devices:
-            self._free.put(device)
+            self._free.put(_Stream(device))
         self._warn = warn
+        self._ring = ring or HostRing(devices[0].empty_host)
         self._max_cells: int | None = None  # cells that fit at a time, if known
 
     def extract(
@@ -46,14 +50,15 @@ class DeviceExtraction:
     ) -> CellImages:
         """Return the finished tiles of a batch in host memory; parameters are as for `reference.extract`."""
         used_limits = np.empty((len(batch), len(program.cut), 2))
-        with self._stream() as device:
-            images = device.empty_host((len(batch), *program.tile_shape), program.output_dtype)
+        images = self._ring.empty((len(batch), *program.tile_shape), program.output_dtype)
+        with self._stream() as stream:
+            device = stream.device
             start = 0
             while start < len(batch):
                 end = min(start + (self._max_cells or len(batch)), len(batch))
                 try:
                     part = slice(start, end)
-                    on_device = _launch_part(device, window, batch, program, limits, part)
+                    on_device = stream.launch(window, batch, program, limits, part)
                     device.to_host(on_device[0], images[part])
                     device.to_host(on_device[1], used_limits[part])
                     device.synchronize()
@@ -67,35 +72,35 @@ class DeviceExtraction:
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
         """Return the finished tiles of a batch as an array on the device; the limits are in host memory."""
-        with self._stream() as device:
-            images, on_device = _launch_part(device, window, batch, program, limits, slice(None))
+        with self._stream() as stream:
+            images, on_device = stream.launch(window, batch, program, limits, slice(None))
             used_limits = np.empty(on_device.shape)
-            device.to_host(on_device, used_limits)
-            device.synchronize()
+            stream.device.to_host(on_device, used_limits)
+            stream.device.synchronize()
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
         """Return `labels.label_statistics`, computed on the device, or on the CPU if the device lacks memory."""
-        with self._stream() as device:
+        with self._stream() as stream:
             try:
-                return cuda_labels.label_statistics(raster, device, where)
+                return cuda_labels.label_statistics(raster, stream.device, where, stream.upload)
             except OutOfDeviceMemoryError:
-                device.synchronize()
+                stream.device.synchronize()
         self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
         return label_statistics(raster, where)
 
     @contextmanager
-    def _stream(self) -> Iterator[Device]:
+    def _stream(self) -> Iterator[_Stream]:
         """Lend a stream to the caller; after an error it is synchronized, because copies may still be running."""
-        device = self._free.get()
+        stream = self._free.get()
         try:
-            yield device
+            yield stream
         except BaseException:
             with suppress(DeviceError):  # the first error is the one to report
-                device.synchronize()
+                stream.device.synchronize()
             raise
         finally:
-            self._free.put(device)
+            self._free.put(stream)
 
     def _halve(self, n_cells: int) -> None:
         """Process half as many cells at a time; raise DeviceError if not even one cell fits."""
@@ -108,35 +113,41 @@ class DeviceExtraction:
         self._warn(f"{n_cells} cells at a time do not fit in the device's memory; continuing with {self._max_cells}")
 
 
-def _launch_part(
-    device: Device,
-    window: Window,
-    batch: Batch,
-    program: Program,
-    limits: NDArray[np.float64] | None,
-    part: slice,
-) -> tuple[Array, Array]:
-    """Upload the inputs of a part of a batch and launch its extraction; return images and limits on the device."""
-    itemsize = max(plane.dtype.itemsize for plane in window.labels)
-    labels = device.empty_host((len(window.labels), *window.labels[0].shape), f"u{itemsize}")
-    for target, plane in zip(labels, window.labels, strict=True):
-        target[:] = plane
-    image = device.empty_host(window.image.shape, program.image_dtype)
-    image[:] = window.image
-    corners = batch.corners[part] - (window.y0, window.x0)
-    arrays = ProgramArrays(*(device.to_device(array) for array in program_arrays(program, limits)))
-    n = len(corners)
-    images = device.empty((n, *program.tile_shape), program.output_dtype)
-    used_limits = device.empty((n, len(program.cut), 2), np.float64)
-    launch_extract(
-        device,
-        program,
-        arrays,
-        device.to_device(image),
-        device.to_device(labels),
-        device.to_device(batch.ids[part]),
-        device.to_device(corners.astype(np.int32)),
-        images,
-        used_limits,
-    )
-    return images, used_limits
+class _Stream:
+    """A stream of a device, and what it keeps from one batch to the next: its uploader and the arrays of a program."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.upload = Uploader(device)
+        self._program: tuple[Program, NDArray[np.float64] | None, ProgramArrays] | None = None
+
+    def program_arrays(self, program: Program, limits: NDArray[np.float64] | None) -> ProgramArrays:
+        """Return the arrays of a program on the device; all batches of a slide have the same."""
+        if self._program is None or self._program[0] is not program or self._program[1] is not limits:
+            arrays = ProgramArrays(*(self.device.to_device(array) for array in program_arrays(program, limits)))
+            self._program = program, limits, arrays
+        return self._program[2]
+
+    def upload_window(self, window: Window, program: Program) -> tuple[Array, Array]:
+        """Return image (C, h, w) and labels (M, h, w), unsigned, on the device."""
+        itemsize = max(plane.dtype.itemsize for plane in window.labels)
+        image = self.device.empty(window.image.shape, program.image_dtype)
+        labels = self.device.empty((len(window.labels), *window.labels[0].shape), f"u{itemsize}")
+        for source, out in ((window.image, image), (window.labels, labels)):
+            for plane, target in zip(source, out, strict=True):
+                self.upload.copy(plane, target)
+        return image, labels
+
+    def launch(
+        self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, part: slice
+    ) -> tuple[Array, Array]:
+        """Upload the window and launch the extraction of a part of a batch; return images and limits on the device."""
+        device = self.device
+        arrays = self.program_arrays(program, limits)
+        image, labels = self.upload_window(window, program)
+        ids, corners = batch.ids[part], batch.corners[part] - (window.y0, window.x0)
+        images = device.empty((len(ids), *program.tile_shape), program.output_dtype)
+        used_limits = device.empty((len(ids), len(program.cut), 2), np.float64)
+        uploaded = device.to_device(ids), device.to_device(corners.astype(np.int32))
+        launch_extract(device, program, arrays, image, labels, *uploaded, images, used_limits)
+        return images, used_limits

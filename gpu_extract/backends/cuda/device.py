@@ -8,13 +8,26 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.registry import Kernel
 
-__all__ = ["Array", "Device", "OutOfDeviceMemoryError"]
+__all__ = ["Array", "Device", "Event", "OutOfDeviceMemoryError"]
 
 Array = Any  # an array on the device: cupy.ndarray, or numpy.ndarray if the device is the CPU
 
 
 class OutOfDeviceMemoryError(MemoryError):
     """The device does not have enough memory for an array."""
+
+
+class Event(Protocol):
+    """A point in the order of a stream's operations."""
+
+    def wait(self) -> None:
+        """Wait until all operations before it are done.
+
+        Raises
+        ------
+        DeviceError
+            If an operation failed.
+        """
 
 
 class Device(Protocol):
@@ -42,10 +55,13 @@ class Device(Protocol):
         """
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return an uninitialized array in host memory that the device copies from and to at full speed."""
+        """Return an uninitialized array in pinned host memory, of exactly these bytes; they are freed with it.
 
-    def to_device(self, array: NDArray[Any]) -> Array:
-        """Return a copy of a host array on the device.
+        This takes milliseconds; see `pinned`.
+        """
+
+    def to_device(self, array: NDArray[Any], out: Array | None = None) -> Array:
+        """Return a copy of a host array on the device: ``out``, if given, of the same shape and type.
 
         Raises
         ------
@@ -57,6 +73,9 @@ class Device(Protocol):
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """Launch a kernel; arrays are on the device, scalars are NumPy's, each of exactly the kernel's type."""
+
+    def record(self) -> Event:
+        """Return the event of all operations so far."""
 
     def synchronize(self) -> None:
         """Wait until all operations are done.

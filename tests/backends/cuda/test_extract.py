@@ -11,6 +11,8 @@ from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
 from gpu_extract.backends import Backend, choose
+from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda import pinned
 from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
 from gpu_extract.model import BatchSize
@@ -52,9 +54,9 @@ def test_the_order_of_threads_does_not_change_a_bit(preset):
 # The pipeline around the kernel
 
 
-def pipeline_backend(gpu, streams=3, batch_size=None, warnings=None):
+def pipeline_backend(gpu, streams=3, batch_size=None, warnings=None, **ring):
     warnings = [] if warnings is None else warnings
-    extraction = DeviceExtraction([gpu.stream() for _ in range(streams)], warnings.append)
+    extraction = shim_of(gpu, warnings.append, streams, **ring)
     batch_size = batch_size or BatchSize(7)
     return Backend(
         "shim",
@@ -111,6 +113,29 @@ def test_a_slide_larger_than_the_device_is_streamed():
     gpu = ShimGpu(nbytes=plan.slides[0].image.read(0, 0, 200, 230).nbytes // 2)
     found = in_rows(plan, pipeline_backend(gpu, streams=2, batch_size=BatchSize(3, 20000)))
     assert (found == in_rows(plan, pipeline_backend(ShimGpu()))).all()
+
+
+@pytest.mark.parametrize("n_buffers", [0, 1, 4])
+def test_results_are_in_a_fixed_number_of_buffers(tmp_path, monkeypatch, n_buffers):
+    """Buffers are reused while earlier batches are encoded, and all are freed at the end."""
+    monkeypatch.setattr(pinned.Uploader.__init__, "__defaults__", (10_000,))
+    plan, gpu = plan_of(), ShimGpu(seed=3)
+    nbytes = 7 * plan.program.tile_nbytes
+    backend = pipeline_backend(gpu, buffer_nbytes=nbytes, n_buffers=n_buffers)
+    store = CellStore.create(tmp_path / "cells.h5sc", Contents(plan.cells, plan.slides, plan.program))
+    report = pipeline.run(plan, backend, store, 2)
+    assert gpu.most_pinned <= n_buffers * nbytes + 3 * 2 * 10_000
+    assert gpu.most_pinned >= min(n_buffers, 1) * nbytes
+    with open_cells(report.path) as cells:
+        assert (cells.read(range(len(cells))) == in_rows(plan, pipeline_backend(ShimGpu()))).all()
+    del backend
+    assert gpu.pinned == 0
+    assert gpu.held == 0
+
+
+def test_less_than_a_gigabyte_is_pinned():
+    streams = cuda.STREAMS + 1
+    assert pinned.N_BUFFERS * pinned.BUFFER_NBYTES + 2 * streams * pinned.STAGING_NBYTES <= 1e9
 
 
 def test_out_of_memory_halves_the_batch_and_warns():
