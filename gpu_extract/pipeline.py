@@ -221,21 +221,22 @@ def tiles(
     watch = watch or Stopwatch()
     limits = checked_limits(plan)
 
-    def compute(task: tuple[Batch, Window]) -> CellImages:
+    def compute(task: tuple[Batch, Window]) -> list[CellImages]:
         batch, window = task
         with watch.stage("compute"):
-            cells = extract(window, batch, plan.program, limits[batch.slide])
-            return cells.chosen(plan.planes) if plan.planes else cells
+            if on_device and backend.extract_on_device:
+                return backend.extract_on_device(window, batch, plan.program, limits[batch.slide], plan.planes)
+            cells = backend.extract(window, batch, plan.program, limits[batch.slide])
+            return [cells.chosen(plan.planes) if plan.planes else cells]
 
-    extract = backend.extract
-    if on_device and backend.extract_on_device:
-        extract = backend.extract_on_device
     with ExitStack() as pools:
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(ThreadPoolExecutor(threads, "gpu-extract-stream"))
         read = pools.enter_context(read_windows(plan, backend, watch, chunk_cells))
-        yield from in_order(workers, compute, read, ahead=threads + 1)
+        for parts in in_order(workers, compute, read, ahead=threads + 1):
+            while parts:
+                yield parts.pop(0)  # the memory of tiles is free when the caller drops them
 
 
 def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,10 +12,12 @@ from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import Batch, BatchSize, CellImages, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts"]
+__all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts", "ExtractOnDevice"]
 
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
 ExtractInParts = Callable[[Window, Batch, Program, NDArray[np.float64] | None], Iterator[CellImages]]
+# The last argument are the planes of a tile to keep, in this order; all if empty.
+ExtractOnDevice = Callable[[Window, Batch, Program, NDArray[np.float64] | None, Sequence[int]], list[CellImages]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Backend:
     statistics : callable
         `labels.label_statistics`, or the same on the device.
     extract_on_device : callable or None
-        The same as `extract`, but the result stays on the device.
+        The same as `extract`, but the result stays on the device, in one or more parts.
     extract_in_parts : callable or None
         The same as `extract`, a few cells at a time; each part overwrites the memory of the previous one.
     extract_deflated : callable or None
@@ -71,7 +73,7 @@ class Backend:
     batch_size: BatchSize = field(default_factory=BatchSize)
     streams: int | None = None
     statistics: Statistics = label_statistics
-    extract_on_device: Extract | None = None
+    extract_on_device: ExtractOnDevice | None = None
     extract_in_parts: ExtractInParts | None = None
     extract_deflated: ExtractDeflated | None = None
     warnings: list[str] = field(default_factory=list)

@@ -182,6 +182,11 @@ class CudaDevice:
         with self._device, _convert_errors(self._last_operation):
             array.get(stream=self._stream, out=out, blocking=False)
 
+    def copy(self, array: Array, out: Array) -> None:
+        """See `Device.copy`."""
+        with self._device, self._stream, _convert_errors("a copy on the device"):
+            out[...] = array
+
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""
         self._last_operation = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -43,41 +44,75 @@ class DeviceExtraction:
             self._free.put(_Stream(device))
         self._warn = warn
         self._ring = ring or HostRing(devices[0].empty_host)
+        self._lock = threading.Lock()
         self._max_cells: int | None = None  # cells that fit at a time, if known
 
     def extract(
         self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
     ) -> CellImages:
         """Return the finished tiles of a batch in host memory; parameters are as for `reference.extract`."""
-        used_limits = np.empty((len(batch), len(program.cut), 2))
         images = self._ring.empty((len(batch), *program.tile_shape), program.output_dtype)
+        used_limits = np.empty((len(batch), len(program.cut), 2))
         with self._stream() as stream:
-            device = stream.device
-            start = 0
-            while start < len(batch):
-                end = min(start + (self._max_cells or len(batch)), len(batch))
-                try:
-                    part = slice(start, end)
-                    on_device = stream.launch(window, batch, program, limits, part)
-                    device.to_host(on_device[0], images[part])
-                    device.to_host(on_device[1], used_limits[part])
-                    device.synchronize()
-                    start = end
-                except OutOfDeviceMemoryError:
-                    device.synchronize()  # releases the arrays of the failed attempt
-                    self._halve(end - start)
+            for part, on_device in self._parts(stream, window, batch, program, limits):
+                stream.device.to_host(on_device.pop(), used_limits[part])
+                stream.device.to_host(on_device.pop(), images[part])
+                stream.device.synchronize()
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def extract_on_device(
-        self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
-    ) -> CellImages:
-        """Return the finished tiles of a batch as an array on the device; the limits are in host memory."""
+        self,
+        window: Window,
+        batch: Batch,
+        program: Program,
+        limits: NDArray[np.float64] | None = None,
+        planes: Sequence[int] = (),
+    ) -> list[CellImages]:
+        """Return the finished tiles of a batch as arrays on the device; the limits are in host memory.
+
+        They are in several parts if they do not fit together. ``planes`` are those to keep; all by default.
+        """
+        found = []
         with self._stream() as stream:
-            images, on_device = stream.launch(window, batch, program, limits, slice(None))
-            used_limits = np.empty(on_device.shape)
-            stream.device.to_host(on_device, used_limits)
-            stream.device.synchronize()
-        return CellImages(batch.rows, batch.ids, images, used_limits)
+            for part, on_device in self._parts(stream, window, batch, program, limits, planes):
+                used_limits = np.empty(on_device[1].shape)
+                stream.device.to_host(on_device.pop(), used_limits)
+                stream.device.synchronize()
+                found.append(CellImages(batch.rows[part], batch.ids[part], on_device.pop(), used_limits))
+        return found
+
+    def _parts(
+        self,
+        stream: _Stream,
+        window: Window,
+        batch: Batch,
+        program: Program,
+        limits: NDArray[np.float64] | None,
+        planes: Sequence[int] = (),
+    ) -> Iterator[tuple[slice, list[Array]]]:
+        """Launch the extraction of a batch, in as many parts as fit in the device's memory.
+
+        Yields
+        ------
+        slice
+            The cells of the part.
+        list of Array
+            Images and limits on the device. The caller takes them out of the list, so that their memory is free for the
+            next part.
+        """
+        start = 0
+        while start < len(batch):
+            part = slice(start, min(start + (self._max_cells or len(batch)), len(batch)))
+            try:
+                launched = list(stream.launch(window, batch, program, limits, part, planes))
+            except OutOfDeviceMemoryError:
+                launched = []
+            if launched:
+                yield part, launched
+                start = part.stop
+            else:
+                stream.device.synchronize()  # copies of the failed attempt may be running
+                self._halve(part.stop - part.start)
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
         """Return `labels.label_statistics`, computed on the device, or on the CPU if the device lacks memory."""
@@ -106,11 +141,14 @@ class DeviceExtraction:
         """Process half as many cells at a time; raise DeviceError if not even one cell fits."""
         if n_cells == 1:
             raise DeviceError(
-                "one cell and its window do not fit in the device's memory; "
+                "one cell and its window do not fit in the device's memory beside the tiles that are in use; "
                 "use a smaller tile, more --gpu-memory (gpu_memory=), or --device cpu (device='cpu')"
             )
-        self._max_cells = n_cells // 2
-        self._warn(f"{n_cells} cells at a time do not fit in the device's memory; continuing with {self._max_cells}")
+        with self._lock:
+            if self._max_cells is not None and self._max_cells < n_cells:
+                return  # another stream ran out of memory at the same time
+            self._max_cells = n_cells // 2
+        self._warn(f"{n_cells} cells at a time do not fit in the device's memory; continuing with {n_cells // 2}")
 
 
 class _Stream:
@@ -139,7 +177,13 @@ class _Stream:
         return image, labels
 
     def launch(
-        self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None, part: slice
+        self,
+        window: Window,
+        batch: Batch,
+        program: Program,
+        limits: NDArray[np.float64] | None,
+        part: slice,
+        planes: Sequence[int],
     ) -> tuple[Array, Array]:
         """Upload the window and launch the extraction of a part of a batch; return images and limits on the device."""
         device = self.device
@@ -150,4 +194,11 @@ class _Stream:
         used_limits = device.empty((len(ids), len(program.cut), 2), np.float64)
         uploaded = device.to_device(ids), device.to_device(corners.astype(np.int32))
         launch_extract(device, program, arrays, image, labels, *uploaded, images, used_limits)
-        return images, used_limits
+        return self.chosen(images, planes) if planes else images, used_limits
+
+    def chosen(self, images: Array, planes: Sequence[int]) -> Array:
+        """Return only these planes of tiles (n, K, S, S), in this order."""
+        chosen = self.device.empty((len(images), len(planes), *images.shape[2:]), images.dtype)
+        for position, plane in enumerate(planes):
+            self.device.copy(images[:, plane], chosen[:, position])
+        return chosen

@@ -71,6 +71,9 @@ class Device(Protocol):
     def to_host(self, array: Array, out: NDArray[Any]) -> None:
         """Copy a device array into a host array of the same shape and type."""
 
+    def copy(self, array: Array, out: Array) -> None:
+        """Copy a device array into another one of the same shape, whose type it is converted to."""
+
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """Launch a kernel; arrays are on the device, scalars are NumPy's, each of exactly the kernel's type."""
 

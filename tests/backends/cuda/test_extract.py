@@ -1,6 +1,7 @@
 """Properties of the cuda backend only: workspaces, thread orders, streams, memory, checks. test_backends has values."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,9 +150,53 @@ def test_out_of_memory_halves_the_batch_and_warns():
     assert gpu.held == 0
 
 
-def test_a_device_without_memory_for_one_cell_is_an_error():
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_device_without_memory_for_one_cell_is_an_error(on_device):
+    gpu = ShimGpu(nbytes=1000)
     with pytest.raises(DeviceError, match="one cell and its window do not fit"):
-        in_rows(plan_of(), pipeline_backend(ShimGpu(nbytes=1000)))
+        in_rows(plan_of(), pipeline_backend(gpu), on_device=on_device)
+    assert gpu.held == 0
+
+
+@pytest.mark.parametrize("planes", [(), (3, 0)])
+def test_tiles_on_the_device_are_in_parts_if_memory_runs_out(planes):
+    task = one_batch(as_slide(*small_slide(9)), Recipe(tile_size=24))
+    expected = shim().extract(*task).images
+    expected = expected[:, planes] if planes else expected
+    gpu, warnings = ShimGpu(nbytes=1 << 20), []
+    others = [gpu.stream().empty((900_000,), np.uint8)]  # what other streams hold at first
+
+    def warn(line):
+        warnings.append(line)
+        others.clear()
+
+    found = shim_of(gpu, warn).extract_on_device(*task, planes=planes)
+    n = len(task[1])
+    assert [len(cells) for cells in found] == [n // 2] * 2 + [1] * (n % 2)
+    assert (np.concatenate([cells.images for cells in found]) == expected).all()
+    assert (np.concatenate([cells.rows for cells in found]) == task[1].rows).all()
+    assert warnings == [f"{n} cells at a time do not fit in the device's memory; continuing with {n // 2}"]
+    assert gpu.held == sum(cells.images.nbytes for cells in found)
+
+
+def test_streams_that_run_out_of_memory_together_halve_once():
+    warnings = []
+    extraction = shim_of(ShimGpu(), warnings.append)
+    for n_cells in (64, 64, 32, 64):
+        extraction._halve(n_cells)
+    assert warnings == [
+        "64 cells at a time do not fit in the device's memory; continuing with 32",
+        "32 cells at a time do not fit in the device's memory; continuing with 16",
+    ]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_chosen_planes(on_device):
+    plan = replace(plan_of(), planes=(3, 0))
+    expected = in_rows(plan_of(), pipeline_backend(ShimGpu()))[:, [3, 0]]
+    for seed in range(3):
+        found = in_rows(plan, pipeline_backend(ShimGpu(seed=seed)), on_device=on_device)
+        assert (found == expected).all()
 
 
 @pytest.mark.parametrize("operation", ["to_device", "to_host", "launch"])
