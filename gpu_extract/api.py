@@ -195,6 +195,14 @@ def iter_cells(
         which they are read; ``rows`` are the rows that the cells would have in the file. On a GPU ``images`` is a
         CuPy array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
 
+    Notes
+    -----
+    Images on a GPU are complete when they are yielded, and can be read on any stream. Later batches reuse the memory of
+    a batch that is dropped, so a kernel that still reads it must be finished or known: work on CUDA's default stream,
+    where PyTorch and CuPy run unless told otherwise, always is; after work on another stream call
+    ``cells.record_stream(stream)`` before the batch is dropped. Batches that are kept need memory, which
+    ``gpu_memory`` limits; copy what is needed for longer.
+
     Raises
     ------
     InputError, DeviceError, UnknownOptionError

@@ -8,6 +8,7 @@ before each use, in the order of the stream.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import weakref
@@ -22,7 +23,7 @@ from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.source import kernel_source
 
-__all__ = ["POISON", "PoisonedRing", "ShimDevice", "ShimGpu", "shim", "shim_of"]
+__all__ = ["POISON", "PoisonedRing", "ShimDevice", "ShimGpu", "raw", "shim", "shim_of"]
 
 POISON = 0xCD  # an implausible value in all types
 STATIC_SHARED_NBYTES = 4 << 10
@@ -57,7 +58,7 @@ class ShimGpu:
 
     def stream(self, nbytes=None):
         """Return a new stream; its arrays take at most ``nbytes`` bytes, by default all of the device's memory."""
-        stream = ShimDevice(self, self.nbytes if nbytes is None else nbytes)
+        stream = ShimDevice(self, self.nbytes if nbytes is None else nbytes, handle=len(self.streams))
         self.streams.append(stream)
         return stream
 
@@ -66,7 +67,8 @@ class ShimGpu:
         with self._lock:
             while not is_done():
                 ready = [stream for stream in self.streams if stream.waiting and stream.waiting[0].is_ready()]
-                self._dice.choice(ready).waiting.popleft()()
+                if ready:
+                    self._dice.choice(ready).waiting.popleft()()
 
     def reserve(self, stream, nbytes):
         """Count the bytes of an array."""
@@ -106,8 +108,8 @@ class Operation:
 class ShimDevice:
     """One stream of a `ShimGpu`; see `gpu_extract.backends.cuda.device.Device`."""
 
-    def __init__(self, gpu, nbytes):
-        self._gpu, self.nbytes, self.held = gpu, nbytes, 0
+    def __init__(self, gpu, nbytes, handle):
+        self._gpu, self.nbytes, self.held, self.handle = gpu, nbytes, 0, handle
         self.multiprocessors = gpu.multiprocessors
         self.shared_nbytes_limit = gpu.shared_nbytes_limit
         self.waiting = deque()
@@ -118,7 +120,7 @@ class ShimDevice:
         self._gpu.reserve(self, nbytes)
         if self.free[nbytes]:
             block = self.free[nbytes].pop()
-            self._defer(lambda: block.fill(POISON))
+            self.defer(lambda: block.fill(POISON))
         else:
             block = aligned(nbytes)
             block.fill(POISON)
@@ -136,18 +138,18 @@ class ShimDevice:
         assert copy.shape == array.shape
         assert copy.flags.c_contiguous
         target = raw(copy)
-        self._defer(lambda: np.copyto(target, array, casting="no"))
+        self.defer(lambda: np.copyto(target, array, casting="no"))
         return copy
 
     def to_host(self, array, out):
         assert out.shape == array.shape
         source = raw(array)
-        self._defer(lambda: np.copyto(out, source, casting="no"))
+        self.defer(lambda: np.copyto(out, source, casting="no"))
 
     def copy(self, array, out):
         assert array.shape == out.shape
         source, target = raw(array), raw(out)
-        self._defer(lambda: np.copyto(target, source, casting="unsafe"))
+        self.defer(lambda: np.copyto(target, source, casting="unsafe"))
 
     def launch(self, kernel, n_blocks, arguments, shared_nbytes=0):
         function = compiled(kernel.source, kernel.expression).get_function(kernel.expression)
@@ -156,16 +158,22 @@ class ShimDevice:
         self._gpu.launched.append((kernel, n_blocks, shared_nbytes))
         given = tuple(raw(each) if isinstance(each, np.ndarray) else each for each in arguments)
         grid, block = (n_blocks,), (kernel.threads,)
-        self._defer(lambda: function(grid, block, given, shared_nbytes, order=self._gpu.order))
+        self.defer(lambda: function(grid, block, given, shared_nbytes, order=self._gpu.order))
 
     def record(self):
-        return ShimEvent(self._gpu, self._defer(lambda: None))
+        return ShimEvent(self._gpu, self.defer(lambda: None))
+
+    def wait_for(self, stream):
+        marker = self._gpu.streams[stream].defer(lambda: None)
+        self.waiting.append(Operation(lambda: None, lambda: marker.done))
 
     def synchronize(self):
         self._gpu.run_until(lambda: not self.waiting)
 
-    def _defer(self, run):
-        operation = Operation(run)
+    def defer(self, run, slow=0):
+        """Append an operation to the stream; it is ready when it has been asked ``slow`` times."""
+        polls = itertools.count()
+        operation = Operation(run, lambda: next(polls) >= slow)
         self.waiting.append(operation)
         return operation
 

@@ -126,8 +126,8 @@ class CudaDevice:
     pool : cupy.cuda.MemoryPool
         Allocates the arrays.
     stream : cupy.cuda.Stream, optional
-        By default a new one. It synchronizes with the default stream, on which a consumer may still read earlier
-        results.
+        By default a new one. It synchronizes with the default stream, on which a caller may still read earlier results;
+        for other streams there is `wait_for`.
     """
 
     def __init__(self, index: int, pool: Any, stream: Any = None) -> None:
@@ -200,6 +200,15 @@ class CudaDevice:
         """See `Device.record`."""
         with self._device, _convert_errors(self._last_operation):
             return CudaEvent(self._stream, self._last_operation)
+
+    def wait_for(self, stream: int) -> None:
+        """See `Device.wait_for`."""
+        import cupy as cp
+
+        with self._device, _convert_errors(f"the work of stream {stream}"):
+            event = cp.cuda.Event(disable_timing=True)
+            cp.cuda.runtime.eventRecord(event.ptr, stream)
+            self._stream.wait_event(event)
 
     def synchronize(self) -> None:
         """See `Device.synchronize`."""

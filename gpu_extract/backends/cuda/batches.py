@@ -78,7 +78,8 @@ class DeviceExtraction:
                 used_limits = np.empty(on_device[1].shape)
                 stream.device.to_host(on_device.pop(), used_limits)
                 stream.device.synchronize()
-                found.append(CellImages(batch.rows[part], batch.ids[part], on_device.pop(), used_limits))
+                rows, ids, images = batch.rows[part], batch.ids[part], on_device.pop()
+                found.append(CellImages(rows, ids, images, used_limits, wait_for=stream.device.wait_for))
         return found
 
     def _parts(

@@ -80,6 +80,12 @@ class Device(Protocol):
     def record(self) -> Event:
         """Return the event of all operations so far."""
 
+    def wait_for(self, stream: int) -> None:
+        """Make all later operations wait for the current work of another stream, given by its handle.
+
+        Unlike the other methods, this can be called by any thread at any time.
+        """
+
     def synchronize(self) -> None:
         """Wait until all operations are done.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import GPU_RTOL, assert_agrees
-from cuda_on_cpu.device import ShimGpu, shim, shim_of
+from cuda_on_cpu.device import ShimGpu, raw, shim, shim_of
 from cuda_on_cpu.launcher import CpuModule
 from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
@@ -188,6 +188,49 @@ def test_streams_that_run_out_of_memory_together_halve_once():
         "64 cells at a time do not fit in the device's memory; continuing with 32",
         "32 cells at a time do not fit in the device's memory; continuing with 16",
     ]
+
+
+def read_later(stream, cells):
+    """Return the images of cells after a slow kernel of another stream, which does not keep them, has read them."""
+    found, memory = np.empty_like(cells.images), raw(cells.images)
+    stream.defer(lambda: np.copyto(found, memory), slow=100)
+    return found
+
+
+def read_on_another_stream(plan, seed, *, record):
+    """Return the tiles as a consumer sees them that reads them on a stream of its own and drops them at once."""
+    gpu = ShimGpu(seed=seed)
+    backend, consumer = pipeline_backend(gpu), gpu.stream()
+    found = np.empty((len(plan.cells), *plan.program.tile_shape), plan.program.output_dtype)
+    parts = []
+    with ThreadPoolExecutor(2) as workers:
+        for cells in pipeline.tiles(plan, backend, workers, 2, on_device=True):
+            parts.append((cells.rows, read_later(consumer, cells)))
+            if record:
+                cells.record_stream(consumer.handle)
+            del cells
+    consumer.synchronize()
+    for rows, images in parts:
+        found[rows] = images
+    return found
+
+
+def test_tiles_that_another_stream_reads_are_not_overwritten():
+    plan = plan_of()
+    expected = in_rows(plan, pipeline_backend(ShimGpu()))
+    for seed in range(5):
+        assert (read_on_another_stream(plan, seed, record=True) == expected).all()
+    # Without the call they are, so that the test is able to fail.
+    assert not all((read_on_another_stream(plan, seed, record=False) == expected).all() for seed in range(5))
+
+
+def test_record_stream_has_no_effect_on_tiles_in_host_memory():
+    task = one_batch(as_slide(*small_slide(9)), Recipe(tile_size=24))
+    gpu = ShimGpu()
+    cells = shim_of(gpu).extract(*task)
+    cells.record_stream(gpu.stream().handle)
+    choose("cpu").extract(*task, None).record_stream(0)
+    assert not any(stream.waiting for stream in gpu.streams)
 
 
 @pytest.mark.parametrize("on_device", [False, True])
