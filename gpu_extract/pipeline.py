@@ -24,7 +24,7 @@ from gpu_extract.backends import Backend, Extract, ExtractInParts
 from gpu_extract.errors import InputError
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order
-from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
+from gpu_extract.pixels import check_finite, slide_limits, with_finite_pixels
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
@@ -258,16 +258,30 @@ def read_windows(
     plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
 ) -> Iterator[Iterator[tuple[Batch, Window]]]:
     """Open an iterator over the batches of the plan and their windows, which a thread reads ahead."""
+    is_zero = plan.program.recipe.nonfinite == "zero"
+    slides = [with_finite_pixels(slide) if is_zero else slide for slide in plan.slides]
+    is_covered = covered(plan)
 
     def read(batch: Batch) -> tuple[Batch, Window]:
+        slide = slides[batch.slide]
         with watch.stage("read"):
-            window = plan.slides[batch.slide].read(batch.box)
-            if plan.program.recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
-                window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
-            return batch, window
+            if backend.read and is_covered[batch.slide]:
+                return batch, backend.read(slide, batch.box)
+            return batch, slide.read(batch.box)
 
-    with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
+    with ExitStack() as stack:
+        stack.callback(backend.release)
+        reader = stack.enter_context(ThreadPoolExecutor(1, "gpu-extract-read"))
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
+
+
+def covered(plan: Plan) -> list[bool]:
+    """Return for each slide whether its tiles have at least as many pixels as the slide.
+
+    It is then faster to read each pixel once than to read windows, which overlap.
+    """
+    n_pixels = np.bincount(plan.cells.slide, minlength=len(plan.slides)) * plan.program.recipe.tile_size**2
+    return [n >= slide.size[0] * slide.size[1] for n, slide in zip(n_pixels.tolist(), plan.slides, strict=True)]
 
 
 def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:

@@ -112,10 +112,12 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     return Backend(
         device=f"cuda:{index}",
         extract=opened.extract,
-        # A stream holds a window and tiles. The tiles of two batches more are held by the caller of `iter_cells`.
-        batch_size=BatchSize(GPU_CELLS, min(BUFFER_NBYTES, budget // (4 * cuda.STREAMS))),
+        # A stream holds a window and tiles. The tiles of some more batches wait for the caller of `iter_cells`.
+        batch_size=BatchSize(GPU_CELLS, min(BUFFER_NBYTES, cuda.working_nbytes(budget) // (4 * cuda.STREAMS))),
         streams=cuda.STREAMS,
         statistics=opened.statistics,
+        read=opened.read,
+        release=opened.release,
         extract_on_device=opened.extract_on_device,
         warnings=warnings,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.labels import Statistics, label_statistics
-from gpu_extract.model import Batch, BatchSize, CellImages, Window
+from gpu_extract.model import Batch, BatchSize, CellImages, Slide, Window
 from gpu_extract.recipe import Program
 
 __all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts", "ExtractOnDevice"]
@@ -58,6 +58,11 @@ class Backend:
         The number of batches that are processed concurrently; None if batches are computed in the caller's thread.
     statistics : callable
         `labels.label_statistics`, or the same on the device.
+    read : callable or None
+        Reads the window of a box of a slide, perhaps with all pixels above it, so that each pixel is read once; None if
+        the backend has no better way than `Slide.read`.
+    release : callable
+        Frees what `statistics` and `read` keep for later windows.
     extract_on_device : callable or None
         The same as `extract`, but the result stays on the device, in one or more parts.
     extract_in_parts : callable or None
@@ -73,6 +78,8 @@ class Backend:
     batch_size: BatchSize = field(default_factory=BatchSize)
     streams: int | None = None
     statistics: Statistics = label_statistics
+    read: Callable[[Slide, tuple[int, int, int, int]], Window] | None = None
+    release: Callable[[], None] = lambda: None
     extract_on_device: ExtractOnDevice | None = None
     extract_in_parts: ExtractInParts | None = None
     extract_deflated: ExtractDeflated | None = None

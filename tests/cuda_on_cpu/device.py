@@ -18,12 +18,14 @@ from functools import cache
 import numpy as np
 
 from cuda_on_cpu.launcher import SHARED_LIMIT, CpuModule
+from gpu_extract.backends import Backend
 from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.source import kernel_source
+from gpu_extract.model import BatchSize
 
-__all__ = ["POISON", "PoisonedRing", "ShimDevice", "ShimGpu", "raw", "shim", "shim_of"]
+__all__ = ["POISON", "PoisonedRing", "ShimDevice", "ShimGpu", "backend_of", "raw", "shim", "shim_of"]
 
 POISON = 0xCD  # an implausible value in all types
 STATIC_SHARED_NBYTES = 4 << 10
@@ -237,10 +239,29 @@ class PoisonedRing(HostRing):
         return array
 
 
-def shim_of(gpu, warn=lambda line: None, streams=1, **ring):
-    """Return the extraction on streams of a device; ``ring`` are the sizes of its `HostRing`."""
+def shim_of(gpu, warn=lambda line: None, streams=1, resident=None, **ring):
+    """Return the extraction on streams of a device.
+
+    ``resident`` is the memory for slides, in bytes; ``ring`` are the sizes of the `HostRing`.
+    """
     devices = [gpu.stream() for _ in range(streams)]
-    return DeviceExtraction(devices, warn, PoisonedRing(devices[0].empty_host, **ring))
+    slides = None if resident is None else gpu.stream(resident)
+    return DeviceExtraction(devices, warn, PoisonedRing(devices[0].empty_host, **ring), slides)
+
+
+def backend_of(extraction, streams, batch_size=None, warnings=None):
+    """Return the backend of an extraction; its batches have at most 7 cells by default."""
+    return Backend(
+        "shim",
+        extraction.extract,
+        batch_size or BatchSize(7),
+        streams=streams,
+        statistics=extraction.statistics,
+        read=extraction.read,
+        release=extraction.release,
+        extract_on_device=extraction.extract_on_device,
+        warnings=[] if warnings is None else warnings,
+    )
 
 
 def shim(**gpu):

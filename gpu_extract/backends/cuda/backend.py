@@ -29,12 +29,16 @@ __all__ = [
     "open_device",
     "problem",
     "reference_libraries",
+    "working_nbytes",
 ]
 
 # Batches that are processed concurrently: one is uploaded, one computed, one downloaded.
 STREAMS = 3
 # Shared memory reserved for the kernels' static variables; the largest kernel uses 2.2 KiB.
 STATIC_SHARED_NBYTES = 4 << 10
+# Memory that is not used for slides, even if there is little: windows and tiles of the streams, large tiles, and tables
+# of labels, which take 1 byte per pixel of a slide.
+WORKING_NBYTES = 2 << 30
 # Fraction of the free memory that is used; the rest is for the compiler, other programs and the pool's fragmentation.
 MEMORY_SHARE = 0.8
 # CuPy does not install NVRTC and the CUDA headers, which compile the kernels.
@@ -80,13 +84,29 @@ def memory_budget(index: int, limit: int | None = None) -> int:
 
 
 def open_device(index: int, budget: int, warn: Callable[[str], None]) -> DeviceExtraction:
-    """Return the extraction on one GPU, with `STREAMS` streams that share ``budget`` bytes of its memory."""
+    """Return the extraction on one GPU with `STREAMS` streams and, if the memory suffices, one for whole slides.
+
+    They use at most ``budget`` bytes of the GPU's memory.
+    """
+    working = working_nbytes(budget)
+    streams = _streams(index, working, STREAMS)
+    resident = _streams(index, budget - working, 1)[0] if budget > working else None
+    return DeviceExtraction(streams, warn, resident=resident)
+
+
+def working_nbytes(budget: int) -> int:
+    """Return the part of the memory that is for batches and tables; the rest is for slides."""
+    return max(min(budget, WORKING_NBYTES), budget // 4)
+
+
+def _streams(index: int, nbytes: int, n_streams: int) -> list[CudaDevice]:
+    """Return streams of a GPU that share ``nbytes`` bytes of its memory."""
     import cupy as cp
 
     with cp.cuda.Device(index):
         pool = cp.cuda.MemoryPool()
-        pool.set_limit(size=budget)
-    return DeviceExtraction([CudaDevice(index, pool) for _ in range(STREAMS)], warn)
+        pool.set_limit(size=nbytes)
+    return [CudaDevice(index, pool) for _ in range(n_streams)]
 
 
 def device_of(array: Array) -> CudaDevice:

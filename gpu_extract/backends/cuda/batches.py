@@ -14,9 +14,10 @@ from gpu_extract.backends.cuda import labels as cuda_labels
 from gpu_extract.backends.cuda.device import Array, Device, OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.extract import ProgramArrays, launch_extract, program_arrays
 from gpu_extract.backends.cuda.pinned import HostRing, Uploader
+from gpu_extract.backends.cuda.resident import ResidentSlides, ResidentWindow
 from gpu_extract.errors import DeviceError
 from gpu_extract.labels import LabelStatistics, label_statistics
-from gpu_extract.model import Batch, CellImages, Raster, Window
+from gpu_extract.model import Batch, CellImages, Raster, Slide, Window
 from gpu_extract.recipe import Program
 
 __all__ = ["DeviceExtraction"]
@@ -36,14 +37,23 @@ class DeviceExtraction:
         Called with a warning for the user, one line.
     ring : HostRing, optional
         The memory of results; by default it has `N_BUFFERS` buffers of `BUFFER_NBYTES`.
+    resident : Device, optional
+        Another stream, whose memory holds slides; without it all windows are uploaded.
     """
 
-    def __init__(self, devices: Sequence[Device], warn: Callable[[str], None], ring: HostRing | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        warn: Callable[[str], None],
+        ring: HostRing | None = None,
+        resident: Device | None = None,
+    ) -> None:
         self._free: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
         for device in devices:
             self._free.put(_Stream(device))
         self._warn = warn
         self._ring = ring or HostRing(devices[0].empty_host)
+        self._resident = ResidentSlides(resident) if resident else None
         self._lock = threading.Lock()
         self._max_cells: int | None = None  # cells that fit at a time, if known
 
@@ -117,13 +127,32 @@ class DeviceExtraction:
 
     def statistics(self, raster: Raster, where: str) -> LabelStatistics:
         """Return `labels.label_statistics`, computed on the device, or on the CPU if the device lacks memory."""
+        plane = self._resident.empty_plane(raster) if self._resident else None
         with self._stream() as stream:
             try:
-                return cuda_labels.label_statistics(raster, stream.device, where, stream.upload)
+                found = cuda_labels.label_statistics(raster, stream.device, where, upload=stream.upload, plane=plane)
             except OutOfDeviceMemoryError:
                 stream.device.synchronize()
-        self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
-        return label_statistics(raster, where)
+                found = None
+        if found is None:
+            self._warn(f"{where} do not fit in the device's memory; their statistics were computed on the CPU")
+            return label_statistics(raster, where)
+        if self._resident and plane is not None:
+            self._resident.keep(raster, plane)
+        return found
+
+    def read(self, slide: Slide, box: tuple[int, int, int, int]) -> Window:
+        """Return a window with the pixels of a box: the slide on the device if it fits there, or read from the slide.
+
+        This is for slides that are mostly covered by the tiles of their cells: all pixels above the box are read, too.
+        """
+        window = self._resident.window(slide, box[2]) if self._resident else None
+        return slide.read(box) if window is None else window
+
+    def release(self) -> None:
+        """Free the slides on the device; call it when all windows have been read."""
+        if self._resident:
+            self._resident.release()
 
     @contextmanager
     def _stream(self) -> Iterator[_Stream]:
@@ -169,6 +198,8 @@ class _Stream:
 
     def upload_window(self, window: Window, program: Program) -> tuple[Array, Array]:
         """Return image (C, h, w) and labels (M, h, w), unsigned, on the device."""
+        if isinstance(window, ResidentWindow):
+            return window.image, window.stack
         itemsize = max(plane.dtype.itemsize for plane in window.labels)
         image = self.device.empty(window.image.shape, program.image_dtype)
         labels = self.device.empty((len(window.labels), *window.labels[0].shape), f"u{itemsize}")

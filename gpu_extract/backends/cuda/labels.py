@@ -35,13 +35,28 @@ N_LABELS, OVERFLOW, N_COUNTERS = range(3)
 
 
 def label_statistics(
-    raster: Raster, device: Device, where: str = "labels", upload: Uploader | None = None
+    raster: Raster,
+    device: Device,
+    where: str = "labels",
+    *,
+    upload: Uploader | None = None,
+    plane: Array | None = None,
 ) -> LabelStatistics:
     """Return count, coordinate sums, box and border contact of each label of a plane (1, H, W) except 0.
 
     The numbers are those of `gpu_extract.labels.label_statistics`. A strip of rows is read while the device processes
-    the previous one. The device's memory holds two strips and a table of 64 bytes per entry. ``upload`` is the device's
-    uploader, by default a new one.
+    the previous one. The device's memory holds a table of 64 bytes per entry, and two strips or ``plane``.
+
+    Parameters
+    ----------
+    raster : Raster
+    device : Device
+    where : str
+        Name of the plane in messages.
+    upload : Uploader, optional
+        The device's; by default a new one.
+    plane : (H, W), unsigned, on the device, optional
+        Filled with the labels.
 
     Raises
     ------
@@ -52,6 +67,7 @@ def label_statistics(
     """
     _, H, W = raster.shape
     upload = upload or Uploader(device)
+    n_filled = 0  # rows of the plane
     capacity = SMALLEST_TABLE
     while capacity * PIXELS_PER_ENTRY < H * W:
         capacity *= 2
@@ -59,12 +75,15 @@ def label_statistics(
         table = LabelTable(device, (H, W), capacity)
         rows = max(1, STRIP_PIXELS // W)
         for y0 in range(0, H, rows):
-            strip = raster.read(y0, 0, min(y0 + rows, H), W)[0]
-            if strip.dtype.kind == "i" and strip.min() < 0:
-                return labels.label_statistics(raster, where)  # counts all negative pixels and raises
-            on_device = device.empty(strip.shape, f"u{strip.dtype.itemsize}")
-            upload.copy(strip, on_device)
-            table.add(on_device, y0)
+            y1 = min(y0 + rows, H)
+            strip = device.empty((y1 - y0, W), f"u{raster.dtype.itemsize}") if plane is None else plane[y0:y1]
+            if plane is None or y1 > n_filled:
+                pixels = raster.read(y0, 0, y1, W)[0]
+                if pixels.dtype.kind == "i" and pixels.min() < 0:
+                    return labels.label_statistics(raster, where)  # counts all negative pixels and raises
+                upload.copy(pixels, strip)
+                n_filled = y1
+            table.add(strip, y0)
         statistics = table.statistics()
         if statistics is not None:
             return statistics

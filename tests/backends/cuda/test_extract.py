@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import GPU_RTOL, assert_agrees
-from cuda_on_cpu.device import ShimGpu, raw, shim, shim_of
+from cuda_on_cpu.device import ShimGpu, backend_of, raw, shim, shim_of
 from cuda_on_cpu.launcher import CpuModule
 from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
-from gpu_extract.backends import Backend, choose
+from gpu_extract.backends import choose
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda import pinned
 from gpu_extract.backends.cuda.batches import DeviceExtraction
@@ -55,19 +55,9 @@ def test_the_order_of_threads_does_not_change_a_bit(preset):
 # The pipeline around the kernel
 
 
-def pipeline_backend(gpu, streams=3, batch_size=None, warnings=None, **ring):
+def pipeline_backend(gpu, streams=3, batch_size=None, warnings=None, **options):
     warnings = [] if warnings is None else warnings
-    extraction = shim_of(gpu, warnings.append, streams, **ring)
-    batch_size = batch_size or BatchSize(7)
-    return Backend(
-        "shim",
-        extraction.extract,
-        batch_size,
-        streams=streams,
-        statistics=extraction.statistics,
-        extract_on_device=extraction.extract_on_device,
-        warnings=warnings,
-    )
+    return backend_of(shim_of(gpu, warnings.append, streams, **options), streams, batch_size, warnings)
 
 
 def plan_of(**changes):
