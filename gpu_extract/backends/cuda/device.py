@@ -8,9 +8,22 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.registry import Kernel
 
-__all__ = ["Array", "Device", "Event", "OutOfDeviceMemoryError"]
+__all__ = ["Array", "Device", "Event", "OutOfDeviceMemoryError", "scratch_blocks"]
 
 Array = Any  # an array on the device: cupy.ndarray, or numpy.ndarray if the device is the CPU
+
+
+# Global memory that takes the place of shared memory in one launch. Three streams need no more than the least working
+# memory; see `backend.WORKING_NBYTES`.
+SCRATCH_NBYTES = 512 << 20
+
+
+def scratch_blocks(n_blocks: int, workspace_nbytes: int) -> int:
+    """Return how many of the blocks of a launch to start if each has a workspace in global memory; at least 1.
+
+    A tile of 4096 pixels takes 75 MB, and a GPU can run 264 blocks. The kernels work with any number.
+    """
+    return max(1, min(n_blocks, SCRATCH_NBYTES // workspace_nbytes))
 
 
 class OutOfDeviceMemoryError(MemoryError):

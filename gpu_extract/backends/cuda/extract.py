@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends.cuda.device import Array, Device
+from gpu_extract.backends.cuda.device import Array, Device, scratch_blocks
 from gpu_extract.backends.cuda.registry import extract_kernel
 from gpu_extract.backends.program_tables import limits_source, mask_tables
 from gpu_extract.recipe import Program
@@ -100,6 +100,7 @@ def launch_extract(
     n_blocks = min(n, device.multiprocessors * kernel.blocks_per_multiprocessor)
     needed = workspace_nbytes(S)
     fits = needed <= device.shared_nbytes_limit
+    n_blocks = n_blocks if fits else scratch_blocks(n_blocks, needed)
     scratch = device.empty((1 if fits else n_blocks * needed,), np.uint8)
     arguments = (
         *(image, np.int32(C), np.int32(h), np.int32(w)),

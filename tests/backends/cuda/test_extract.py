@@ -13,7 +13,7 @@ from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
 from gpu_extract.backends import choose
 from gpu_extract.backends.cuda import backend as cuda
-from gpu_extract.backends.cuda import pinned
+from gpu_extract.backends.cuda import device, pinned
 from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
 from gpu_extract.model import BatchSize
@@ -32,6 +32,22 @@ def test_a_tile_too_large_for_shared_memory_uses_global_memory():
     same = shim_of(roomy).extract(window, batch, program)
     assert [shared for _, _, shared in roomy.launched] == [workspace_nbytes(80)]
     assert (same.images == cells.images).all()
+
+
+@pytest.mark.parametrize(("n_workspaces", "n_blocks"), [(0.5, 1), (2.9, 2), (100, 4)])
+def test_workspaces_in_global_memory_are_limited_by_bytes(monkeypatch, n_workspaces, n_blocks):
+    """The blocks that there are compute the cells of the others."""
+    monkeypatch.setattr(device, "SCRATCH_NBYTES", int(n_workspaces * workspace_nbytes(24)))
+    task = first_cells(*one_batch(as_slide(*small_slide(7)), Recipe(tile_size=24, border="keep")), 7)
+    gpu = ShimGpu(shared_nbytes_limit=1000)
+    cells = shim_of(gpu).extract(*task)
+    assert [n for _, n, _ in gpu.launched] == [n_blocks]
+    assert_agrees(cells, *task, rtol=GPU_RTOL)
+
+
+def test_a_tile_of_4096_pixels_leaves_memory_for_other_streams():
+    nbytes = workspace_nbytes(4096)
+    assert device.scratch_blocks(264, nbytes) * nbytes * cuda.STREAMS <= cuda.WORKING_NBYTES
 
 
 @pytest.mark.parametrize("size", [128, 257, 512])
