@@ -158,9 +158,7 @@ class CudaDevice:
             self._stream = cp.cuda.Stream() if stream is None else stream
         self.multiprocessors, shared_nbytes = _attributes(index)
         self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
-        self._held: list[
-            NDArray[Any]
-        ] = []  # host arrays of copies that may be running; their memory must not be reused
+        self._held: list[NDArray[Any]] = []  # host arrays whose copies may be running
         self._last_operation = "a copy"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:

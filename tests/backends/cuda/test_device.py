@@ -7,9 +7,12 @@ import os
 import re
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import gpu_evidence
 import numpy as np
 import pytest
 from agreement import GPU_RTOL, assert_agrees
@@ -19,6 +22,7 @@ import gpu_extract as gx
 from gpu_extract import Recipe, demo_data
 from gpu_extract.backends import choose, try_device, why_not
 from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.registry import DILATE, FILL_HOLES
 
 
@@ -178,3 +182,169 @@ def test_a_kernel_that_several_streams_need_is_compiled_once(monkeypatch, nothin
         found = list(threads.map(lambda _: cuda.compiled(0, DILATE, 1000), range(8)))
     assert compiles == [DILATE.expression]
     assert all(function is found[0] for function in found)
+
+
+# `CudaDevice`, with a CuPy whose arrays are in host memory and whose operations are done at once
+
+
+class FakeArray(np.ndarray):
+    """The methods of `cupy.ndarray` that `CudaDevice` uses."""
+
+    def set(self, array, stream):
+        assert array.flags.c_contiguous
+        self[...] = array
+
+    def get(self, stream, out, blocking):
+        assert not blocking
+        out[...] = self
+
+
+class FakeMemory(bytearray):
+    """`PinnedMemory` and the pointer to it."""
+
+
+class FakeEvent:
+    def __init__(self, log, **options):
+        self.log, self.ptr, self.options = log, 7, options
+
+    def record(self, stream):
+        self.log.append("record")
+
+    def synchronize(self):
+        self.log.append("wait")
+
+
+class FakePool:
+    """A pool without memory, but for the blocks that it frees."""
+
+    def __init__(self, n_free):
+        self.n_free, self.n_left = n_free, 0
+
+    def malloc(self, nbytes):
+        raise NotImplementedError
+
+    def free_all_blocks(self):
+        self.n_left, self.n_free = self.n_free, 0
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+def device_cupy(monkeypatch, pool):
+    """Install a CuPy with one device and return the log of its streams and events."""
+    log = []
+
+    def empty(shape, dtype):
+        if pool.n_left == 0:
+            raise OutOfMemoryError("no memory")
+        pool.n_left -= 1
+        return np.empty(shape, dtype).view(FakeArray)
+
+    class Device(nullcontext):
+        def __init__(self, index):
+            super().__init__()
+            self.id = index
+
+    class Stream(nullcontext):
+        def synchronize(self):
+            log.append("synchronize")
+
+        def wait_event(self, event):
+            log.append(("wait_event", event.ptr))
+
+    runtime = SimpleNamespace(
+        cudaDevAttrMultiProcessorCount=0,
+        cudaDevAttrMaxSharedMemoryPerBlockOptin=1,
+        deviceGetAttribute=lambda number, index: (132, 227 << 10)[number],
+        eventRecord=lambda event, stream: log.append(("eventRecord", event, stream)),
+    )
+    cupy_cuda = SimpleNamespace(
+        Device=Device,
+        Stream=Stream,
+        Event=lambda **options: FakeEvent(log, **options),
+        PinnedMemory=FakeMemory,
+        PinnedMemoryPointer=lambda memory, offset: memory,
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        using_allocator=lambda allocator: nullcontext(),
+        runtime=runtime,
+    )
+    compiler = SimpleNamespace(CompileException=type("CompileException", (Exception,), {}))
+    for name, module in (
+        ("cupy", SimpleNamespace(cuda=cupy_cuda, empty=empty)),
+        ("cupy.cuda", cupy_cuda),
+        ("cupy.cuda.compiler", compiler),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    cuda._attributes.cache_clear()
+    return log
+
+
+@pytest.fixture
+def device(monkeypatch):
+    log = device_cupy(monkeypatch, pool := FakePool(100))
+    opened = cuda.CudaDevice(0, pool)
+    yield SimpleNamespace(device=opened, log=log)
+    cuda._attributes.cache_clear()
+
+
+def test_memory_that_the_pool_keeps_free_is_used_before_it_runs_out(monkeypatch):
+    for n_free in (0, 1):
+        pool = FakePool(n_free)
+        device_cupy(monkeypatch, pool)
+        stream = cuda.CudaDevice(0, pool)
+        if n_free:
+            assert stream.empty((3,), np.uint8).shape == (3,)
+        with pytest.raises(OutOfDeviceMemoryError):
+            stream.empty((3,), np.uint8)
+
+
+def test_the_evidence_script_runs_out_of_memory_in_the_same_way(monkeypatch):
+    pool = gpu_evidence._NoPool(None)
+    pool.n_left = 0
+    device_cupy(monkeypatch, pool)
+    with pytest.raises(OutOfDeviceMemoryError):
+        cuda.CudaDevice(0, pool).empty((3,), np.uint8)
+
+
+def test_pinned_memory_has_exactly_the_bytes_of_the_array(device):
+    array = device.device.empty_host((3, 5), np.uint16)
+    assert (array.shape, array.dtype, array.nbytes) == ((3, 5), np.uint16, 30)
+    assert len(array.base) == 30
+
+
+def test_host_arrays_are_kept_until_their_copies_are_done(device):
+    source, target = np.arange(6, dtype=np.uint16), np.zeros(6, np.uint16)
+    kept = [weakref.ref(source), weakref.ref(target)]
+    on_device = device.device.to_device(source)
+    into = device.device.to_device(source + 1, out=device.device.empty((6,), np.uint16))
+    device.device.to_host(into, target)
+    assert target.tolist() == [1, 2, 3, 4, 5, 6]
+    assert on_device.tolist() == [0, 1, 2, 3, 4, 5]
+    del source, target
+    assert all(reference() is not None for reference in kept)
+    device.device.synchronize()
+    assert all(reference() is None for reference in kept)
+    assert device.log == ["synchronize"]
+
+
+def test_events_and_other_streams(device):
+    event = device.device.record()
+    event.wait()
+    device.device.wait_for(42)
+    assert device.log == ["record", "wait", ("eventRecord", 7, 42), ("wait_event", 7)]
+
+
+def test_copies_on_the_device_convert(device):
+    out = device.device.empty((2, 2), np.uint32)
+    device.device.copy(np.array([[1, 2], [3, 4]], np.uint16), out)
+    assert out.tolist() == [[1, 2], [3, 4]]
+
+
+def test_errors_of_the_device_name_the_operation(device, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "eventRecord", fail)
+    with pytest.raises(gx.DeviceError, match="CUDA failed at the work of stream 42: cudaErrorIllegalAddress"):
+        device.device.wait_for(42)
