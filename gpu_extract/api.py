@@ -195,6 +195,11 @@ def iter_cells(
         which they are read; ``rows`` are the rows that the cells would have in the file. On a GPU ``images`` is a
         CuPy array that stays there: ``torch.from_dlpack(cells.images)`` takes it without a copy.
 
+    Raises
+    ------
+    InputError, DeviceError, UnknownOptionError
+        As for `extract`, on the call and not on the first batch.
+
     Notes
     -----
     Images on a GPU are complete when they are yielded, and can be read on any stream. Later batches reuse the memory of
@@ -202,11 +207,6 @@ def iter_cells(
     where PyTorch and CuPy run unless told otherwise, always is; after work on another stream call
     ``cells.record_stream(stream)`` before the batch is dropped. Batches that are kept need memory, which
     ``gpu_memory`` limits; copy what is needed for longer.
-
-    Raises
-    ------
-    InputError, DeviceError, UnknownOptionError
-        As for `extract`, on the call and not on the first batch.
     """
     check_options(options, PlanOptions, "image", "nucleus", "cytosol", "device", "threads", "gpu_memory")
     backend, n_threads = choose_backend(device, gpu_memory), as_threads(threads)
