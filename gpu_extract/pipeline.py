@@ -40,8 +40,10 @@ WINDOWS_AHEAD = 2
 # Bytes of tiles computed and encoded ahead of the writer, which waits for the tables of the file at the start and
 # occasionally for the disk.
 ENCODED_AHEAD_NBYTES = 128 << 20
-# Number of cells per encoding task.
+# Maximum number of cells per encoding task.
 ENCODE_CELLS = 128
+# Number of a GPU's batches that are encoded at a time; each has a buffer of pinned memory, of which there are few.
+ENCODE_BATCHES = 5
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,10 @@ def encoded_batches(
     chunk_cells = format.shape[0]
     if backend.streams or chunk_cells > 1:
         computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        parts = split_batches(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
+        if chunk_cells == 1:
+            parts = split_batches(computed, part_cells(plan, backend, threads))
+        else:
+            parts = whole_chunks(computed, format, len(plan.cells))
         yield from in_order(workers, encode_part, parts, ahead=threads + 1)
         return
 
@@ -284,14 +289,20 @@ def covered(plan: Plan) -> list[bool]:
     return [n >= slide.size[0] * slide.size[1] for n, slide in zip(n_pixels.tolist(), plan.slides, strict=True)]
 
 
-def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
-    """Split batches for encoding.
+def part_cells(plan: Plan, backend: Backend, threads: int) -> int:
+    """Return the number of cells of an encoding task, such that all threads work on few of a GPU's batches."""
+    batch_cells = min(backend.batch_size.n_cells, backend.batch_size.nbytes // plan.program.tile_nbytes)
+    return max(1, min(ENCODE_CELLS, ENCODE_BATCHES * batch_cells // (threads + 1)))
+
+
+def split_batches(batches: Iterable[CellImages], n_cells: int) -> Iterator[CellImages]:
+    """Split batches for encoding, in parts of at most ``n_cells`` cells.
 
     The batches of a GPU are so large that most threads would wait for the last one.
     """
     for cells in batches:
-        for start in range(0, len(cells), ENCODE_CELLS):
-            part = slice(start, start + ENCODE_CELLS)
+        for start in range(0, len(cells), n_cells):
+            part = slice(start, start + n_cells)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
 
 

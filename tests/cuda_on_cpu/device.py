@@ -53,6 +53,8 @@ class ShimGpu:
         self.shared_nbytes_limit = shared_nbytes_limit or SHARED_LIMIT - STATIC_SHARED_NBYTES
         self.held = 0  # bytes of all arrays on the device
         self.pinned = self.most_pinned = 0  # bytes of pinned host memory
+        self._pinned = {}  # first and last address of each array
+        self.n_slow_downloads = 0  # to memory that is not pinned
         self.launched = []
         self.streams = []
         self._dice = random.Random(seed)
@@ -88,11 +90,24 @@ class ShimGpu:
             stream.held -= block.nbytes
             stream.free[block.nbytes].append(block)
 
-    def pin(self, nbytes):
-        """Count pinned bytes; negative if they are freed."""
+    def pin(self, array):
+        """Count the bytes of an array in pinned memory, until it is deleted."""
         with self._lock:
-            self.pinned += nbytes
+            self.pinned += array.nbytes
             self.most_pinned = max(self.most_pinned, self.pinned)
+            self._pinned[id(array)] = span(array)
+        weakref.finalize(array, self._unpin, id(array), array.nbytes)
+
+    def _unpin(self, key, nbytes):
+        with self._lock:
+            self.pinned -= nbytes
+            del self._pinned[key]
+
+    def is_pinned(self, array):
+        """Return whether an array is in pinned memory."""
+        start, end = span(array)
+        with self._lock:
+            return any(first <= start and end <= last for first, last in self._pinned.values())
 
 
 class Operation:
@@ -131,8 +146,7 @@ class ShimDevice:
     def empty_host(self, shape, dtype):
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[:] = POISON
-        self._gpu.pin(array.nbytes)
-        weakref.finalize(array, self._gpu.pin, -array.nbytes)
+        self._gpu.pin(array)
         return array
 
     def to_device(self, array, out=None):
@@ -145,6 +159,7 @@ class ShimDevice:
 
     def to_host(self, array, out):
         assert out.shape == array.shape
+        self._gpu.n_slow_downloads += not self._gpu.is_pinned(out)
         source = raw(array)
         self.defer(lambda: np.copyto(out, source, casting="no"))
 
@@ -215,6 +230,11 @@ def raw(array):
     while isinstance(owner, np.ndarray):
         owner = owner.base
     return np.asarray(Raw(array, owner.block)) if isinstance(owner, Lease) else array
+
+
+def span(array):
+    """Return the first address of a contiguous array and the one after its end."""
+    return array.ctypes.data, array.ctypes.data + array.nbytes
 
 
 def aligned(nbytes):

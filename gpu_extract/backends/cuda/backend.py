@@ -231,8 +231,7 @@ class CudaDevice:
     def synchronize(self) -> None:
         """See `Device.synchronize`."""
         try:
-            with _convert_errors(self._last_operation):
-                self._stream.synchronize()
+            self.record().wait()  # `Stream.synchronize` would occupy a core, which the encoder can use
         finally:
             self._held.clear()
 

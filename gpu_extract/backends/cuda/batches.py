@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,9 +66,10 @@ class DeviceExtraction:
         used_limits = np.empty((len(batch), len(program.cut), 2))
         with self._stream() as stream:
             for part, on_device in self._parts(stream, window, batch, program, limits):
-                stream.device.to_host(on_device.pop(), used_limits[part])
+                limits_of_part = stream.download(on_device.pop())
                 stream.device.to_host(on_device.pop(), images[part])
                 stream.device.synchronize()
+                used_limits[part] = limits_of_part
         return CellImages(batch.rows, batch.ids, images, used_limits)
 
     def extract_on_device(
@@ -85,11 +87,10 @@ class DeviceExtraction:
         found = []
         with self._stream() as stream:
             for part, on_device in self._parts(stream, window, batch, program, limits, planes):
-                used_limits = np.empty(on_device[1].shape)
-                stream.device.to_host(on_device.pop(), used_limits)
+                used_limits = stream.download(on_device.pop())
                 stream.device.synchronize()
                 rows, ids, images = batch.rows[part], batch.ids[part], on_device.pop()
-                found.append(CellImages(rows, ids, images, used_limits, wait_for=stream.device.wait_for))
+                found.append(CellImages(rows, ids, images, used_limits.copy(), wait_for=stream.device.wait_for))
         return found
 
     def _parts(
@@ -182,11 +183,12 @@ class DeviceExtraction:
 
 
 class _Stream:
-    """A stream of a device, and what it keeps from one batch to the next: its uploader and the arrays of a program."""
+    """A stream of a device, and what it keeps from one batch to the next: pinned memory and the arrays of a program."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.upload = Uploader(device)
+        self._downloaded: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._program: tuple[Program, NDArray[np.float64] | None, ProgramArrays] | None = None
 
     def program_arrays(self, program: Program, limits: NDArray[np.float64] | None) -> ProgramArrays:
@@ -195,6 +197,17 @@ class _Stream:
             arrays = ProgramArrays(*(self.device.to_device(array) for array in program_arrays(program, limits)))
             self._program = program, limits, arrays
         return self._program[2]
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """Start the download of a small array; the result is valid after `Device.synchronize`, until the next call.
+
+        A copy to memory that is not pinned would wait for the kernel, and occupy a core.
+        """
+        if self._downloaded.nbytes < array.nbytes:
+            self._downloaded = self.device.empty_host((array.nbytes,), np.uint8)
+        out: NDArray[Any] = self._downloaded[: array.nbytes].view(array.dtype).reshape(array.shape)
+        self.device.to_host(array, out)
+        return out
 
     def upload_window(self, window: Window, program: Program) -> tuple[Array, Array]:
         """Return image (C, h, w) and labels (M, h, w), unsigned, on the device."""
