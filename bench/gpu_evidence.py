@@ -145,9 +145,6 @@ class _NoPool:
     def malloc(self, nbytes: int) -> Any:
         return self._cp.cuda.memory.MemoryPointer(self._cp.cuda.memory.Memory(nbytes), 0)
 
-    def free_all_blocks(self) -> None:
-        """Do nothing: there are no free blocks. `CudaDevice.empty` calls this when memory runs out."""
-
 
 def main() -> int:
     """Run everything, write the JSON file, print the table, and return the exit code."""

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import gpu_evidence
 import numpy as np
 import pytest
 from agreement import GPU_RTOL, assert_agrees
@@ -294,14 +293,6 @@ def test_memory_that_the_pool_keeps_free_is_used_before_it_runs_out(monkeypatch)
             assert stream.empty((3,), np.uint8).shape == (3,)
         with pytest.raises(OutOfDeviceMemoryError):
             stream.empty((3,), np.uint8)
-
-
-def test_the_evidence_script_runs_out_of_memory_in_the_same_way(monkeypatch):
-    pool = gpu_evidence._NoPool(None)
-    pool.n_left = 0
-    device_cupy(monkeypatch, pool)
-    with pytest.raises(OutOfDeviceMemoryError):
-        cuda.CudaDevice(0, pool).empty((3,), np.uint8)
 
 
 def test_pinned_memory_has_exactly_the_bytes_of_the_array(device):
