@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import Array, OutOfDeviceMemoryError
+from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.registry import Kernel
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.errors import DeviceError
@@ -91,7 +92,7 @@ def open_device(index: int, budget: int, warn: Callable[[str], None]) -> DeviceE
     working = working_nbytes(budget)
     streams = _streams(index, working, STREAMS)
     resident = _streams(index, budget - working, 1)[0] if budget > working else None
-    return DeviceExtraction(streams, warn, resident=resident)
+    return DeviceExtraction(streams, warn, HostRing(streams[0].empty_host), resident)
 
 
 def working_nbytes(budget: int) -> int:

@@ -37,7 +37,7 @@ class DeviceExtraction:
     warn : callable
         Called with a warning for the user, one line.
     ring : HostRing, optional
-        The memory of results; by default it has `N_BUFFERS` buffers of `BUFFER_NBYTES`.
+        The memory of results; by default they are in ordinary memory.
     resident : Device, optional
         Another stream, whose memory holds slides; without it all windows are uploaded.
     """
@@ -53,7 +53,7 @@ class DeviceExtraction:
         for device in devices:
             self._free.put(_Stream(device))
         self._warn = warn
-        self._ring = ring or HostRing(devices[0].empty_host)
+        self._ring = ring or HostRing(devices[0].empty_host, n_buffers=0)
         self._resident = ResidentSlides(resident) if resident else None
         self._lock = threading.Lock()
         self._max_cells: int | None = None  # cells that fit at a time, if known

@@ -216,8 +216,12 @@ class FakeEvent:
 class FakePool:
     """A pool without memory, but for the blocks that it frees."""
 
-    def __init__(self, n_free):
+    def __init__(self, n_free=0):
         self.n_free, self.n_left = n_free, 0
+
+    def set_limit(self, size):
+        assert size > 0  # 0 would be no limit
+        self.limit = size
 
     def malloc(self, nbytes):
         raise NotImplementedError
@@ -259,6 +263,7 @@ def device_cupy(monkeypatch, pool):
         Device=Device,
         Stream=Stream,
         Event=lambda **options: FakeEvent(log, **options),
+        MemoryPool=FakePool,
         PinnedMemory=FakeMemory,
         PinnedMemoryPointer=lambda memory, offset: memory,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -293,6 +298,27 @@ def test_memory_that_the_pool_keeps_free_is_used_before_it_runs_out(monkeypatch)
             assert stream.empty((3,), np.uint8).shape == (3,)
         with pytest.raises(OutOfDeviceMemoryError):
             stream.empty((3,), np.uint8)
+
+
+@pytest.mark.parametrize(("budget", "working", "slides"), [(1, 1, None), (2, 2, None), (4, 2, 2), (64, 16, 48)])
+def test_the_memory_of_batches_and_slides(device, budget, working, slides):
+    """In GiB; with little memory all slides are read in windows."""
+    extraction = cuda.open_device(0, budget << 30, print)
+    streams = [extraction._free.get_nowait().device for _ in range(cuda.STREAMS)]
+    assert {stream._pool.limit for stream in streams} == {working << 30}
+    assert len({id(stream._pool) for stream in streams}) == 1
+    found = extraction._resident and extraction._resident._device._pool.limit
+    assert found == (slides and slides << 30)
+
+
+def test_the_gpu_backend_has_all_functions(device, monkeypatch):
+    monkeypatch.setattr(cuda, "problem", lambda: None)
+    monkeypatch.setattr(cuda, "count", lambda: 1)
+    monkeypatch.setattr(cuda, "memory_budget", lambda index, limit: limit)
+    backend = choose("cuda", gpu_memory=600 << 20)
+    assert backend.batch_size.nbytes == 50 << 20
+    assert choose("cuda", gpu_memory=64 << 30).batch_size.nbytes == 64 << 20
+    assert all([backend.read, backend.release, backend.statistics, backend.extract, backend.extract_on_device])
 
 
 def test_pinned_memory_has_exactly_the_bytes_of_the_array(device):

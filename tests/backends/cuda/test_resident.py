@@ -11,7 +11,6 @@ from made.slides import as_slide, small_slide
 
 from gpu_extract import Recipe, SourceError, pipeline
 from gpu_extract.backends import choose
-from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda import pinned, resident
 from gpu_extract.planning import CellSubset, make_plan
 
@@ -247,9 +246,3 @@ def test_statistics_that_fail_keep_no_plane():
     assert (plan.cells.ids == make_plan([slide], RECIPE).cells.ids).all()
     del backend
     assert gpu.held == 0
-
-
-def test_the_memory_is_divided():
-    assert cuda.working_nbytes(1 << 30) == 1 << 30
-    assert cuda.working_nbytes(4 << 30) == 2 << 30
-    assert cuda.working_nbytes(64 << 30) == 16 << 30
