@@ -8,7 +8,8 @@ uploaded in strips from top to bottom, as far as the next batch needs it, while 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,7 @@ class ResidentSlides:
         self._device, self._upload = device, Uploader(device)
         self._planes: dict[int, tuple[Raster, Array]] = {}  # by the identity of the raster, which is kept
         self._slide: _ResidentSlide | None = None
+        self._previous: Callable[[], ResidentWindow | None] = lambda: None  # a weak reference
         self._lock = threading.Lock()
 
     def empty_plane(self, raster: Raster) -> Array | None:
@@ -80,8 +82,10 @@ class ResidentSlides:
         may fit later.
         """
         with self._lock:
-            if self._slide is None or self._slide.slide is not slide:
+            if self._slide and self._slide.slide is not slide:
+                self._previous = weakref.ref(self._slide.window)
                 self._slide = None
+            if self._slide is None:
                 self._slide = self._open(slide)
             if self._slide is None:
                 return None
@@ -99,6 +103,8 @@ class ResidentSlides:
         """Return a slide with the label planes that are on the device already."""
         arrays = self._empty(slide)
         while arrays is None and self._planes:
+            if self._previous() is not None:
+                return None  # there may be room for the planes when the batches of the slide before are done
             self._forget_plane(slide)
             arrays = self._empty(slide)
         if arrays is None:

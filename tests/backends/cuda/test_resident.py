@@ -93,8 +93,7 @@ def small_strips(monkeypatch):
     monkeypatch.setattr(pinned.Uploader.__init__, "__defaults__", (10_000,))
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "on_device"), [(0, False), (1, True), (2, False)])
 def test_each_pixel_is_read_once_for_the_statistics_and_all_batches(small_strips, seed, on_device):
     slide, gpu = slide_of(), ShimGpu(seed=seed)
     backend = backend_with(LARGE, gpu)
@@ -190,8 +189,7 @@ def test_label_planes_are_dropped_where_the_slide_fits_only_without_them(small_s
     assert [raster.n_pixels for raster in slide.masks.values()] == [n + ROWS * COLUMNS for n in read]
 
 
-@pytest.mark.parametrize("n_slides", [1.5, 2.5, 100])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "n_slides"), [(0, 1.5), (1, 2.5), (2, 100)])
 def test_several_slides_one_after_the_other(small_strips, seed, n_slides):
     """Where two do not fit, a slide begins with windows, until the batches of the slide before are done."""
     slides = [slide_of(seed, name=f"slide {seed}") for seed in range(3)]
@@ -205,6 +203,20 @@ def test_several_slides_one_after_the_other(small_strips, seed, n_slides):
         assert [slide.image.n_pixels for slide in slides] == [ROWS * COLUMNS] * 3
     del backend
     assert gpu.held == 0
+
+
+def test_a_slide_keeps_its_label_planes_while_it_waits_for_the_slide_before(small_strips):
+    slides = [slide_of(seed, name=f"slide {seed}") for seed in range(2)]
+    extraction = shim_of(ShimGpu(), resident=2 * nbytes_of(slides[0]) - 1000)
+    plan_on(backend_of(extraction, 1), slides[:1])
+    first = extraction.read(slides[0], (0, 0, 50, 50))
+    plan_on(backend_of(extraction, 1), slides[1:])
+    read = [raster.n_pixels for raster in slides[1].masks.values()]
+    assert isinstance(first, resident.ResidentWindow)
+    assert not isinstance(extraction.read(slides[1], (0, 0, 1, 1)), resident.ResidentWindow)
+    del first
+    assert isinstance(extraction.read(slides[1], (0, 0, 50, 50)), resident.ResidentWindow)
+    assert [raster.n_pixels - 1 for raster in slides[1].masks.values()] == read  # that of the window of one pixel
 
 
 def test_few_cells_are_read_in_windows():
