@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from gpu_extract import Recipe, demo_data, labels, ops
 from gpu_extract.backends import reference
 from gpu_extract.backends.cuda import labels as cuda_labels
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import Array, Device
-from gpu_extract.backends.cuda.extract import DeviceExtraction, workspace_nbytes
+from gpu_extract.backends.cuda.extract import workspace_nbytes
 from gpu_extract.backends.cuda.registry import C_TYPES, all_kernels, extract_kernel
 from gpu_extract.model import Batch, CellImages, Slide, Window
 from gpu_extract.recipe import Program

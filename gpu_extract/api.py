@@ -216,6 +216,14 @@ def iter_cells(
     ------
     InputError, DeviceError, UnknownOptionError
         As for `extract`, on the call and not on the first batch.
+
+    Notes
+    -----
+    Images on a GPU are complete when they are yielded, and can be read on any stream. Later batches reuse the memory of
+    a batch that is dropped, so a kernel that still reads it must be finished or known: work on CUDA's default stream,
+    where PyTorch and CuPy run unless told otherwise, always is; after work on another stream call
+    ``cells.record_stream(stream)`` before the batch is dropped. Batches that are kept need memory, which
+    ``gpu_memory`` limits; copy what is needed for longer.
     """
     check_options(options, PlanOptions, "image", "nucleus", "cytosol", "device", "threads", "gpu_memory")
     backend, n_threads = choose_backend(device, gpu_memory), as_threads(threads)

@@ -6,7 +6,7 @@ Points are (y, x) and boxes are half-open (y0, x0, y1, x1), in pixels of the sli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Protocol
@@ -430,6 +430,8 @@ class CellImages:
         Lower and upper value with which each channel was normalized.
     boxes : (n, K, 4) int64, pixels of the tile, or None
         Box (y0, x0, y1, x1) outside which each plane is 0; None if unknown.
+    wait_for : callable or None
+        Of images on a device: makes the next use of their memory wait for a stream; see `record_stream`.
     """
 
     rows: NDArray[np.int64]
@@ -437,6 +439,7 @@ class CellImages:
     images: NDArray[Any]
     limits: NDArray[np.float64]
     boxes: NDArray[np.int64] | None = None
+    wait_for: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.rows)
@@ -451,6 +454,21 @@ class CellImages:
 
     def __repr__(self) -> str:
         return f"CellImages(n={len(self)}, images={_summary(self.images)}, ids={_id_range(self.ids)})"
+
+    def record_stream(self, stream: int) -> None:
+        """Keep the memory of the images until all current work of a CUDA stream is done, as PyTorch's method does.
+
+        Call it after the last operation on that stream that reads the images, and before the last reference to them is
+        deleted. Images in host memory need no such call, and it has no effect on them.
+
+        Parameters
+        ----------
+        stream : int
+            The stream's handle: ``torch.cuda.current_stream().cuda_stream`` or
+            ``cupy.cuda.get_current_stream().ptr``.
+        """
+        if self.wait_for is not None:
+            self.wait_for(stream)
 
     def chosen(self, planes: Sequence[int]) -> CellImages:
         """Return the cells with only these planes of their tiles, in this order."""

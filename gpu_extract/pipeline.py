@@ -27,7 +27,7 @@ from gpu_extract.listing import first_lines
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order, worker_threads
-from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
+from gpu_extract.pixels import check_finite, slide_limits, with_finite_pixels
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
@@ -43,8 +43,10 @@ WINDOWS_AHEAD = 2
 # Bytes of tiles computed and encoded ahead of the writer, which waits for the tables of the file at the start and
 # occasionally for the disk.
 ENCODED_AHEAD_NBYTES = 128 << 20
-# Number of cells per encoding task.
+# Maximum number of cells per encoding task.
 ENCODE_CELLS = 128
+# Number of a GPU's batches that are encoded at a time; each has a buffer of pinned memory, of which there are few.
+ENCODE_BATCHES = 5
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,10 @@ def encoded_batches(
     chunk_cells = format.shape[0]
     if backend.streams or chunk_cells > 1:
         computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        parts = split_batches(computed) if chunk_cells == 1 else whole_chunks(computed, format, len(plan.cells))
+        if chunk_cells == 1:
+            parts = split_batches(computed, part_cells(plan, backend, threads))
+        else:
+            parts = whole_chunks(computed, format, len(plan.cells))
         yield from in_order(workers, encode_part, parts, ahead=threads + 1)
         return
 
@@ -244,21 +249,22 @@ def tiles(
     watch = watch or Stopwatch()
     limits = checked_limits(plan)
 
-    def compute(task: tuple[Batch, Window]) -> CellImages:
+    def compute(task: tuple[Batch, Window]) -> list[CellImages]:
         batch, window = task
         with watch.stage("compute"):
-            cells = extract(window, batch, plan.program, limits[batch.slide])
-            return cells.chosen(plan.planes) if plan.planes else cells
+            if on_device and backend.extract_on_device:
+                return backend.extract_on_device(window, batch, plan.program, limits[batch.slide], plan.planes)
+            cells = backend.extract(window, batch, plan.program, limits[batch.slide])
+            return [cells.chosen(plan.planes) if plan.planes else cells]
 
-    extract = backend.extract
-    if on_device and backend.extract_on_device:
-        extract = backend.extract_on_device
     with ExitStack() as pools:
         if backend.streams:
             threads = backend.streams
             workers = pools.enter_context(worker_threads(threads, "gpu-extract-stream"))
         read = pools.enter_context(read_windows(plan, backend, watch, chunk_cells))
-        yield from in_order(workers, compute, read, ahead=threads + 1)
+        for parts in in_order(workers, compute, read, ahead=threads + 1):
+            while parts:
+                yield parts.pop(0)  # the memory of tiles is free when the caller drops them
 
 
 def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
@@ -280,26 +286,46 @@ def read_windows(
     plan: Plan, backend: Backend, watch: Stopwatch, chunk_cells: int = 1
 ) -> Iterator[Iterator[tuple[Batch, Window]]]:
     """Open an iterator over the batches of the plan and their windows, which a thread reads ahead."""
+    is_zero = plan.program.recipe.nonfinite == "zero"
+    slides = [with_finite_pixels(slide) if is_zero else slide for slide in plan.slides]
+    is_covered = covered(plan)
 
     def read(batch: Batch) -> tuple[Batch, Window]:
+        slide = slides[batch.slide]
         with watch.stage("read"):
-            window = plan.slides[batch.slide].read(batch.box)
-            if plan.program.recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
-                window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
-            return batch, window
+            if backend.read and is_covered[batch.slide]:
+                return batch, backend.read(slide, batch.box)
+            return batch, slide.read(batch.box)
 
-    with worker_threads(1, "gpu-extract-read") as reader:
+    with ExitStack() as stack:
+        stack.callback(backend.release)
+        reader = stack.enter_context(worker_threads(1, "gpu-extract-read"))
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
 
 
-def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
-    """Split batches for encoding.
+def covered(plan: Plan) -> list[bool]:
+    """Return for each slide whether its tiles have at least as many pixels as the slide.
+
+    It is then faster to read each pixel once than to read windows, which overlap.
+    """
+    n_pixels = np.bincount(plan.cells.slide, minlength=len(plan.slides)) * plan.program.recipe.tile_size**2
+    return [n >= slide.size[0] * slide.size[1] for n, slide in zip(n_pixels.tolist(), plan.slides, strict=True)]
+
+
+def part_cells(plan: Plan, backend: Backend, threads: int) -> int:
+    """Return the number of cells of an encoding task, such that all threads work on few of a GPU's batches."""
+    batch_cells = min(backend.batch_size.n_cells, backend.batch_size.nbytes // plan.program.tile_nbytes)
+    return max(1, min(ENCODE_CELLS, ENCODE_BATCHES * batch_cells // (threads + 1)))
+
+
+def split_batches(batches: Iterable[CellImages], n_cells: int) -> Iterator[CellImages]:
+    """Split batches for encoding, in parts of at most ``n_cells`` cells.
 
     The batches of a GPU are so large that most threads would wait for the last one.
     """
     for cells in batches:
-        for start in range(0, len(cells), ENCODE_CELLS):
-            part = slice(start, start + ENCODE_CELLS)
+        for start in range(0, len(cells), n_cells):
+            part = slice(start, start + n_cells)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
 
 

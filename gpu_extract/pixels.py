@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from gpu_extract.messages import announce
 from gpu_extract.model import Raster, Slide, source_text, strips
 from gpu_extract.recipe import Program
 
-__all__ = ["check_finite", "image_quantiles", "slide_limits", "zero_nonfinite"]
+__all__ = ["check_finite", "image_quantiles", "slide_limits", "with_finite_pixels"]
 
 # Pixels per strip and channel.
 STRIP_PIXELS = 4 << 20
@@ -68,10 +69,46 @@ def check_finite(slide: Slide) -> None:
         )
 
 
-def zero_nonfinite(image: NDArray[Any]) -> NDArray[Any]:
+def _zero_nonfinite(image: NDArray[Any]) -> NDArray[Any]:
     """Return the image with NaN and infinite pixels set to 0; the image itself if it has none."""
     finite = np.isfinite(image)
     return image if finite.all() else np.where(finite, image, image.dtype.type(0))
+
+
+@dataclass(frozen=True)
+class FiniteRaster:
+    """A raster of floats whose NaN and infinite pixels are 0."""
+
+    raster: Raster
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Raster.shape`."""
+        return self.raster.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Raster.dtype`."""
+        return self.raster.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `Raster.names`."""
+        return self.raster.names
+
+    @property
+    def source(self) -> str:
+        """See `Raster.source`."""
+        return self.raster.source
+
+    def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
+        """See `Raster.read`."""
+        return _zero_nonfinite(self.raster.read(y0, x0, y1, x1))
+
+
+def with_finite_pixels(slide: Slide) -> Slide:
+    """Return the slide with NaN and infinite pixels of its image set to 0; the slide itself if it has no floats."""
+    return replace(slide, image=FiniteRaster(slide.image)) if slide.image.dtype.kind == "f" else slide
 
 
 def image_quantiles(rasters: Sequence[Raster], quantiles: tuple[float, float]) -> NDArray[np.float64]:
@@ -110,7 +147,7 @@ def _order_statistics(rasters: Sequence[Raster], ranks: list[int]) -> list[dict[
         for raster in rasters:
             for _, strip in _strips(raster):
                 for channel, by_prefix in enumerate(histograms):
-                    keys = _sortable(zero_nonfinite(strip[channel]) if dtype.kind == "f" else strip[channel])
+                    keys = _sortable(_zero_nonfinite(strip[channel]) if dtype.kind == "f" else strip[channel])
                     # np.bincount accepts uint64 only since NumPy 2.3.
                     digits = ((keys >> shift) & ((1 << digit_bits) - 1)).astype(np.int64)
                     for prefix, histogram in by_prefix.items():

@@ -22,10 +22,8 @@ REMEDIES = {
     "reference": "pip install --force-reinstall numpy scipy",
 }
 
-# Cells of a batch on a GPU: enough that the fixed cost of a batch is negligible. Bytes: a limit for the arrays of a
-# stream.
+# Cells of a batch on a GPU: enough that the fixed cost of a batch is negligible.
 GPU_CELLS = 2048
-GPU_NBYTES = 512 << 20
 
 
 def choose(device: str = "auto", gpu_memory: int | None = None) -> Backend:
@@ -106,6 +104,7 @@ def try_device(device: str) -> str | None:
 
 def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     from gpu_extract.backends.cuda import backend as cuda
+    from gpu_extract.backends.cuda.pinned import BUFFER_NBYTES
 
     warnings: list[str] = []
     budget = cuda.memory_budget(index, gpu_memory)
@@ -113,10 +112,12 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     return Backend(
         device=f"cuda:{index}",
         extract=opened.extract,
-        # Half of a stream's share: labels exist twice while they are converted, and memory pools need some slack.
-        batch_size=BatchSize(GPU_CELLS, min(GPU_NBYTES, budget // (2 * cuda.STREAMS))),
+        # A stream holds a window and tiles. The tiles of some more batches wait for the caller of `iter_cells`.
+        batch_size=BatchSize(GPU_CELLS, min(BUFFER_NBYTES, cuda.working_nbytes(budget) // (4 * cuda.STREAMS))),
         streams=cuda.STREAMS,
         statistics=opened.statistics,
+        read=opened.read,
+        release=opened.release,
         extract_on_device=opened.extract_on_device,
         warnings=warnings,
     )

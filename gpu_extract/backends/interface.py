@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.labels import Statistics, label_statistics
-from gpu_extract.model import Batch, BatchSize, CellImages, Window
+from gpu_extract.model import Batch, BatchSize, CellImages, Slide, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts"]
+__all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts", "ExtractOnDevice"]
 
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
 ExtractInParts = Callable[[Window, Batch, Program, NDArray[np.float64] | None], Iterator[CellImages]]
+# The last argument are the planes of a tile to keep, in this order; all if empty.
+ExtractOnDevice = Callable[[Window, Batch, Program, NDArray[np.float64] | None, Sequence[int]], list[CellImages]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ class Backend:
         The number of batches that are processed concurrently; None if batches are computed in the caller's thread.
     statistics : callable
         `labels.label_statistics`, or the same on the device.
+    read : callable or None
+        Reads the window of a box of a slide, perhaps with all pixels above it, so that each pixel is read once; None if
+        the backend has no better way than `Slide.read`.
+    release : callable
+        Frees what `statistics` and `read` keep for later windows.
     extract_on_device : callable or None
-        The same as `extract`, but the result stays on the device.
+        The same as `extract`, but the result stays on the device, in one or more parts.
     extract_in_parts : callable or None
         The same as `extract`, a few cells at a time; each part overwrites the memory of the previous one.
     extract_deflated : callable or None
@@ -71,7 +78,9 @@ class Backend:
     batch_size: BatchSize = field(default_factory=BatchSize)
     streams: int | None = None
     statistics: Statistics = label_statistics
-    extract_on_device: Extract | None = None
+    read: Callable[[Slide, tuple[int, int, int, int]], Window] | None = None
+    release: Callable[[], None] = lambda: None
+    extract_on_device: ExtractOnDevice | None = None
     extract_in_parts: ExtractInParts | None = None
     extract_deflated: ExtractDeflated | None = None
     warnings: list[str] = field(default_factory=list)

@@ -20,7 +20,7 @@ from gpu_extract import backends
 from gpu_extract.backends import Backend
 from gpu_extract.backends.cpu import backend as cpu
 from gpu_extract.backends.cuda import backend as cuda
-from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.reference import HOST
 from gpu_extract.model import BatchSize, CellImages
 
@@ -347,6 +347,7 @@ def test_evidence_and_table():
     assert set(evidence["sources"]["kernels"]) >= {"extract.cu"}
     assert set(evidence["sources"]["launchers"]) >= {
         "cuda/backend.py",
+        "cuda/batches.py",
         "cuda/extract.py",
         "cuda/registry.py",
         "cuda/device.py",

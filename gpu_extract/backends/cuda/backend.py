@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.device import Array, OutOfDeviceMemoryError
-from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.registry import Kernel
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.errors import DeviceError
+from gpu_extract.messages import announce
 
 __all__ = [
     "CudaDevice",
@@ -29,12 +31,16 @@ __all__ = [
     "open_device",
     "problem",
     "reference_libraries",
+    "working_nbytes",
 ]
 
 # Batches that are processed concurrently: one is uploaded, one computed, one downloaded.
 STREAMS = 3
 # Shared memory reserved for the kernels' static variables; the largest kernel uses 2.2 KiB.
 STATIC_SHARED_NBYTES = 4 << 10
+# Memory that is not used for slides, even if there is little: windows and tiles of the streams, large tiles, and tables
+# of labels, which take 1 byte per pixel of a slide.
+WORKING_NBYTES = 2 << 30
 # Fraction of the free memory that is used; the rest is for the compiler, other programs and the pool's fragmentation.
 MEMORY_SHARE = 0.8
 # CuPy does not install NVRTC and the CUDA headers, which compile the kernels.
@@ -80,13 +86,29 @@ def memory_budget(index: int, limit: int | None = None) -> int:
 
 
 def open_device(index: int, budget: int, warn: Callable[[str], None]) -> DeviceExtraction:
-    """Return the extraction on one GPU, with `STREAMS` streams that share ``budget`` bytes of its memory."""
+    """Return the extraction on one GPU with `STREAMS` streams and, if the memory suffices, one for whole slides.
+
+    They use at most ``budget`` bytes of the GPU's memory.
+    """
+    working = working_nbytes(budget)
+    streams = _streams(index, working, STREAMS)
+    resident = _streams(index, budget - working, 1)[0] if budget > working else None
+    return DeviceExtraction(streams, warn, HostRing(streams[0].empty_host), resident)
+
+
+def working_nbytes(budget: int) -> int:
+    """Return the part of the memory that is for batches and tables; the rest is for slides."""
+    return max(min(budget, WORKING_NBYTES), budget // 4)
+
+
+def _streams(index: int, nbytes: int, n_streams: int) -> list[CudaDevice]:
+    """Return streams of a GPU that share ``nbytes`` bytes of its memory."""
     import cupy as cp
 
     with cp.cuda.Device(index):
         pool = cp.cuda.MemoryPool()
-        pool.set_limit(size=budget)
-    return DeviceExtraction([CudaDevice(index, pool) for _ in range(STREAMS)], warn)
+        pool.set_limit(size=nbytes)
+    return [CudaDevice(index, pool) for _ in range(n_streams)]
 
 
 def device_of(array: Array) -> CudaDevice:
@@ -126,8 +148,8 @@ class CudaDevice:
     pool : cupy.cuda.MemoryPool
         Allocates the arrays.
     stream : cupy.cuda.Stream, optional
-        By default a new one. It synchronizes with the default stream, on which a consumer may still read earlier
-        results.
+        By default a new one. It synchronizes with the default stream, on which a caller may still read earlier results;
+        for other streams there is `wait_for`.
     """
 
     def __init__(self, index: int, pool: Any, stream: Any = None) -> None:
@@ -138,7 +160,7 @@ class CudaDevice:
             self._stream = cp.cuda.Stream() if stream is None else stream
         self.multiprocessors, shared_nbytes = _attributes(index)
         self.shared_nbytes_limit = shared_nbytes - STATIC_SHARED_NBYTES
-        self._held: list[NDArray[Any]] = []
+        self._held: list[NDArray[Any]] = []  # host arrays whose copies may be running
         self._last_operation = "a copy"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -157,26 +179,33 @@ class CudaDevice:
                 raise OutOfDeviceMemoryError(str(error)) from error
 
     def empty_host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """See `Device.empty_host`: pinned memory, which returns to CuPy's pool when the array is deleted."""
-        import cupyx
+        """See `Device.empty_host`. CuPy's pool is not used: it rounds up to powers of two and never shrinks."""
+        import cupy as cp
 
-        with _convert_errors("pinned memory"):
-            array: NDArray[Any] = cupyx.empty_pinned(shape, dtype)
-        return array
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with self._device, _convert_errors(f"{nbytes} bytes of pinned memory"):
+            memory = cp.cuda.PinnedMemoryPointer(cp.cuda.PinnedMemory(nbytes), 0)
+        return np.ndarray(shape, dtype, buffer=memory)
 
-    def to_device(self, array: NDArray[Any]) -> Array:
+    def to_device(self, array: NDArray[Any], out: Array | None = None) -> Array:
         """See `Device.to_device`."""
-        copy = self.empty(array.shape, array.dtype)
+        copy = self.empty(array.shape, array.dtype) if out is None else out
         host = np.ascontiguousarray(array)
-        self._held.append(host)  # its memory must not be reused before the copy is done
+        self._held.append(host)
         with self._device, _convert_errors(self._last_operation):
             copy.set(host, stream=self._stream)
         return copy
 
     def to_host(self, array: Array, out: NDArray[Any]) -> None:
         """See `Device.to_host`."""
+        self._held.append(out)
         with self._device, _convert_errors(self._last_operation):
             array.get(stream=self._stream, out=out, blocking=False)
+
+    def copy(self, array: Array, out: Array) -> None:
+        """See `Device.copy`."""
+        with self._device, self._stream, _convert_errors("a copy on the device"):
+            out[...] = array
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""
@@ -187,13 +216,49 @@ class CudaDevice:
             function = compiled(self._device.id, kernel, self.shared_nbytes_limit)
             function((n_blocks,), (kernel.threads,), arguments, shared_mem=shared_nbytes)
 
+    def record(self) -> CudaEvent:
+        """See `Device.record`."""
+        with self._device, _convert_errors(self._last_operation):
+            return CudaEvent(self._stream, self._last_operation)
+
+    def wait_for(self, stream: int) -> None:
+        """See `Device.wait_for`."""
+        import cupy as cp
+
+        with self._device, _convert_errors(f"the work of stream {stream}"):
+            event = cp.cuda.Event(disable_timing=True)
+            cp.cuda.runtime.eventRecord(event.ptr, stream)
+            self._stream.wait_event(event)
+
     def synchronize(self) -> None:
         """See `Device.synchronize`."""
         try:
-            with _convert_errors(self._last_operation):
-                self._stream.synchronize()
+            self.record().wait()  # `Stream.synchronize` would occupy a core, which the encoder can use
         finally:
             self._held.clear()
+
+
+class CudaEvent:
+    """An `Event` of a stream.
+
+    Parameters
+    ----------
+    stream : cupy.cuda.Stream
+    what : str
+        The last operation, for the message if it failed.
+    """
+
+    def __init__(self, stream: Any, what: str) -> None:
+        import cupy as cp
+
+        self._what = what
+        self._event = cp.cuda.Event(block=True, disable_timing=True)  # waiting leaves the core to other threads
+        self._event.record(stream)
+
+    def wait(self) -> None:
+        """See `Event.wait`."""
+        with _convert_errors(self._what):
+            self._event.synchronize()
 
 
 @contextmanager
@@ -229,23 +294,33 @@ def _attributes(index: int) -> tuple[int, int]:
     return multiprocessors, shared_nbytes
 
 
-_compiling = threading.Lock()
+_compiling = threading.Lock()  # of the two dictionaries; each kernel has a lock of its own
+_locks: dict[tuple[int, Kernel], threading.Lock] = {}
 _functions: dict[tuple[int, Kernel], Any] = {}
 
 
 def compiled(device: int, kernel: Kernel, shared_nbytes: int) -> Any:
     """Return the compiled kernel on a device, with that many bytes of dynamic shared memory allowed.
 
-    NVRTC compiles it once per process, for the first stream that needs it; CuPy caches it on disk.
+    NVRTC compiles it once per process, for the first stream that needs it; CuPy caches it on disk. Different kernels
+    compile at the same time, because one takes seconds.
     """
+    key = device, kernel
+    with _compiling:
+        lock = _locks.setdefault(key, threading.Lock())
+    with lock:
+        if key not in _functions:
+            _functions[key] = _compile(kernel, shared_nbytes)
+        return _functions[key]
+
+
+def _compile(kernel: Kernel, shared_nbytes: int) -> Any:
     import cupy as cp
 
-    with _compiling:
-        if (device, kernel) not in _functions:
-            module = cp.RawModule(
-                code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
-            )
-            function = module.get_function(kernel.expression)
-            function.max_dynamic_shared_size_bytes = shared_nbytes
-            _functions[device, kernel] = function
-        return _functions[device, kernel]
+    announce("loading CUDA kernels; the first time they are compiled, which takes seconds")
+    module = cp.RawModule(
+        code=kernel_source(kernel.source), options=("--std=c++17",), name_expressions=(kernel.expression,)
+    )
+    function = module.get_function(kernel.expression)
+    function.max_dynamic_shared_size_bytes = shared_nbytes
+    return function

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gpu_extract import labels
 from gpu_extract.backends.cuda.device import Array, Device
+from gpu_extract.backends.cuda.pinned import Uploader
 from gpu_extract.backends.cuda.registry import ADD_LABELS, CLEAR_LABELS, COLLECT_LABELS, Kernel
 from gpu_extract.errors import LabelError
 from gpu_extract.labels import LabelStatistics
@@ -16,7 +17,7 @@ from gpu_extract.model import Raster
 
 __all__ = ["LabelTable", "label_statistics"]
 
-# Pixels of a strip of a label plane: enough to keep a device busy. Two strips are in host memory at a time.
+# Pixels of a strip of a label plane: enough to keep a device busy.
 STRIP_PIXELS = 16 << 20
 # Pixels per entry of the first table, which takes one byte per pixel and is at most half full unless cells are smaller
 # than 128 pixels. If a table overflows, the statistics start again with a table GROWTH times larger.
@@ -33,11 +34,29 @@ KEY, COUNT, SUM_Y, SUM_X, FROM_BOTTOM, FROM_RIGHT, END_Y, END_X, N_FIELDS = rang
 N_LABELS, OVERFLOW, N_COUNTERS = range(3)
 
 
-def label_statistics(raster: Raster, device: Device, where: str = "labels") -> LabelStatistics:
+def label_statistics(
+    raster: Raster,
+    device: Device,
+    where: str = "labels",
+    *,
+    upload: Uploader | None = None,
+    plane: Array | None = None,
+) -> LabelStatistics:
     """Return count, coordinate sums, box and border contact of each label of a plane (1, H, W) except 0.
 
     The numbers are those of `gpu_extract.labels.label_statistics`. A strip of rows is read while the device processes
-    the previous one. The device's memory holds one strip and a table of 64 bytes per entry.
+    the previous one. The device's memory holds a table of 64 bytes per entry, and two strips or ``plane``.
+
+    Parameters
+    ----------
+    raster : Raster
+    device : Device
+    where : str
+        Name of the plane in messages.
+    upload : Uploader, optional
+        The device's; by default a new one.
+    plane : (H, W), unsigned, on the device, optional
+        Filled with the labels.
 
     Raises
     ------
@@ -47,6 +66,8 @@ def label_statistics(raster: Raster, device: Device, where: str = "labels") -> L
         If a strip or the table does not fit.
     """
     _, H, W = raster.shape
+    upload = upload or Uploader(device)
+    n_filled = 0  # rows of the plane
     capacity = SMALLEST_TABLE
     while capacity * PIXELS_PER_ENTRY < H * W:
         capacity *= 2
@@ -54,13 +75,15 @@ def label_statistics(raster: Raster, device: Device, where: str = "labels") -> L
         table = LabelTable(device, (H, W), capacity)
         rows = max(1, STRIP_PIXELS // W)
         for y0 in range(0, H, rows):
-            strip = raster.read(y0, 0, min(y0 + rows, H), W)[0]
-            if strip.dtype.kind == "i" and strip.min() < 0:
-                return labels.label_statistics(raster, where)  # counts all negative pixels and raises
-            device.synchronize()  # processed the previous strip while this one was read
-            host = device.empty_host(strip.shape, f"u{strip.dtype.itemsize}")
-            host[:] = strip
-            table.add(device.to_device(host), y0)
+            y1 = min(y0 + rows, H)
+            strip = device.empty((y1 - y0, W), f"u{raster.dtype.itemsize}") if plane is None else plane[y0:y1]
+            if plane is None or y1 > n_filled:
+                pixels = raster.read(y0, 0, y1, W)[0]
+                if pixels.dtype.kind == "i" and pixels.min() < 0:
+                    return labels.label_statistics(raster, where)  # counts all negative pixels and raises
+                upload.copy(pixels, strip)
+                n_filled = y1
+            table.add(strip, y0)
         statistics = table.statistics()
         if statistics is not None:
             return statistics

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends.cuda.device import Array, Device
+from gpu_extract.backends.cuda.device import Array, Device, scratch_blocks
 from gpu_extract.backends.cuda.registry import APPLY_MASK, BLUR, DILATE, FILL_HOLES, MULTIPLY, NORMALIZE, Kernel
 from gpu_extract.recipe import gaussian_weights
 
@@ -94,5 +94,6 @@ def _launch(
         device.launch(kernel, n, (*arguments, unused, np.uint64(0), out), workspace_nbytes)
     else:
         n_blocks = min(n, device.multiprocessors * kernel.blocks_per_multiprocessor)
+        n_blocks = scratch_blocks(n_blocks, workspace_nbytes)
         scratch = device.empty((n_blocks * workspace_nbytes,), np.uint8)
         device.launch(kernel, n_blocks, (*arguments, scratch, np.uint64(workspace_nbytes), out))

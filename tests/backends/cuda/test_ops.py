@@ -10,6 +10,7 @@ from made.masks import IMAGE_TYPES, SIZES, awkward_masks, pixels
 
 from gpu_extract import InputError, ops
 from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.cuda import device
 from gpu_extract.backends.cuda.source import kernel_source
 
 # Sums of float32 products, at most (2 * 80 + 1)^2 of them. Measured: 2.4e-7 for masks.
@@ -54,6 +55,14 @@ def assert_equal(found, expected):
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     assert np.array_equal(found, expected)
+
+
+def test_workspaces_in_global_memory_are_limited_by_bytes(run, monkeypatch):
+    masks = awkward_masks(33)[:5]
+    monkeypatch.setattr(device, "SCRATCH_NBYTES", 1)  # one block computes all tiles
+    for function, arguments in ((ops.fill_holes, ()), (ops.dilate, (3,)), (ops.gaussian_blur, (2.0,))):
+        found = run(function, masks, *arguments, shared_nbytes_limit=100)
+        np.testing.assert_allclose(found, function(masks, *arguments), atol=BLUR_ATOL)
 
 
 @pytest.mark.parametrize("size", SIZES)
