@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,25 @@ from nvrtc import ARCHITECTURES
 from gpu_extract.backends.cuda.registry import Kernel
 from gpu_extract.backends.cuda.source import kernel_source
 from sass.building import cubin_of
-from sass.program import Program
+from sass.program import Program, Run
 
-__all__ = ["ARCH", "SassDevice", "program_of"]
+__all__ = ["ARCH", "Launched", "SassDevice", "program_of"]
 
 ARCH = 90
 POISON = 0xCD  # an implausible value in all types
 ALIGNMENT = 512  # of arrays, as CUDA's
 STATIC_SHARED_NBYTES = 4 << 10
+
+
+class Launched(NamedTuple):
+    """A launch, with the blocks that fit on a multiprocessor at a time and what they did."""
+
+    kernel: Kernel
+    program: Program
+    n_blocks: int
+    shared_nbytes: int
+    resident: int
+    run: Run
 
 
 class SassDevice:
@@ -31,19 +42,20 @@ class SassDevice:
     seed : int
         If it is not 0, the warps of a block run in random order.
 
+    timed : bool
+        Model the time of one multiprocessor, with as many blocks at a time as fit on it.
+
     Attributes
     ----------
-    launches : list of tuple
-        (kernel, blocks, bytes of dynamic shared memory, `Run`) of each launch.
-    resident : int
-        If it is not 0, time is modelled; see `Program.run`.
+    launches : list of Launched
+        What each launch did.
     """
 
     shared_nbytes_limit = ARCHITECTURES[ARCH] - STATIC_SHARED_NBYTES
 
-    def __init__(self, *, multiprocessors: int = 2, seed: int = 0, resident: int = 0) -> None:
-        self.multiprocessors, self.seed, self.resident = multiprocessors, seed, resident
-        self.launches: list[tuple[Any, ...]] = []
+    def __init__(self, *, multiprocessors: int = 2, seed: int = 0, timed: bool = False) -> None:
+        self.multiprocessors, self.seed, self.timed = multiprocessors, seed, timed
+        self.launches: list[Launched] = []
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """See `Device.empty`; the memory is poisoned."""
@@ -67,10 +79,12 @@ class SassDevice:
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""
         assert shared_nbytes <= self.shared_nbytes_limit
-        done = program_of(kernel).run(
-            kernel.threads, n_blocks, arguments, shared_nbytes, seed=self.seed, resident=self.resident
+        program = program_of(kernel)
+        resident = program.resident_blocks(kernel.threads, shared_nbytes)
+        done = program.run(
+            kernel.threads, n_blocks, arguments, shared_nbytes, seed=self.seed, resident=resident if self.timed else 0
         )
-        self.launches.append((kernel, n_blocks, shared_nbytes, done))
+        self.launches.append(Launched(kernel, program, n_blocks, shared_nbytes, resident, done))
 
     def synchronize(self) -> None:
         """See `Device.synchronize`."""

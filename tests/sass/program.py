@@ -24,7 +24,9 @@ BLOCK_SIZE, GRID_SIZE, STACK, PARAMETERS = 0x0, 0xC, 0x28, 0x210
 COUNTS = [name for name, _ in Counter._fields_]
 # The instruction cache reads ahead; parameters are padded so that wide loads of them stay inside the bank.
 PADDING = 16
-# L1 cache and shared memory of a multiprocessor share this.
+# A multiprocessor of sm_90. Each block takes some shared memory for the system.
+REGISTERS, MAX_THREADS, SHARED_NBYTES, SYSTEM_SHARED_NBYTES = 65536, 2048, 228 << 10, 1 << 10
+# L1 cache and shared memory of a multiprocessor are one memory.
 L1_AND_SHARED_NBYTES = 256 << 10
 
 
@@ -119,7 +121,7 @@ class Program:
             seed=seed,
         )
         counters, failure, cycles = (Counter * len(self._code))(), Failure(), ctypes.c_uint64()
-        l1_nbytes = max(0, L1_AND_SHARED_NBYTES - max(resident, 1) * (shared + 1024))
+        l1_nbytes = max(0, L1_AND_SHARED_NBYTES - max(resident, 1) * (shared + SYSTEM_SHARED_NBYTES))
         good = _simulator().sass_run(
             self._code, ctypes.c_uint64(len(self._code)), ctypes.byref(launch), counters,
             ctypes.c_uint32(resident), ctypes.c_uint64(l1_nbytes), ctypes.byref(cycles), ctypes.byref(failure),
@@ -128,6 +130,12 @@ class Program:
             raise MachineError(self._message(failure))
         counts = np.frombuffer(counters, np.int64).reshape(len(self._code), len(COUNTS)).copy()
         return Run(counts, cycles.value if resident else None)
+
+    def resident_blocks(self, threads: int, shared_nbytes: int) -> int:
+        """Return how many blocks fit on a multiprocessor of sm_90, by threads, registers and shared memory."""
+        registers = -(-self.resources.registers // 8) * 8 * threads
+        shared = self.resources.static_shared + shared_nbytes + SYSTEM_SHARED_NBYTES
+        return min(MAX_THREADS // threads, REGISTERS // registers, SHARED_NBYTES // shared)
 
     def _message(self, failure: Failure) -> str:
         """Return where and why the kernel failed, in one line."""
