@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pickle
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -39,31 +41,39 @@ def build_simulator() -> Path:
     """Return the library of the simulator, compiled if necessary."""
     compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
     files = sorted(MACHINE.iterdir())
+    sources = [str(path) for path in files if path.suffix == ".cpp"]
     key = _key(compiler, *FLAGS, *(path.read_text(encoding="utf-8") for path in files))
-    library = cache_folder() / f"sass-{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as work:
-            built = Path(work, "built.so")
-            sources = [str(path) for path in files if path.suffix == ".cpp"]
-            subprocess.run(["g++", *FLAGS, *sources, "-o", str(built)], check=True)
-            os.replace(built, library)  # atomic, because tests run in several processes
-    return library
+
+    def build(file: Path) -> None:
+        subprocess.run(["g++", *FLAGS, *sources, "-o", str(file)], check=True)
+
+    return _made(f"sass-{key}.so", build)
 
 
 def cubin_of(source: str, expression: str, arch: int = 90) -> Cubin:
     """Return a compiled kernel; ``source`` is its whole text."""
-    file = cache_folder() / f"cubin-{_key(source, expression, str(arch), version())}.pickle"
-    if file.exists():
-        cubin: Cubin = pickle.loads(file.read_bytes())
-        return cubin
-    cubin = compile_cubin(source, arch, expression)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        written = Path(work, "cubin")
-        written.write_bytes(pickle.dumps(cubin))
-        os.replace(written, file)
+
+    def build(file: Path) -> None:
+        file.write_bytes(pickle.dumps(compile_cubin(source, arch, expression)))
+
+    cubin: Cubin = pickle.loads(
+        _made(f"cubin-{_key(source, expression, str(arch), version())}.pickle", build).read_bytes()
+    )
     return cubin
+
+
+def _made(name: str, build: Callable[[Path], None]) -> Path:
+    """Return a file of the cache; `build` writes it if it is not there. Other processes wait for it."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
+        if not file.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                build(Path(work, name))
+                os.replace(Path(work, name), file)
+    return file
 
 
 def _key(*texts: str) -> str:

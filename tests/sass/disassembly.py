@@ -119,7 +119,7 @@ def parse(lines: Iterator[str]) -> tuple[list[Instruction], dict[str, int]]:
                 frames, new = [], True
         elif source := SOURCE.match(line):
             frames = [] if new else frames
-            frames.append(Frame(Path(source[1]).name, int(source[2])))
+            frames.append(Frame(source[1].rpartition("/")[2], int(source[2])))
             new = False
         elif first and (second := SECOND_WORD.match(line)):
             encoding = int(second[1], 16) << 64 | int(first[3], 16)
