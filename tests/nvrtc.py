@@ -5,14 +5,26 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 from gpu_extract.backends.cuda.source import kernel_source
 
-__all__ = ["ARCHITECTURES", "CompileCase", "NvrtcError", "Resources", "compile", "violations"]
+__all__ = [
+    "ARCHITECTURES",
+    "CompileCase",
+    "Cubin",
+    "NvrtcError",
+    "Resources",
+    "compile",
+    "compile_cubin",
+    "version",
+    "violations",
+]
 
 KiB = 1024
 # Shared memory of a block, by compute capability (CUDA programming guide, technical specifications).
@@ -43,6 +55,15 @@ class Resources:
     spills: int
     stack: int
     static_shared: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel: machine code as an ELF file, the kernel's mangled name in it, and its resources."""
+
+    code: bytes
+    name: str
+    resources: Resources
 
 
 @dataclass(frozen=True)
@@ -82,21 +103,49 @@ def compile(source: str, arch: int, name_expressions: Sequence[str]) -> dict[str
     ModuleNotFoundError
         If NVIDIA's wheels are not installed. They are in the ``test`` extra, so this is a failure, not a skip.
     """
+    with _compiled(source, arch, name_expressions) as (program, log):
+        uses = {match["kernel"]: _resources(match) for match in USES.finditer(log)}
+        return {name: uses[_lowered(program, name)] for name in name_expressions}
+
+
+def compile_cubin(source: str, arch: int, name_expression: str) -> Cubin:
+    """Compile a kernel for an architecture, with source lines; see `compile`."""
+    nvrtc, size = _nvrtc()[0], ctypes.c_size_t()
+    with _compiled(source, arch, [name_expression], "-lineinfo") as (program, log):
+        _check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        code = ctypes.create_string_buffer(size.value)
+        _check(nvrtc.nvrtcGetCUBIN(program, code))
+        name = _lowered(program, name_expression)
+        (resources,) = (_resources(match) for match in USES.finditer(log) if match["kernel"] == name)
+        return Cubin(code.raw, name, resources)
+
+
+@contextmanager
+def _compiled(
+    source: str, arch: int, name_expressions: Sequence[str], *more_options: str
+) -> Iterator[tuple[ctypes.c_void_p, str]]:
+    """Compile kernels; yield NVRTC's program and log."""
     nvrtc, includes = _nvrtc()
     program = ctypes.c_void_p()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
     try:
         for name in name_expressions:
             _check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-        options = [f"--gpu-architecture=sm_{arch}", *OPTIONS, *(f"-I{folder}" for folder in includes)]
+        options = [f"--gpu-architecture=sm_{arch}", *OPTIONS, *more_options, *(f"-I{folder}" for folder in includes)]
         texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         status = nvrtc.nvrtcCompileProgram(program, len(options), texts)
         log = _log(program)
         _check(status, log)
-        uses = {match["kernel"]: _resources(match) for match in USES.finditer(log)}
-        return {name: uses[_lowered(program, name)] for name in name_expressions}
+        yield program, log
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def version() -> str:
+    """Return the version of the compiler, such as 13.5.37."""
+    _nvrtc()
+    names = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+    return next(distribution.version for name in names for distribution in distributions(name=name))
 
 
 def _resources(match: re.Match[str]) -> Resources:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import CpuModule, Launch, mutants, run_checked
 from cuda_on_cpu.device import ShimGpu
+from made.device_arrays import DeviceArray, on_gpu
 from made.masks import IMAGE_TYPES, SIZES, awkward_masks, pixels
 
 from gpu_extract import InputError, ops
@@ -20,20 +21,9 @@ FLOAT32_RTOL = 5e-7
 ORDERS = ("forward", "reverse", "shuffled")
 
 
-class DeviceArray(np.ndarray):
-    """An array that `gpu_extract.ops` takes for a CuPy array, because of its module."""
-
-    __module__ = "cupy"
-    device = SimpleNamespace(id=0)
-
-
 class OtherDeviceArray(DeviceArray):
     __module__ = "cupy"
     device = SimpleNamespace(id=1)
-
-
-def on_gpu(array):
-    return np.array(array, order="C").view(DeviceArray)
 
 
 @pytest.fixture
