@@ -11,6 +11,7 @@
 // launcher (gpu_extract/backends/cuda/extract.py) checks shapes and types.
 
 #include "blur.cuh"
+#include "program.cuh"
 #include "quantile.cuh"
 #include "scale.cuh"
 
@@ -20,13 +21,6 @@ constexpr int WARPS = THREADS / 32;
 // How many blocks fit on a multiprocessor by their registers; backends/cuda/registry.py has the same numbers. Doubles
 // take two registers each.
 template <typename Pixel> constexpr int BLOCKS_PER_MULTIPROCESSOR = sizeof(typename WorkOf<Pixel>::type) == 8 ? 1 : 2;
-
-// Positions in the arrays that hold the recipe; backends/cuda/extract.py fills these arrays in the same order.
-enum Option { EXCLUDE, APPLY_MASKS, CUT_BEFORE, LIMITS, SCALE, FLAT_ZERO, N_OPTIONS };
-enum LimitsSource { LIMITS_OF_MASK, LIMITS_OF_TILE, LIMITS_GIVEN };
-enum Number { UNIT, LOWER, UPPER, N_NUMBERS };  // the stored value of 1; the lower and the upper quantile, 0 to 1
-// A row of `masks`: index of the label plane, fill holes (0 or 1), radius of the dilation, radius of the blur.
-enum MaskColumn { PLANE, FILL, DILATION, BLUR, N_MASK_COLUMNS };
 
 struct Workspace {
     u32 *own, *other, *region, *spare;  // (S, W) bit masks
@@ -233,7 +227,9 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
         u8 *__restrict__ scratch,                 // (blocks of the grid, scratch_nbytes)
         u64 scratch_nbytes,                       // 0: the workspace is in dynamic shared memory
         Out *__restrict__ out,                    // (n, M + C, S, S), written
-        double *__restrict__ used_limits) {       // (n, C, 2), written
+        double *__restrict__ used_limits,         // (n, C, 2), written
+        const u8 *__restrict__ marked,            // (n,): only cells with a mark are computed, if some_cells
+        int some_cells) {                         // 0 or 1
     typedef typename WorkOf<Pixel>::type Work;
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     __shared__ int box_of_mask[4];
@@ -243,6 +239,7 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
     const bool exclude = options[EXCLUDE] != 0;
 
     for (int cell = blockIdx.x; cell < n_cells; cell += gridDim.x) {
+        if (some_cells && !marked[cell]) continue;
         const int y0 = corners[2 * cell], x0 = corners[2 * cell + 1];
         Out *tile_out = out + (size_t)cell * (n_stored + channels) * plane_size;
         for (int m = 0; m < n_masks; ++m) {

@@ -238,7 +238,8 @@ class _Stream:
         images = device.empty((len(ids), *program.tile_shape), program.output_dtype)
         used_limits = device.empty((len(ids), len(program.cut), 2), np.float64)
         uploaded = device.to_device(ids), device.to_device(corners.astype(np.int32))
-        launch_extract(device, program, arrays, image, labels, *uploaded, images, used_limits)
+        boxes = None if batch.boxes is None else batch.boxes[part]
+        launch_extract(device, program, arrays, image, labels, *uploaded, images, used_limits, boxes)
         return self.chosen(images, planes) if planes else images, used_limits
 
     def chosen(self, images: Array, planes: Sequence[int]) -> Array:

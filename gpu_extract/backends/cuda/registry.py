@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_extract.recipe import Program, gaussian_weights
+
 __all__ = [
     "ADD_LABELS",
     "APPLY_MASK",
@@ -21,6 +23,8 @@ __all__ = [
     "Kernel",
     "all_kernels",
     "extract_kernel",
+    "fast_extract_kernel",
+    "is_fast",
 ]
 
 # The C++ type of a NumPy type in kernels/types.cuh.
@@ -85,6 +89,60 @@ def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any]) -> K
     expression = f"extract<{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}>"
     # Pixel types that float does not represent exactly are computed in double, which needs twice the registers.
     return Kernel("extract", expression, blocks_per_multiprocessor=1 if image_dtype.name in DOUBLE else 2)
+
+
+# What kernels/extract_fast.cu takes.
+FAST_IMAGES = ("uint8", "uint16", "int16")
+FAST_LABEL_NBYTES = 4
+FAST_TILE_SIZE = 128
+FAST_RADIUS = 31
+# The tile sizes that are compiled as a constant, which saves instructions and registers.
+FAST_TILES = (128,)
+# The kernel finds values by their rank from the nearer end. It collects at most 96 pixels beyond each quantile, and
+# about twice as many as the rank are beyond its first guess.
+FAST_RANK = 40
+# A mask is smaller than this part of its tile; larger ones are only slower, as they may be computed twice.
+MASK_PART = 0.25
+
+
+def fast_extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any], tile_size: int) -> Kernel:
+    """Return the fast fused extraction from one pixel type to one output type."""
+    types = f"{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}"
+    constant = tile_size if tile_size in FAST_TILES else 0
+    return Kernel("extract_fast", f"extract_fast<{types}, {constant}>", blocks_per_multiprocessor=3 if constant else 2)
+
+
+def is_fast(program: Program, label_nbytes: int) -> bool:
+    """Return whether the fast kernel can compute a program; all others go to the general one.
+
+    The fast kernel takes small tiles, radii and integers. Quantiles must be close to 0 and 1, because it looks at the
+    extreme pixels only. It fills the holes of a label plane once, so all masks of a plane must be filled, or none.
+    """
+    size = program.recipe.tile_size
+    return (
+        program.image_dtype.name in FAST_IMAGES
+        and label_nbytes <= FAST_LABEL_NBYTES
+        and size <= FAST_TILE_SIZE
+        and size % 4 == 0
+        and all(max(steps.dilation, len(gaussian_weights(steps.sigma)) - 1) <= FAST_RADIUS for steps in program.masks)
+        and _fills_are_uniform(program)
+        and _largest_rank(program) <= FAST_RANK
+    )
+
+
+def _fills_are_uniform(program: Program) -> bool:
+    """Return whether the holes of each label plane are filled for all of its masks or for none."""
+    fills = {(steps.plane, steps.fill_holes) for steps in program.masks}
+    return len(fills) == len({plane for plane, _ in fills})
+
+
+def _largest_rank(program: Program) -> float:
+    """Return how many pixels can be beyond a quantile of a cell, 0 if it needs no quantiles."""
+    recipe = program.recipe
+    if recipe.normalization != "quantile" or recipe.quantile_scope != "cell":
+        return 0
+    n_pixels = recipe.tile_size**2 * (MASK_PART if recipe.quantile_pixels == "mask" else 1)
+    return n_pixels * max(recipe.quantiles[0], 1 - recipe.quantiles[1])
 
 
 def all_kernels() -> tuple[Kernel, ...]:

@@ -23,14 +23,14 @@ from gpu_extract.store import CellStore, Contents, verify
 
 def test_a_tile_too_large_for_shared_memory_uses_global_memory():
     slide = as_slide(*small_slide(7))
-    window, batch, program = first_cells(*one_batch(slide, Recipe(tile_size=80, border="keep")), 6)
-    gpu = ShimGpu(shared_nbytes_limit=workspace_nbytes(80) - 1)
+    window, batch, program = first_cells(*one_batch(slide, Recipe(tile_size=132, border="keep")), 6)
+    gpu = ShimGpu(shared_nbytes_limit=workspace_nbytes(132) - 1)
     cells = shim_of(gpu).extract(window, batch, program)
     assert [shared for _, _, shared in gpu.launched] == [0]
     assert_agrees(cells, window, batch, program, rtol=GPU_RTOL)
     roomy = ShimGpu()
     same = shim_of(roomy).extract(window, batch, program)
-    assert [shared for _, _, shared in roomy.launched] == [workspace_nbytes(80)]
+    assert [shared for _, _, shared in roomy.launched] == [workspace_nbytes(132)]
     assert (same.images == cells.images).all()
 
 
@@ -351,6 +351,6 @@ def test_the_launcher_knows_the_kernels_signature():
 
     kernel = extract_kernel(np.dtype(np.uint16), np.dtype(np.float16))
     function = CpuModule(kernel_source(kernel.source), [kernel.expression]).get_function(kernel.expression)
-    assert len(function.signature) == 25
+    assert len(function.signature) == 27
     with pytest.raises(TypeError):
         function((1,), (kernel.threads,), (np.int32(1),))

@@ -4,6 +4,7 @@ The checks themselves are tested: they must fail for a kernel with a missing bar
 """
 
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from gpu_extract.backends.cuda.registry import (
     NORMALIZE,
     all_kernels,
     extract_kernel,
+    fast_extract_kernel,
 )
 from gpu_extract.backends.cuda.source import kernel_source
 
-SOURCE = kernel_source("extract")
-KERNEL = extract_kernel(np.dtype(np.uint16), np.dtype(np.float16))
+TYPES = np.dtype(np.uint16), np.dtype(np.float16)
+KERNELS = {"extract": extract_kernel(*TYPES), "extract_fast": fast_extract_kernel(*TYPES, 40)}
+SOURCES = {name: kernel_source(name) for name in KERNELS}
 # Dynamic shared memory of a tile; on the oldest architecture, such a tile needs global memory instead.
 DYNAMIC_SHARED = {arch: min(workspace_nbytes(128), limit - 4096) for arch, limit in ARCHITECTURES.items()}
 # One of each kind of arithmetic: float from integers, float from floats, double from either.
@@ -44,6 +47,11 @@ def test_the_usual_instances_compile_without_spills(arch):
     kernels = [extract_kernel(np.dtype(image), np.dtype(output)) for image, output in sorted(USUAL)]
     kernels += [ADD_LABELS["uint32"], FILL_HOLES, DILATE, BLUR["uint8"], NORMALIZE["uint16"]]
     assert violations_of(kernels, arch) == []
+
+
+@pytest.mark.parametrize("arch", [75, 90])
+def test_the_usual_fast_instance_compiles_without_spills(arch):
+    assert violations_of([fast_extract_kernel(*TYPES, 128)], arch) == []
 
 
 @pytest.mark.slow
@@ -65,85 +73,88 @@ class Recorder:
         return np.zeros(shape, dtype)
 
     def launch(self, kernel, n_blocks, arguments, shared_nbytes=0):
-        self.launches.append(Launch(kernel.expression, (n_blocks,), (kernel.threads,), arguments, shared_nbytes))
+        launch = Launch(kernel.expression, (n_blocks,), (kernel.threads,), arguments, shared_nbytes)
+        self.launches.append((kernel, launch))
 
 
 def cases():
-    """Yield cytosol planes and recipes that together need every barrier of the kernel."""
-    _image, nucleus, cytosol = small_slide(11, size=(60, 70))
+    """Yield slides and recipes that together need every barrier of the kernels."""
+    image, nucleus, cytosol = small_slide(11, size=(60, 70))
     # A cell that touches three edges of its tile, but not the right one.
     middle = {i: np.argwhere(nucleus == i)[:, 1].mean() for i in np.unique(nucleus)[1:4]}
     cell_id = max(middle, key=middle.get)
     wide = cytosol.copy()
     wide[(cytosol == 0) & (np.arange(70) < middle[cell_id])] = cell_id
     # Rows of 32 pixels are whole words, rows of 40 pixels are not.
-    yield wide, Recipe.preset("standard").replace(tile_size=32)
+    yield image, nucleus, wide, Recipe.preset("standard").replace(tile_size=32)
     for preset in ("sparcspy", "scportrait"):
-        yield cytosol, Recipe.preset(preset).replace(tile_size=40, neighbours="exclude")
-    # Without quantiles, there is no barrier between one stretched channel and the next.
-    yield cytosol, Recipe(tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
+        yield image, nucleus, cytosol, Recipe.preset(preset).replace(tile_size=40, neighbours="exclude")
+    # Without quantiles, there is no barrier between one stretched channel and the next, nor between groups of four.
+    ranged = Recipe(tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
+    yield np.concatenate([image, image]), nucleus, cytosol, ranged
     # With empty masks there are no pixels for quantiles, so no barrier either.
-    yield np.where(cytosol == cell_id, 0, cytosol), Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None)
+    empty = np.where(cytosol == cell_id, 0, cytosol)
+    yield image, nucleus, empty, Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None)
 
 
 @cache
-def launches():
-    """Return the launches of three cells for each case."""
+def launches(name):
+    """Return the launches of a kernel for three cells of each case."""
     device = Recorder()
-    image, nucleus, _ = small_slide(11, size=(60, 70))
-    for cytosol, recipe in cases():
-        window, batch, program = one_batch(as_slide(image, nucleus, cytosol), recipe.replace(border="keep"))
-        n = 3
-        images, used_limits = np.zeros((n, *program.tile_shape), np.float16), np.zeros((n, 3, 2))
-        corners = batch.corners[:n].astype(np.int32)
-        launch_extract(
-            device,
-            program,
-            program_arrays(program, None),
-            window.image,
-            np.stack(window.labels),
-            batch.ids[:n],
-            corners,
-            images,
-            used_limits,
-        )
-    return tuple(device.launches)
+    with mock.patch("gpu_extract.backends.cuda.extract.is_fast", return_value=name == "extract_fast"):
+        for image, nucleus, cytosol, recipe in cases():
+            window, batch, program = one_batch(as_slide(image, nucleus, cytosol), recipe.replace(border="keep"))
+            n = 3
+            launch_extract(
+                device,
+                program,
+                program_arrays(program, None),
+                window.image,
+                np.stack(window.labels),
+                batch.ids[:n],
+                batch.corners[:n].astype(np.int32),
+                np.zeros((n, *program.tile_shape), np.float16),
+                np.zeros((n, len(program.cut), 2)),
+            )
+    return tuple(launch for kernel, launch in device.launches if kernel.source == name)
 
 
-def outcome(source, check):
-    return run_checked(source, [KERNEL.expression], launches(), check, timeout=600)
+def outcome(name, source, check):
+    return run_checked(source, [KERNELS[name].expression], launches(name), check, timeout=600)
 
 
 @pytest.mark.parametrize("check", ["orders", "thread", "address"])
-def test_extract_passes_the_checks(check):
-    done = outcome(SOURCE, check)
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_pass_the_checks(name, check):
+    done = outcome(name, SOURCES[name], check)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-MUTANTS = dict(mutants(SOURCE))
+MUTANTS = {(name, mutant): text for name, source in SOURCES.items() for mutant, text in mutants(source)}
 
 
-def test_there_is_a_mutant_for_every_barrier():
-    assert len(MUTANTS) == sum(
+@pytest.mark.parametrize("name", KERNELS)
+def test_there_is_a_mutant_for_every_barrier(name):
+    assert len([key for key in MUTANTS if key[0] == name]) == sum(
         line.split("//")[0].count(barrier)
-        for line in SOURCE.splitlines()
+        for line in SOURCES[name].splitlines()
         for barrier in ("__syncthreads();", "__syncwarp();")
     )
 
 
-def is_caught(name):
-    return any(outcome(MUTANTS[name], check).returncode != 0 for check in ("thread", "orders"))
+def is_caught(name, mutant):
+    return any(outcome(name, MUTANTS[name, mutant], check).returncode != 0 for check in ("thread", "orders"))
 
 
-@pytest.mark.parametrize("name", list(MUTANTS)[::6])
-def test_some_mutants_without_a_barrier_are_caught(name):
-    assert is_caught(name)
+@pytest.mark.parametrize(("name", "mutant"), list(MUTANTS)[::11])
+def test_some_mutants_without_a_barrier_are_caught(name, mutant):
+    assert is_caught(name, mutant)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
-def test_every_mutant_without_a_barrier_is_caught(name):
-    assert is_caught(name)
+@pytest.mark.parametrize(("name", "mutant"), MUTANTS)
+def test_every_mutant_without_a_barrier_is_caught(name, mutant):
+    assert is_caught(name, mutant)
 
 
 # Sanitizers do not see the borders between masks within the workspace: such errors must change values.
@@ -160,22 +171,41 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_index_is_caught(name):
-    right, wrong = WRONG[name]
-    assert SOURCE.count(right) == 1
-    mutant = SOURCE.replace(right, wrong)
-    caught = [check for check in ("address", "thread") if outcome(mutant, check).returncode != 0]
-    assert caught or values(mutant) != values(SOURCE)
+# The same for the fast kernel.
+WRONG_FAST = {
+    "a row above the mask": ("if (y + dy >= 0 && y + dy < S) sum", "if (y + dy < S) sum"),
+    "a row beyond the slide": (
+        "y0 + y >= 0 && y0 + y < height;\n        Label",
+        "y0 + y >= 0 && y0 + y <= height;\n        Label",
+    ),
+    "a strip of the blur beyond the box": ("        if (x >= box.x1) continue;\n", ""),
+    "a tile beyond the output": (
+        "Out *planes = out + (size_t)shared.cell.n *",
+        "Out *planes = out + (size_t)(shared.cell.n + 1) *",
+    ),
+}
+EVERY_WRONG = [("extract", what) for what in WRONG]
+EVERY_WRONG += [pytest.param("extract_fast", what, marks=pytest.mark.slow) for what in WRONG_FAST]
 
 
-def values(source):
+@pytest.mark.parametrize(("name", "what"), EVERY_WRONG)
+def test_a_wrong_index_is_caught(name, what):
+    right, wrong = (WRONG if name == "extract" else WRONG_FAST)[what]
+    source = SOURCES[name]
+    assert source.count(right) == 1
+    mutant = source.replace(right, wrong)
+    caught = any(outcome(name, mutant, check).returncode != 0 for check in ("address", "thread"))
+    assert caught or values(name, mutant) != values(name, source)
+
+
+def values(name, source):
     """Return the bytes that the launches write. Run only sources that passed AddressSanitizer."""
-    module = CpuModule(source, [KERNEL.expression])
+    module = CpuModule(source, [KERNELS[name].expression])
     written = []
-    for launch in launches():
+    for launch in launches(name):
         arguments = [each.copy() if isinstance(each, np.ndarray) else each for each in launch.args]
         function = module.get_function(launch.name)
+        function.max_dynamic_shared_size_bytes = launch.shared_mem
         function(launch.grid, launch.block, arguments, launch.shared_mem)
-        written += [arguments[-2].tobytes(), arguments[-1].tobytes()]
+        written += [each.tobytes() for each in arguments if isinstance(each, np.ndarray)]
     return written
