@@ -53,7 +53,7 @@ def plan(
 ) -> planning.Plan:
     """Return what an extraction will do: cells kept, cells dropped and why, planes, bytes, a fitting tile size.
 
-    The label planes are read, the pixels of the image are not. For estimates of time, memory and file size see
+    The label planes are read, and a few windows of the image. For estimates of time, memory and file size see
     `gpu_extract.survey`.
 
     Parameters
@@ -154,6 +154,7 @@ def plan_slides(
         warnings += _nuclear_warnings(recipe, named[0], were_chosen=channels is not None)
     allow_empty = options.get("allow_empty", False)
     planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty, trust=trust)
+    planned = planning.with_checked_images(planned, trust, statistics)
     return replace(
         planned,
         cells=_with_lost(planned, named, statistics),
@@ -203,6 +204,8 @@ def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> li
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
         labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
+        if size is not None:
+            labelled = replace(labelled, pixel_size_source="as given")
         if size is None and (scale is not None or options.get("tile_size_um") is not None):
             labelled = replace(labelled, warnings=(*labelled.warnings, *pixel_size_warning(labelled)))
         if ids is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import InputError, LabelError
 
-__all__ = ["TRUST", "Checked", "Finding", "Trust", "as_trust", "conclude", "some_ids"]
+__all__ = ["TRUST", "Checked", "Finding", "Trust", "as_trust", "conclude", "some_ids", "some_names"]
 
 # What a user can accept, by the kind of mistake that it would be:
 #   ids        ids that are not those of cells: wrapped, clipped, repeated, or numbered apart in the two planes
@@ -37,8 +37,8 @@ class Finding:
         What was given and why that is no good, for the slide that has it.
     remedy : str
         What to do.
-    trust : Trust
-        The word by which the user accepts it.
+    trust : Trust or None
+        The word by which the user accepts it; None for what is never an error.
     is_error : bool
         Whether cells would surely be wrong.
     slide : str
@@ -48,7 +48,7 @@ class Finding:
     kind: str
     problem: str
     remedy: str
-    trust: Trust
+    trust: Trust | None = None
     is_error: bool = False
     slide: str = ""
 
@@ -124,8 +124,12 @@ def _merged(alike: Sequence[Finding]) -> str:
     others = [finding.slide for finding in alike[1:] if finding.slide]
     if not others:
         return alike[0].problem
-    some = ", ".join(others[:N_EXAMPLES]) + (", ..." if len(others) > N_EXAMPLES else "")
-    return f"{alike[0].problem} (and alike in {len(others)} more slide{'s' * (len(others) > 1)}: {some})"
+    return f"{alike[0].problem} (and alike in {len(others)} more slide{'s' * (len(others) > 1)}: {some_names(others)})"
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return the first few names as text: ``a, b, c, ...``."""
+    return ", ".join(names[:N_EXAMPLES]) + (", ..." if len(names) > N_EXAMPLES else "")
 
 
 def some_ids(ids: NDArray[np.uint64]) -> str:

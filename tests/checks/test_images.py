@@ -1,7 +1,10 @@
 """Images that are masks, and labels that lie elsewhere than what the image shows."""
 
+import re
+
 import numpy as np
 import pytest
+import scipy.ndimage
 from made.mistakes import checked, ht29_planes, moved, numbered_anew, refusal
 from made.slides import as_slide, small_slide
 
@@ -40,7 +43,8 @@ def test_masks_and_labels_among_the_channels_are_told_of():
 
 def test_several_slides_with_a_mask_make_one_line():
     pixels = np.stack([IMAGE[0], (NUCLEUS > 0).astype(np.uint8)])
-    assert len(checked([as_slide(pixels, NUCLEUS, CYTOSOL)] * 5)[0]) == 1
+    found = checked([as_slide(pixels, NUCLEUS, CYTOSOL)] * 5)[0]
+    assert len([line for line in found if "a mask of two values" in line]) == 1
 
 
 def test_images_are_images():
@@ -69,13 +73,99 @@ def test_an_oblong_slide():
     assert refusal(IMAGE[:, :300], NUCLEUS[:300]) == ("", ())
 
 
-@pytest.mark.parametrize("by", [(0, 6), (6, -4), (10, 0), (-12, 8)])
-def test_labels_that_are_shifted_against_the_image_are_told_of(by):
+@pytest.mark.parametrize("by", [(0, 6), (6, -4), (10, 0)])
+def test_labels_that_are_shifted_by_less_than_a_cell_are_told_of(by):
     error, warnings = refusal(IMAGE, moved(NUCLEUS, *by), moved(CYTOSOL, *by))
     assert error == ""
     assert [line.split(" against ")[0] for line in warnings] == [
         f"nucleus labels array and cytosol labels array are shifted by about {by[0]}, {by[1]} pixels (y, x)"
     ]
+
+
+@pytest.mark.parametrize("by", [(-12, 8), (26, 0), (80, -60), (-200, 30), (300, 200)])
+@pytest.mark.parametrize("planes", ["both", "nucleus", "cytosol"])
+def test_labels_that_are_shifted_by_a_cell_or_half_the_slide_are_refused(by, planes):
+    nucleus, cytosol = moved(NUCLEUS, *by), moved(CYTOSOL, *by)
+    given = {"both": (nucleus, cytosol), "nucleus": (nucleus, None), "cytosol": (None, cytosol)}[planes]
+    error, warnings = refusal(IMAGE, *given)
+    line = error or warnings[0]
+    assert error or (planes, by) == ("cytosol", (-12, 8))  # half a cytosol
+    y, x = map(int, re.search(r"shifted by about (-?\d+), (-?\d+) pixels \(y, x\) against image", line).groups())
+    assert max(abs(y - by[0]), abs(x - by[1])) <= 3
+    assert not error or '--trust placement (trust="placement")' in error
+
+
+def test_labels_of_a_crop_at_the_origin_and_of_tiles_in_another_order_are_refused():
+    cropped = np.pad(NUCLEUS[100:400, 100:400], ((0, 212), (0, 212)))
+    assert "shifted by about -100, -100 pixels" in refusal(IMAGE, cropped)[0]
+    swapped = np.block([[NUCLEUS[256:, 256:], NUCLEUS[256:, :256]], [NUCLEUS[:256, 256:], NUCLEUS[:256, :256]]])
+    assert "shifted by about" in refusal(IMAGE, swapped)[0]
+
+
+def test_labels_that_are_mirrored_and_shifted_are_refused():
+    error, _ = refusal(IMAGE, moved(np.ascontiguousarray(NUCLEUS[::-1]), 0, 40))
+    assert re.search(r"upside down and shifted by about -?\d, 40 pixels", error)
+
+
+@pytest.mark.parametrize("channels", [[0], [0, 1], [2], [0, 1, 2]])
+def test_labels_of_another_image_are_told_of(channels):
+    turned = np.ascontiguousarray(np.rot90(IMAGE[channels], axes=(1, 2))[:, :300])  # another field
+    for planes in ((NUCLEUS[:300], CYTOSOL[:300]), (NUCLEUS[:300], None), (None, CYTOSOL[:300])):
+        error, warnings = refusal(turned, *planes)
+        assert error == ""
+        assert len(warnings) == 1
+        assert "follow nothing that image array shows, in any channel" in warnings[0]
+        assert "--trust" not in warnings[0]
+
+
+@pytest.mark.parametrize("how", ["rotated by 5 degrees", "10 % larger"])
+def test_labels_that_were_transformed_are_told_of(how):
+    if how.startswith("rotated"):
+        labels = scipy.ndimage.rotate(NUCLEUS, 5, order=0, reshape=False)
+    else:
+        labels = scipy.ndimage.zoom(NUCLEUS, 1.1, order=0)[:512, :512]
+    assert any("follow nothing" in line for line in refusal(IMAGE, labels)[1])
+
+
+@pytest.mark.parametrize("channels", [[0], [1], [2], [1, 2], [2, 1, 0]])
+@pytest.mark.parametrize("how", ["as it is", "inverted", "dim", "uneven", "every third cell", "a half"])
+def test_images_of_any_stain_pass(channels, how):
+    """The nucleus in a channel of actin, the cytosol in one of a nuclear protein; 12 bright cells of 316."""
+    image, nucleus, cytosol = IMAGE[channels].astype(np.float32), NUCLEUS, CYTOSOL
+    if how == "inverted":
+        image = 255 - image
+    elif how == "dim":
+        image = np.random.default_rng(0).poisson(image / 8).astype(np.float32)
+    elif how == "uneven":
+        image = image + np.linspace(0, 200, 512, dtype=np.float32)
+    elif how == "every third cell":
+        nucleus, cytosol = (np.where(plane % 3 == 1, plane, 0) for plane in (nucleus, cytosol))
+    elif how == "a half":
+        nucleus, cytosol = (np.where(np.arange(512)[:, None] < 256, plane, 0) for plane in (nucleus, cytosol))
+    assert refusal(image, nucleus, cytosol) == ("", ())
+    assert refusal(image, nucleus) == ("", ())
+    if (channels, how) != ([1], "every third cell"):  # 4 bright nuclei in 105 cytosols
+        assert refusal(image, None, cytosol) == ("", ())
+
+
+def test_a_whole_slide_is_read_in_a_small_part():
+    image, nucleus, cytosol = (np.tile(plane, (1,) * (plane.ndim - 2) + (6, 6)) for plane in (IMAGE, NUCLEUS, CYTOSOL))
+    nucleus, cytosol = (
+        np.where(plane > 0, plane + 400 * (np.indices(plane.shape) // 512).T.dot([6, 1]).T, 0)
+        for plane in (nucleus, cytosol)
+    )
+    slide = as_slide(image, nucleus, cytosol)
+    reads = []
+    read = slide.image.read
+    slide.image.read = lambda *box: reads.append(box) or read(*box)
+    assert checked(slide) == ((), (), [])
+    assert sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in reads) < image[0].size / 40
+    reads.clear()
+    slide = as_slide(image, np.ascontiguousarray(nucleus[::-1]))
+    slide.image.read = lambda *box: reads.append(box) or read(*box)
+    with pytest.raises(LabelError, match="upside down"):
+        checked(slide)
+    assert sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in reads) < image[0].size / 20
 
 
 def test_what_is_accepted_is_recorded():
