@@ -5,8 +5,8 @@ in a few windows only, mostly of suspicious labels, so that the checks take less
 would surely be wrong they raise a `LabelError` that names the word by which the user accepts the slides as they are
 (``--trust ids``); where cells may be wrong they return warnings.
 
-`check_slides` needs the label planes only; `check_images` reads the image as well. `planes` checks each label plane by
-itself, `pairs` the two against each other, `sizes` those of cells in um, `repeats` the slides against each other,
+`check_slides` needs the label planes only; `check_images` reads the image as well. `planes` and `seams` check each
+label plane by itself, `pairs` the two against each other, `sizes` and `repeats` the slides against each other, and
 `channels` and `alignment` the image. `counting` counts the components of a label, `matching_maps` compares coarse maps,
 and `findings` has the words and the decision.
 """
@@ -24,6 +24,7 @@ from gpu_extract.checks.findings import TRUST, Checked, Finding, Trust, as_trust
 from gpu_extract.checks.pairs import check_pairs
 from gpu_extract.checks.planes import check_plane
 from gpu_extract.checks.repeats import check_repeats
+from gpu_extract.checks.seams import check_seams
 from gpu_extract.checks.sizes import check_sizes
 from gpu_extract.labels import LabelStatistics
 from gpu_extract.model import Slide
@@ -72,7 +73,7 @@ def check_slides(
     names, findings, doubtful = some[0].mask_names, list[Finding](), list[Sequence[NDArray[np.uint64]]]()
     for m, name in enumerate(names):
         found, ids = check_plane(name, some, [each[m] for each in of_some], largest=recipe.pieces == "largest")
-        findings += found
+        findings += found + check_seams(name, some, [each[m] for each in of_some])
         if recipe.match == "id" or name == names[-1]:  # nuclei that are paired by overlap get other ids
             doubtful.append(ids)
     if len(names) == 2:

@@ -15,8 +15,10 @@ __all__ = ["check_sizes"]
 
 # Median diameters in um beyond which a pixel size is hardly right: bacteria are 1 um wide, and muscle fibers 100 um.
 SMALLEST, LARGEST = 1.0, 100.0
-# A median of fewer cells says little.
-N_CELLS = 3
+# A median of fewer cells says little, and a comparison of those of slides.
+N_CELLS, N_COMPARED = 3, 10
+# Cells of one kind differ by less between slides, in diameter.
+DIFFERENT = 2.0
 
 
 def check_sizes(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]]) -> list[Finding]:
@@ -36,7 +38,27 @@ def check_sizes(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatisti
         diameter = 2 * math.sqrt(area / math.pi)
         if not SMALLEST <= diameter <= LARGEST:
             findings.append(_finding(slide, diameter))
-    return findings
+    return findings + _different(slides, planes)
+
+
+def _different(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]]) -> list[Finding]:
+    """Return a finding if cells of some slides are far larger in pixels, and pixel sizes do not tell why."""
+    counted = [
+        (2 * math.sqrt(float(np.median(of_slide[-1].counts)) / math.pi), slide)
+        for slide, of_slide in zip(slides, planes, strict=True)
+        if len(of_slide[-1]) >= N_COMPARED
+    ]
+    if len(counted) < 2 or all(slide.pixel_size is not None for _, slide in counted):
+        return []
+    (small, one), (large, other) = (pick(counted, key=lambda each: each[0]) for pick in (min, max))
+    if large < DIFFERENT * small:
+        return []
+    problem = (
+        f"cells of slide {other.name} have a median diameter of {large:.3g} pixels and those of slide {one.name} of "
+        f"{small:.3g}, as at another magnification"
+    )
+    remedy = "give the pixel sizes, and bring all slides to one with --scale UM (scale=)"
+    return [Finding("different sizes", problem, remedy)]
 
 
 def _finding(slide: Slide, diameter: float) -> Finding:

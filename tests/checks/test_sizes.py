@@ -48,3 +48,19 @@ def test_several_slides_are_one_line():
     slides = [{"image": IMAGE[:, k:], "nucleus": NUCLEUS[k:], "pixel_size": 50} for k in range(3)]
     (line,) = sizes(plan_many([*slides, {"image": IMAGE[:, :400], "nucleus": NUCLEUS[:400], "pixel_size": 0.3}]))
     assert "(and alike in 2 more slides: " in line
+
+
+def test_slides_of_other_magnifications_are_told_of():
+    small = {"image": IMAGE[:, ::3, ::3], "nucleus": NUCLEUS[::3, ::3]}
+    large = {"image": IMAGE, "nucleus": NUCLEUS}
+    (line,) = [line for line in plan_many([large, small]).warnings if "magnification" in line]
+    assert line == (
+        "cells of slide slide have a median diameter of 10.4 pixels and those of slide slide_2 of 3.57, as at another "
+        "magnification; give the pixel sizes, and bring all slides to one with --scale UM (scale=)"
+    )
+    known = plan_many([large | {"pixel_size": 0.5}, small | {"pixel_size": 1.5}]).warnings
+    assert not [line for line in known if "magnification" in line]
+    (line,) = [line for line in plan_many([large, large | {"nucleus": CYTOSOL}]).warnings if "magnification" in line]
+    assert "of 23.4 pixels and those of slide slide of 10.4" in line
+    part = {"image": IMAGE[:, :300], "nucleus": NUCLEUS[:300]}
+    assert not [line for line in plan_many([large, part]).warnings if "magnification" in line]
