@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.checks.alignment import check_alignment
+from gpu_extract.checks.alignment import check_alignment, check_order
 from gpu_extract.checks.channels import check_channels
 from gpu_extract.checks.findings import TRUST, Checked, Finding, Trust, as_trust, conclude
 from gpu_extract.checks.pairs import check_pairs
@@ -115,8 +115,10 @@ def check_images(
     """
     findings: list[Finding] = []
     n = min(max(N_SAMPLED, len(slides) // SLIDES_PER_SAMPLED), len(slides))
-    for index in (k * len(slides) // n for k in range(n)):
-        planes = statistics(slides[index])
-        findings += check_channels(slides[index], max(planes, key=len).boxes)
-        findings += check_alignment(slides[index], planes)
+    sampled = [slides[k * len(slides) // n] for k in range(n)]
+    planes = [statistics(slide) for slide in sampled]
+    for slide, of_slide in zip(sampled, planes, strict=True):
+        findings += check_channels(slide, max(of_slide, key=len).boxes)
+        findings += check_alignment(slide, of_slide)
+    findings += check_order(sampled, planes)
     return conclude(findings, frozenset(trust))

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum, auto
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpu_extract.checks.findings import Finding
 from gpu_extract.checks.matching_maps import (
     AS_GIVEN,
@@ -21,16 +24,17 @@ from gpu_extract.checks.matching_maps import (
     Fits,
     ImageSearch,
     LabelMap,
+    channel_fits,
     image_window,
     nearby_fits,
 )
 from gpu_extract.labels import LabelStatistics
 from gpu_extract.model import Slide
 
-__all__ = ["check_alignment"]
+__all__ = ["check_alignment", "check_order"]
 
-# Fewer cells can look mirrored or shifted by chance, and fewer can lie on nothing by chance, or nearly nothing.
-N_CELLS, N_CELLS_UNLIKE, N_CELLS_MANY = 8, 40, 100
+# Fewer cells can look mirrored or shifted by chance.
+N_CELLS = 8
 # Labels with this correlation, and this much for the square root of few cells, belong to what they lie on.
 CLEAR, CLEAR_OF_FEW = 0.25, 1.5
 # A correlation at a small shift that is worth a search.
@@ -44,9 +48,13 @@ EVIDENT, CERTAIN = 5.0, 7.0
 SHIFTED, SURELY, ONE_SIDED = 0.7, 0.3, 0.5
 # A shift of fewer pixels is that of a filter.
 MIN_SHIFT = 3
-# Labels that belong stand out where they are, or a coarse pixel beside it: in real slides of so many cells by 2.9 to
-# 50, of many by 3.6 and more, and by chance by 1 to 3.4.
-PROMINENT, UNLIKE, UNLIKE_OF_MANY = 5.0, 2.8, 3.3
+# Labels that belong stand out where they are, or a coarse pixel beside it: in real slides of 100 cells by 3.6 to 50, of
+# 40 by 2.9 and more, of 8 by 1.7 and more; by chance by 1 to 3.4.
+PROMINENT = 5.0
+UNLIKE = (100, 3.3), (40, 2.8), (8, 1.5), (0, 0.0)
+
+# Labels follow a channel by more, and do not follow one by less; of so many cells in a window.
+FOLLOWS, FOLLOWS_NOT, N_CELLS_ORDER = 0.5, 0.25, 20
 
 MISPLACED = "misplaced"
 REMEDY = "compare labels and image in a viewer, and give labels of the image's own pixels"
@@ -72,6 +80,39 @@ def check_alignment(slide: Slide, planes: Sequence[LabelStatistics]) -> list[Fin
             return [] if found is None else [found]
         unlike = [found]
     return [] if is_clear else unlike
+
+
+def check_order(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]]) -> list[Finding]:
+    """Check whether the same channel shows the cells in all slides; else their order may differ.
+
+    Parameters
+    ----------
+    slides : sequence of Slide
+    planes : sequence
+        Of each slide, the statistics of its label planes.
+    """
+    if len(slides) < 2 or slides[0].image.shape[0] < 2:
+        return []
+    first: tuple[Slide, NDArray[np.float64]] | None = None
+    for slide, (labels, *_) in zip(slides, planes, strict=True):
+        if len(labels) < N_CELLS_ORDER:
+            continue
+        cells = LabelMap.of(labels, slide.size)
+        window = image_window(slide, cells, LOOK_SIDE)
+        fits = channel_fits(window, cells)
+        if window.n_cells < N_CELLS_ORDER or fits.max() < FOLLOWS:
+            continue
+        if first is None:
+            first = slide, fits
+        one, other = int(np.argmax(first[1])), int(np.argmax(fits))
+        if first[1][other] < FOLLOWS_NOT and fits[one] < FOLLOWS_NOT:
+            names = slide.channel_names
+            problem = (
+                f"labels follow channel {names[one]} in slide {first[0].name}, and channel {names[other]} in slide "
+                f"{slide.name}, as if its channels were in another order"
+            )
+            return [Finding("order", problem, "give the channels of all slides in one order")]
+    return []
 
 
 class _Look(Enum):
@@ -110,9 +151,8 @@ def _search(slide: Slide, labels: LabelMap) -> Finding | None:
     mirrored = max((search.fits(way).best() for way in ways), key=lambda fit: fit.evidence)
     if mirrored.evidence > EVIDENT and here < SURELY * mirrored.prominence:
         return _misplaced(slide, mirrored, is_error=mirrored.evidence > CERTAIN)
-    unlike = UNLIKE_OF_MANY if window.n_cells >= N_CELLS_MANY else UNLIKE
-    is_unlike = here < unlike and window.n_cells >= N_CELLS_UNLIKE and window.is_structured
-    return _unlike(slide) if is_unlike else None
+    least = next(prominence for n_cells, prominence in UNLIKE if window.n_cells >= n_cells)
+    return _unlike(slide) if here < least and window.is_structured else None
 
 
 def _shifted(fits: Fits) -> Fit | None:

@@ -58,9 +58,11 @@ def check_channels(slide: Slide, boxes: NDArray[np.int64]) -> list[Finding]:
     boxes : (n, 4) int64, pixels
         Of its cells; at least one.
     """
-    windows, findings = _windows(slide, boxes), list[Finding]()
+    windows = _windows(slide, boxes)
+    alike = _alike(slide, windows)
+    findings = _swapped_bytes(slide, windows) + alike
     for channel, name in enumerate(slide.channel_names):
-        what = _what(windows, channel) or _copied(windows, channel, slide.channel_names)
+        what = _what(windows, channel) or ("" if alike else _copied(windows, channel, slide.channel_names))
         if what:
             problem = f"channel {name} of {slide.image.source} is {what}, and is extracted as an image"
             remedy = "name the channels to extract with --channels (channels=)"
@@ -69,7 +71,7 @@ def check_channels(slide: Slide, boxes: NDArray[np.int64]) -> list[Finding]:
             problem = f"channel {name} of {slide.image.source} is saturated in {share:.0%} of the pixels of cells"
             remedy = "intensities there are lost; check that the image was not stretched before it was saved"
             findings.append(Finding(f"saturated {name}", problem, remedy, slide=slide.name))
-    return findings + _alike(slide, windows) + _swapped_bytes(slide, windows)
+    return findings
 
 
 def _copied(windows: Sequence[_Window], channel: int, names: Sequence[str]) -> str:

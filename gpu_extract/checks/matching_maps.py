@@ -23,6 +23,7 @@ __all__ = [
     "ImageWindow",
     "LabelMap",
     "Way",
+    "channel_fits",
     "image_window",
     "nearby_fits",
 ]
@@ -33,6 +34,8 @@ WIDTH = 5
 MAX_SIDE, N_CHANNELS = 1024, 8
 # Side of the map of labels in which the window of the image is searched, coarse pixels.
 REACH = 512
+# Rows and columns of a coarse pixel that are enough to take its mean.
+PER_STEP = 4
 # Intensities further from the mean, in standard deviations, count as that far: single bright spots would decide.
 CLIPPED = 2.0
 # What is brighter over so many coarse pixels along each axis is uneven light, and is taken out.
@@ -187,6 +190,12 @@ def image_window(slide: Slide, labels: LabelMap, side: int) -> ImageWindow:
     pixels = slide.image.read(y * step, x * step, (y + h) * step, (x + w) * step)[:N_CHANNELS]
     channels = np.stack([_clipped(_coarse(channel, step)) for channel in pixels])
     return ImageWindow((y, x), channels, n_cells)
+
+
+def channel_fits(window: ImageWindow, labels: LabelMap) -> NDArray[np.float64]:
+    """Return the absolute correlation of labels with each channel of a window, (C,)."""
+    channels = np.stack([_highpassed(channel) for channel in window.channels])
+    return np.abs(_correlations(channels, labels.drawn(AS_GIVEN, window.box)))
 
 
 def nearby_fits(window: ImageWindow, labels: LabelMap) -> tuple[float, float]:
@@ -381,9 +390,12 @@ def _correlations(channels: Plane, drawn: Plane) -> NDArray[np.float64]:
 
 
 def _coarse(pixels: NDArray[Any], step: int) -> Plane:
-    """Return the means of squares of pixels (h, w); those not finite count as 0."""
-    h, w = pixels.shape[0] // step, pixels.shape[1] // step
-    blocks = pixels.reshape(h, step, w, step)
+    """Return the means of squares of pixels (h, w), of large ones by every so many-th row and column.
+
+    Pixels that are not finite count as 0.
+    """
+    h, w, every = pixels.shape[0] // step, pixels.shape[1] // step, max(step // PER_STEP, 1)
+    blocks = pixels.reshape(h, step, w, step)[:, ::every, :, ::every]
     if pixels.dtype.kind != "f":
         means: Plane = blocks.mean(axis=(1, 3), dtype=np.float32)
         return means

@@ -43,6 +43,8 @@ ODD_SHARE, IMAGE_BROKEN, LABELS_BROKEN = 0.3, 0.4, 0.15
 POINT_PIXELS, N_POINTS = 5, 10
 # A label that is so many times larger than the median one is hardly a cell: ten times as wide.
 HUGE = 100
+# Ids up to more than so many times their number, which are less than so many times it with their bytes swapped.
+SPARSE_IDS, DENSE_IDS, N_SWAPPED = 64, 4, 10
 # Nuclei do not cover so much of a slide.
 COVERED = 0.75
 # Labels without interior pixels whose outline holds so many times more pixels than they have are outlines; some of the
@@ -296,7 +298,7 @@ def check_plane(
     for index, row in _giants(planes):
         if slides[index].name not in wrong:
             findings += _giant(planes.plane(index, examined), row)
-    return findings + _points(planes) + _covering(planes) + _outlines(planes), unsure
+    return findings + _points(planes) + _covering(planes) + _outlines(planes) + _swapped_bytes(planes), unsure
 
 
 def _images(planes: _Planes) -> list[int]:
@@ -452,10 +454,9 @@ def _giant(plane: _Plane, row: int) -> list[Finding]:
     if n_sides >= N_SIDES and n_inside > AROUND * n_others and (n_others >= WRONG_IDS or (n_others and no_zero)):
         problem = f"have a background that is not 0: {covers} and lies around {n_inside} of the {n_others} others"
         return [plane.finding("background", problem, f"set id {cell_id} to 0", "binary")]
-    times = float(labels.counts[row] / np.median(labels.counts))
-    if len(labels) > FEW_IDS and times > HUGE and np.prod(high - low) <= SPANS * size[0] * size[1]:
-        problem = f"have an id that is hardly a cell: {covers}, {times:.0f} times the area of the median one"
-        return [plane.finding("huge", problem, f"set id {cell_id} to 0 if it is none", "binary", is_error=False)]
+    huge = _huge(plane, row, covers)
+    if huge and share <= MOST_OF_SLIDE and np.prod(high - low) <= SPANS * size[0] * size[1]:
+        return huge
     (y0, x0), (y1, x1) = low.tolist(), high.tolist()
     n_gaps, n_enclosed = count_gaps(plane.slide.masks[plane.name], cell_id, (y0, x0, y1, x1))
     covers_most = share > MOST_OF_SLIDE and n_sides >= N_SIDES
@@ -465,7 +466,17 @@ def _giant(plane: _Plane, row: int) -> list[Finding]:
     if covers_most and (n_gaps >= MANY_GAPS or share >= NEARLY_ALL):
         problem = f"may be a mask, not labels: {covers}"
         return [plane.finding("foreground", problem, NUMBER_FIRST, "binary", is_error=False)]
-    return []
+    return huge
+
+
+def _huge(plane: _Plane, row: int, covers: str) -> list[Finding]:
+    """Return a finding if a label is so many times larger than the median one, of many."""
+    counts, cell_id = plane.labels.counts, int(plane.labels.ids[row])
+    times = float(counts[row] / np.median(counts))
+    if len(counts) <= FEW_IDS or times <= HUGE:
+        return []
+    problem = f"have an id that is hardly a cell: {covers}, {times:.0f} times the area of the median one"
+    return [plane.finding("huge", problem, f"set id {cell_id} to 0 if it is none", "binary", is_error=False)]
 
 
 def _points(planes: _Planes) -> list[Finding]:
@@ -518,3 +529,19 @@ def _is_outline(planes: _Planes, at: int) -> bool:
     if ndimage.binary_erosion(mask, np.ones((3, 3), bool)).any():
         return False
     return bool(np.count_nonzero(ndimage.binary_fill_holes(mask)) > OUTLINED * np.count_nonzero(mask))
+
+
+def _swapped_bytes(planes: _Planes) -> list[Finding]:
+    """Return a finding for each slide whose ids are those of cells once their bytes are in the other order."""
+    findings = []
+    for slide, labels in zip(planes.slides, planes.labels, strict=True):
+        raster, n = slide.masks[planes.name], len(labels)
+        if n < N_SWAPPED or raster.dtype.kind not in "iu" or int(labels.ids[-1]) < SPARSE_IDS * n:
+            continue
+        if int(labels.ids.astype(raster.dtype).byteswap().max()) > DENSE_IDS * n:
+            continue
+        where = f"{planes.name} labels {raster.source}"
+        problem = f"{where} have ids whose bytes are in the wrong order ({some_ids(labels.ids)})"
+        remedy = "swap them, for example with numpy.ndarray.byteswap"
+        findings.append(Finding(f"{planes.name} bytes", problem, remedy, "ids", slide=slide.name))
+    return findings

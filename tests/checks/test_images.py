@@ -80,6 +80,7 @@ def test_slices_that_are_taken_for_channels_are_told_of():
     found = lines(slices)
     assert len(found) == 1
     assert "the 6 channels of array are nearly alike, as Z slices or time points of one channel are" in found[0]
+    assert len(lines([*slices, slices[1]])) == 1
     assert lines([*slices[:3], IMAGE[2]]) == ()
     assert lines([IMAGE[0], IMAGE[0] // 2 + 5, IMAGE[0] // 3]) == ()  # red, green and blue of a gray picture
 
@@ -181,6 +182,17 @@ def test_images_of_any_stain_pass(channels, how):
     assert refusal(image, nucleus) == ("", ())
     if channels != [1] or how not in ("every third cell", "a half"):  # 4 bright nuclei in 105 cytosols
         assert refusal(image, None, cytosol) == ("", ())
+
+
+def test_slides_whose_channels_are_in_another_order_are_told_of():
+    right, wrong = (as_slide(np.ascontiguousarray(image), NUCLEUS, CYTOSOL) for image in (IMAGE, IMAGE[::-1]))
+    upper = as_slide(IMAGE[:, :300], NUCLEUS[:300], CYTOSOL[:300])
+    (line,) = [line for line in checked([right, wrong])[0] if "order" in line]
+    assert line == (
+        "labels follow channel ch0 in slide slide, and channel ch2 in slide slide, as if its channels were in another "
+        "order; give the channels of all slides in one order"
+    )
+    assert checked([right, upper])[0] == ()
 
 
 def test_a_whole_slide_is_read_in_a_small_part():

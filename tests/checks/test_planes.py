@@ -152,6 +152,15 @@ def test_an_id_that_says_ignore_is_refused():
     assert_names(refused(labels), "an id that is no cell's, 65535", "set it to 0", trust="ids")
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32])
+def test_ids_with_swapped_bytes_are_told_of(dtype):
+    few = np.where(NUCLEUS < 120, NUCLEUS, 0).astype(dtype)  # signed ids stay positive
+    assert "have ids whose bytes are in the wrong order (ids 256, " in warned(few.byteswap()) or dtype != np.uint16
+    assert "bytes are in the wrong order" in warned(few.byteswap())
+    sparse = few.astype(np.uint64) * 2**40 + 7 * (few > 0).astype(np.uint64)
+    assert refusal(IMAGE, sparse) == ("", ())
+
+
 def test_255_cells_are_no_mistake():
     ids, labels = np.unique(without(NUCLEUS, np.arange(256, 400)), return_inverse=True)
     assert len(ids) - 1 == 255
@@ -244,6 +253,12 @@ def test_a_label_a_hundred_times_as_large_as_the_others_is_told_of(radius):
     assert "set id 999 to 0 if it is none" in line
     labels[60:460, 60:460] = 999
     assert "id 999 covers 61% of the slide, 2013 times the area of the median one" in warned(labels)
+
+
+def test_tissue_around_the_cells_is_refused():
+    y, x = np.mgrid[:512, :512]
+    labels = np.where((np.hypot(y - 256, x - 256) < 220) & (NUCLEUS == 0), 999, NUCLEUS)
+    assert_names(refused(labels), "id 999 covers 52% of the slide, with 130 gaps in it", trust="binary")
 
 
 def test_nuclei_that_cover_the_slide_are_told_of():
