@@ -49,9 +49,9 @@ SHIFTED, SURELY, ONE_SIDED = 0.7, 0.3, 0.5
 # A shift of fewer pixels is that of a filter.
 MIN_SHIFT = 3
 # Labels that belong stand out where they are, or a coarse pixel beside it: in real slides of 100 cells by 3.6 to 50, of
-# 40 by 2.9 and more, of 8 by 1.7 and more; by chance by 1 to 3.4.
+# 30 by 2.8 and more, of 8 by 1.7 and more; by chance by 1 to 3.4.
 PROMINENT = 5.0
-UNLIKE = (100, 3.3), (40, 2.8), (8, 1.5), (0, 0.0)
+UNLIKE = (100, 3.3), (40, 2.8), (30, 2.5), (8, 1.5), (0, 0.0)
 
 # Labels follow a channel by more, and do not follow one by less; of so many cells in a window.
 FOLLOWS, FOLLOWS_NOT, N_CELLS_ORDER = 0.5, 0.25, 20
