@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpu_extract import backends, pipeline, surveying
-from gpu_extract.checks import as_trust
 from gpu_extract.cpus import default_threads
 from gpu_extract.errors import InputError
 from gpu_extract.inputs import plan_slides
@@ -18,7 +17,7 @@ from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.overwriting import check_not_read
 from gpu_extract.parallel import worker_threads
-from gpu_extract.planning import Plan, with_checked_images
+from gpu_extract.planning import Plan
 from gpu_extract.progress import shown
 from gpu_extract.sources.selectors import input_paths
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
@@ -228,7 +227,6 @@ def iter_cells(
     check_options(options, PlanOptions, "image", "nucleus", "cytosol", "device", "threads", "gpu_memory")
     backend, n_threads = choose_backend(device, gpu_memory), as_threads(threads)
     plan = plan_slides([SlideInput(image, nucleus, cytosol)], options, backend.statistics)
-    plan = with_checked_images(plan, as_trust(options.get("trust")))
     warn(plan.warnings)
 
     def batches() -> Iterator[CellImages]:
@@ -288,7 +286,6 @@ def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | No
     if output is not None:
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
             check_not_read(output, input_paths(slide.image.source, *(raster.source for raster in slide.masks.values())))
-    plan = with_checked_images(plan, as_trust(options.get("trust")))
     warn(plan.warnings)
     storage = {
         "compression": compression,

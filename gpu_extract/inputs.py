@@ -19,18 +19,18 @@ from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.listing import listed
 from gpu_extract.messages import announce, warn
-from gpu_extract.model import CellTable, DroppedCells, DropReason, Slide
+from gpu_extract.model import CellTable, DroppedCells, Slide
 from gpu_extract.options import ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import open_slides
 from gpu_extract.sources.names import unique_names
 from gpu_extract.sources.physical import (
     as_pixel_size,
+    lost_ids,
     mixed_sizes,
     pixel_size_warning,
     rescaled,
     tile_size_in_pixels,
-    vanished_ids,
 )
 from gpu_extract.sources.plates import plate_inputs
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input, check_listed_once
@@ -55,7 +55,7 @@ def plan(
 ) -> planning.Plan:
     """Return what an extraction will do: cells kept, cells dropped and why, planes, bytes, a fitting tile size.
 
-    The label planes are read, the pixels of the image are not. For estimates of time, memory and file size see
+    The label planes are read, and a few windows of the image. For estimates of time, memory and file size see
     `gpu_extract.survey`.
 
     Parameters
@@ -162,9 +162,10 @@ def plan_slides(
         warnings += _nuclear_warnings(recipe, named[0], were_chosen=channels is not None)
     allow_empty = options.get("allow_empty", False)
     planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty, trust=trust)
+    planned = planning.with_checked_images(planned, trust, statistics)
     return replace(
         planned,
-        cells=_with_vanished(planned, named, statistics),
+        cells=_with_lost(planned, named, statistics),
         warnings=(*warnings, *planned.warnings),
         planes=_as_planes(options.get("planes"), planned.program.n_planes),
     )
@@ -212,6 +213,8 @@ def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> li
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
         labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
+        if size is not None:
+            labelled = replace(labelled, pixel_size_source="as given")
         if size is None and (scale is not None or options.get("tile_size_um") is not None):
             labelled = replace(labelled, warnings=(*labelled.warnings, *pixel_size_warning(labelled)))
         if ids is not None:
@@ -258,16 +261,19 @@ def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> lis
     ]
 
 
-def _with_vanished(planned: planning.Plan, slides: Sequence[Slide], statistics: Statistics) -> CellTable:
-    """Return the plan's cells; cells that resampling leaves without a pixel are added to the dropped ones."""
-    vanished = [vanished_ids(slide, statistics) for slide in slides]
-    if not any(map(len, vanished)):
+def _with_lost(planned: planning.Plan, slides: Sequence[Slide], statistics: Statistics) -> CellTable:
+    """Return the plan's cells; ids that placing and resampling left without a pixel are added to the dropped ones."""
+    lost = [
+        DroppedCells(np.full(len(ids), index), ids, np.full(len(ids), reason, np.uint8))
+        for index, slide in enumerate(slides)
+        for reason, ids in lost_ids(slide, statistics).items()
+    ]
+    if not lost:
         return planned.cells
-    dropped = planned.cells.dropped
-    slide = np.concatenate([dropped.slide, np.repeat(np.arange(len(vanished)), [len(ids) for ids in vanished])])
-    ids = np.concatenate([dropped.ids, *vanished])
-    reason = np.full(len(ids), DropReason.VANISHED, np.uint8)
-    reason[: len(dropped)] = dropped.reason
+    every = [planned.cells.dropped, *lost]
+    slide, ids, reason = (
+        np.concatenate([getattr(each, name) for each in every]) for name in ("slide", "ids", "reason")
+    )
     order = np.lexsort((ids, slide))
     return replace(planned.cells, dropped=DroppedCells(slide[order], ids[order], reason[order]))
 

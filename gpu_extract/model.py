@@ -237,6 +237,7 @@ class DropReason(IntEnum):
     NOT_SELECTED = 6
     SMALLER_NUCLEUS = 7
     VANISHED = 8
+    OUTSIDE = 9
 
     @property
     def text(self) -> str:
@@ -259,6 +260,7 @@ REASON_TEXTS = {
     DropReason.NOT_SELECTED: "not selected",
     DropReason.SMALLER_NUCLEUS: "a larger nucleus is in its cell",
     DropReason.VANISHED: "no pixel left after resampling",
+    DropReason.OUTSIDE: "outside the image, where its placement puts it",
 }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -215,8 +214,16 @@ def make_plan(
     )
 
 
-def with_checked_images(plan: Plan, trust: Collection[Trust] = ()) -> Plan:
+def with_checked_images(plan: Plan, trust: Collection[Trust] = (), statistics: Statistics = label_statistics) -> Plan:
     """Check a few windows of the images, which `make_plan` does not read, and return the plan with what was found.
+
+    Parameters
+    ----------
+    plan : Plan
+    trust : collection of str
+        Findings to accept.
+    statistics : callable
+        As for `make_plan`.
 
     Raises
     ------
@@ -224,9 +231,8 @@ def with_checked_images(plan: Plan, trust: Collection[Trust] = ()) -> Plan:
         If labels surely are not those of their image; see `gpu_extract.checks.check_images`.
     """
     announce("checking the images")
-    first = np.searchsorted(plan.cells.slide, np.arange(len(plan.slides) + 1)).tolist()
-    boxes = [plan.cells.boxes[start:stop] for start, stop in pairwise(first)]
-    checked = check_images(plan.slides, boxes, trust)
+    slides = [slide for index, slide in enumerate(plan.slides) if np.any(plan.cells.slide == index)]
+    checked = check_images(slides, lambda slide: slide_statistics(slide, statistics), trust)
     return replace(plan, warnings=(*plan.warnings, *checked.warnings), trusted=(*plan.trusted, *checked.trusted))
 
 

@@ -25,7 +25,7 @@ from gpu_extract.components import find_components
 from gpu_extract.html_table import html_table
 from gpu_extract.matching import find_overlaps
 from gpu_extract.messages import announce
-from gpu_extract.model import DropReason, Slide, strips
+from gpu_extract.model import Slide, strips
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, Contents
 
@@ -254,11 +254,15 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
 
 
 def _label_problems(plan: Plan) -> tuple[LabelProblem, ...]:
-    """Return the label problems of all slides, one entry for each kind."""
+    """Return the label problems of all slides, one entry for each kind.
+
+    What a run says, too, is left out: cells that are dropped, and ids that a warning of the plan is about.
+    """
     found: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for index, slide in enumerate(plan.slides):
+        unsure = plan.unsure[index] if plan.unsure else np.zeros(0, np.uint64)
         for kind, ids in [*_without_partner(plan, index), *_problems_of(slide)]:
-            found.setdefault(kind, []).extend((slide.name, int(cell_id)) for cell_id in ids)
+            found.setdefault(kind, []).extend((slide.name, int(each)) for each in np.setdiff1d(ids, unsure))
     applied = BY_OVERLAP if plan.program.recipe.match == "overlap" else None
     return tuple(
         LabelProblem(problem, len(cells), tuple(cells[:N_EXAMPLES]), "" if remedy == applied else remedy)
@@ -268,12 +272,10 @@ def _label_problems(plan: Plan) -> tuple[LabelProblem, ...]:
 
 
 def _without_partner(plan: Plan, index: int) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:
-    """Yield (problem, remedy) and ids for the ids that only one label plane of a slide has, kept or dropped."""
-    cells, dropped = plan.cells, plan.cells.dropped
+    """Yield (problem, remedy) and ids for the cells of a slide that have but one of two masks."""
+    cells = plan.cells
     for m, name in enumerate(plan.slides[index].masks):
-        kept = cells.ids[(cells.slide == index) & (cells.areas[:, m] == 0)]
-        gone = dropped.ids[(dropped.slide == index) & (dropped.reason == DropReason.without(name))]
-        yield (f"id without {name}", BY_OVERLAP), np.union1d(kept, gone)
+        yield (f"cell without {name}", BY_OVERLAP), cells.ids[(cells.slide == index) & (cells.areas[:, m] == 0)]
 
 
 def _problems_of(slide: Slide) -> Iterator[tuple[tuple[str, str], NDArray[np.uint64]]]:

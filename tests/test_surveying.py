@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made.mistakes import ht29_planes
 from made.slides import as_slide, small_slide
 
 from gpu_extract import Recipe, extract_many
@@ -83,13 +84,34 @@ def test_label_problems_are_counted_with_examples():
     estimate = survey_of(mismatched())
     problems = {problem.problem: (problem.count, problem.examples) for problem in estimate.problems}
     assert problems == {
-        "id without cytosol": (1, (("slide", 3),)),
         "cytosol in several components": (1, (("slide", 9),)),
         "nucleus mostly in a cytosol of another id": (1, (("slide", 3),)),
         "cytosol that holds several nuclei": (1, (("slide", 2),)),
     }
     text = "\n".join(survey_lines(estimate))
-    assert "1 x id without cytosol (3)\n    --match overlap (match='overlap') pairs" in text
+    assert "1 x nucleus mostly in a cytosol of another id (3)\n    --match overlap (match='overlap') pairs" in text
+    assert "dropped 1: no cytosol" in text
+
+
+def test_cells_that_are_kept_with_one_mask_are_a_problem():
+    estimate = survey_of(mismatched(), recipe=RECIPE.replace(on_mismatch="keep"))
+    problems = {problem.problem: problem.examples for problem in estimate.problems}
+    assert problems["cell without cytosol"] == (("slide", 3),)
+
+
+def test_what_a_warning_says_is_no_problem_once_more():
+    image, nucleus, cytosol = ht29_planes()
+    becomes = np.arange(317)
+    becomes[[50, 60, 70]] = 60, 70, 50
+    stray = cytosol.copy()
+    stray[5, 5] = 200
+    estimate = survey_of((image, becomes[nucleus], stray))
+    assert any("in 3 of 316 cells (ids 50, 60, 70)" in line for line in estimate.plan.warnings)
+    assert any("id 200 has 2 far-apart components" in line for line in estimate.plan.warnings)
+    told = {50, 60, 70, 200}
+    listed = {cell_id for problem in estimate.problems for _, cell_id in problem.examples}
+    assert not listed & told
+    assert "nucleus mostly in a cytosol of another id" not in {problem.problem for problem in estimate.problems}
 
 
 def test_a_recipe_that_solves_the_problems_leaves_none():
@@ -118,7 +140,7 @@ def test_to_dict_has_plain_values():
     again = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
     assert again["fitting_tile_size"] == {f"{share:g}": side for share, side in estimate.tile_sizes().items()}
     assert again["channels"][0]["name"] == "ch0"
-    assert again["label_problems"][0]["examples"][0] == ["slide_0", 20]
+    assert again["label_problems"][0]["examples"][0] == ["slide_1", 20]
     assert [slide["n_cells"] for slide in again["slides"]] == [
         int((estimate.plan.cells.slide == index).sum()) for index in (0, 1)
     ]

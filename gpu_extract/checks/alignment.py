@@ -1,166 +1,188 @@
-"""Whether the labels lie on what the image shows: not on its mirror image, and not some pixels beside it.
+"""Whether the labels lie on what the image shows: not on its mirror image, not beside it, not on another image.
 
-Cells are brighter or darker than what is around them in some channel, so that "labelled or not" and intensity
-correlate. Where they do not, but would if the labels were mirrored or shifted, the labels are that. Where they never
-correlate nothing is said.
+Cells are brighter or darker than what is around them in some channel, or their outlines are. Planning knows where each
+cell is and how large, so that disks on a coarse map stand for the labels, and only a window of the image is read. Where
+the two correlate, all is well. Where they do not, the map is shifted and mirrored in every way, and the fit that stands
+out tells where the labels would belong; if none does, they are hardly those of this image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.checks.findings import Finding
+from gpu_extract.checks.matching_maps import (
+    AS_GIVEN,
+    MIRRORED,
+    TURNED,
+    WIDTH,
+    Fit,
+    Fits,
+    ImageSearch,
+    LabelMap,
+    channel_fits,
+    image_window,
+    nearby_fits,
+)
+from gpu_extract.labels import LabelStatistics
 from gpu_extract.model import Slide, source_text
 
-__all__ = ["check_alignment"]
+__all__ = ["check_alignment", "check_order"]
 
-# Windows along each axis, in a grid that is its own mirror image, and their side in pixels.
-N_WINDOWS, SIDE = 3, 64
-# Channels that are examined, the first ones.
-N_CHANNELS = 8
 # Fewer cells can look mirrored or shifted by chance.
 N_CELLS = 8
-# Cells are counted, and mean and deviation are taken, on every so many-th pixel along y and x.
-STEP = 4
-# Correlation that shows that labels belong to what they lie on, 0.3 to 0.85 in real slides; by chance it is up to 0.2.
-CLEAR = 0.4
-# Where labels are not mirrored, the correlation is at least this part of that with a mirror image; and where they are
-# not shifted, this part of that with a shifted image.
-RIGHT, SHIFTED = 0.4, 0.7
-# Intensities further from the mean, in standard deviations, count as that far: single bright spots would decide.
-CLIPPED = 2.0
-# A shift of fewer pixels is that of a filter; one of more than this part of a window is chance.
-MIN_SHIFT, MAX_SHIFT = 3, 0.3
+# Labels with this correlation, and this much for the square root of few cells, belong to what they lie on.
+CLEAR, CLEAR_OF_FEW = 0.25, 1.5
+# A correlation at a small shift that is worth a search.
+BETTER = 0.4
+# Side in coarse pixels of the window in which that is looked for, and of the one that is searched otherwise.
+LOOK_SIDE, SEARCH_SIDE = 64, 256
+# Evidence is correlation times prominence: 6 to 45 where labels belong, and by chance mostly below 4 and up to 6.
+EVIDENT, CERTAIN = 5.0, 7.0
+# Labels are not shifted if the correlation where they are is at least this part of that with shifted ones, and not by
+# more than a cell if this part of the prominence is; nor by less if the opposite shift fits so well.
+SHIFTED, SURELY, ONE_SIDED = 0.7, 0.3, 0.5
+# A shift of fewer pixels is that of a filter.
+MIN_SHIFT = 3
+# Labels that belong stand out where they are, or a coarse pixel beside it: in real slides of 100 cells by 3.6 to 50, of
+# 30 by 2.8 and more, of 8 by 1.7 and more; by chance by 1 to 3.4.
+PROMINENT = 5.0
+UNLIKE = (100, 3.3), (40, 2.8), (30, 2.5), (8, 1.5), (0, 0.0)
 
+# Labels follow a channel by more, and do not follow one by less; of so many cells in a window.
+FOLLOWS, FOLLOWS_NOT, N_CELLS_ORDER = 0.5, 0.25, 20
+
+MISPLACED = "misplaced"
 REMEDY = "compare labels and image in a viewer, and give labels of the image's own pixels"
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Windows of a slide.
+def check_alignment(slide: Slide, planes: Sequence[LabelStatistics]) -> list[Finding]:
+    """Check whether labels are mirrored or shifted against the image, or of another one.
 
     Parameters
     ----------
-    labelled : (M, rows, columns, h, w) float32
-        1 where a label plane is not 0.
-    intensities : (C, rows, columns, h, w) float32
-    n_cells : int
-        Different labels in the windows of the last plane.
+    slide : Slide
+    planes : sequence of LabelStatistics
+        Of its label planes.
     """
+    maps = [LabelMap.of(labels, slide.size) for labels in planes if len(labels) >= N_CELLS]
+    looks = [_look(slide, labels) for labels in maps]
+    suspicious = [labels for labels, look in zip(maps, looks, strict=True) if look == _Look.SUSPICIOUS]
+    is_clear = _Look.CLEAR in looks
+    unlike: list[Finding] = []
+    for labels in suspicious if is_clear else maps:
+        found = _search(slide, labels)
+        if found is None or found.kind == MISPLACED:
+            return [] if found is None else [found]
+        unlike = [found]
+    return [] if is_clear else unlike
 
-    labelled: NDArray[np.float32]
-    intensities: NDArray[np.float32]
-    n_cells: int
 
+def check_order(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]]) -> list[Finding]:
+    """Check whether the same channel shows the cells in all slides; else their order may differ.
 
-def check_alignment(slide: Slide) -> list[Finding]:
-    """Check whether labels are mirrored or shifted against the image."""
-    sample = _sample(slide)
-    if sample.n_cells < N_CELLS:
+    Parameters
+    ----------
+    slides : sequence of Slide
+    planes : sequence
+        Of each slide, the statistics of its label planes.
+    """
+    if len(slides) < 2 or slides[0].image.shape[0] < 2:
         return []
-    how = _mirrored(sample)
-    is_error = bool(how)
-    how = how or _shifted(sample)
-    if not how:
-        return []
-    labels = " and ".join(f"{name} labels {raster.source}" for name, raster in slide.masks.items())
-    problem = f"{labels} are {how} against image {source_text(slide.image)}"
-    return [Finding("misplaced", problem, REMEDY, "placement", is_error, slide.name)]
+    first: tuple[Slide, NDArray[np.float64]] | None = None
+    for slide, (labels, *_) in zip(slides, planes, strict=True):
+        if len(labels) < N_CELLS_ORDER:
+            continue
+        cells = LabelMap.of(labels, slide.size)
+        window = image_window(slide, cells, LOOK_SIDE)
+        fits = channel_fits(window, cells)
+        if window.n_cells < N_CELLS_ORDER or fits.max() < FOLLOWS:
+            continue
+        if first is None:
+            first = slide, fits
+        one, other = int(np.argmax(first[1])), int(np.argmax(fits))
+        if first[1][other] < FOLLOWS_NOT and fits[one] < FOLLOWS_NOT:
+            names = slide.channel_names
+            problem = (
+                f"labels follow channel {names[one]} in slide {first[0].name}, and channel {names[other]} in slide "
+                f"{slide.name}, as if its channels were in another order"
+            )
+            return [Finding("order", problem, "give the channels of all slides in one order")]
+    return []
 
 
-def _sample(slide: Slide) -> _Sample:
-    """Read the windows."""
-    side = min(SIDE, *slide.size)
-    rows, columns = (_starts(length, side) for length in slide.size)
-    windows = [slide.read((y, x, y + side, x + side)) for y in rows for x in columns]
-    n_channels = min(slide.image.shape[0], N_CHANNELS)
-    grid = len(rows), len(columns), side, side
-    labelled = np.stack([[plane != 0 for plane in window.labels] for window in windows], axis=1)
-    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is left out
-        intensities = np.stack([window.image[:n_channels] for window in windows], axis=1).astype(np.float32)
-    cells = np.concatenate([window.labels[-1][::STEP, ::STEP].ravel() for window in windows])
-    return _Sample(
-        labelled.astype(np.float32).reshape(-1, *grid),
-        np.stack([_clipped(channel) for channel in intensities]).reshape(-1, *grid),
-        int(np.count_nonzero(np.unique(cells))),
-    )
+class _Look(Enum):
+    """What a small window says: labels lie where they should, beside it, or nothing."""
+
+    CLEAR = auto()
+    SUSPICIOUS = auto()
+    UNKNOWN = auto()
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Return where the windows begin along an axis, as far from its start as from its end."""
-    n = min(max(length // side, 1), N_WINDOWS)
-    before = [k * (length - side) // max(n - 1, 1) for k in range((n + 1) // 2)]
-    return sorted({*before, *(length - side - start for start in before)})
+def _look(slide: Slide, labels: LabelMap) -> _Look:
+    """Look at labels in a small window, and at no large shift; that is enough for nearly all slides."""
+    window = image_window(slide, labels, LOOK_SIDE)
+    given, nearby = nearby_fits(window, labels)
+    if given > SHIFTED * nearby:
+        clear = max(CLEAR, CLEAR_OF_FEW / max(window.n_cells, 1) ** 0.5)
+        return _Look.CLEAR if given > clear else _Look.UNKNOWN
+    return _Look.SUSPICIOUS if nearby > BETTER else _Look.UNKNOWN
 
 
-def _clipped(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return intensities about their mean, from -1 to 1: those far from it are clipped, those not finite are 0."""
-    finite = np.where(np.isfinite(pixels), pixels, np.float32(0))
-    some = finite[:, ::STEP, ::STEP].astype(np.float64)
-    mean, reach = float(some.mean()), CLIPPED * float(some.std())
-    scale = np.abs(some).max(initial=0.0) or 1.0  # so that float32 holds all that follows
-    finite = (finite / np.float32(scale) - np.float32(mean / scale)) / np.float32(reach / scale or 1.0)
-    about_mean: NDArray[np.float32] = np.clip(finite, -1, 1)
-    return about_mean
+def _search(slide: Slide, labels: LabelMap) -> Finding | None:
+    """Return what is wrong with the place of a label plane, by a large window; None if nothing is."""
+    window = image_window(slide, labels, SEARCH_SIDE)
+    search = ImageSearch(window, labels)
+    if search.is_flat:
+        return None
+    fits = search.fits(AS_GIVEN)
+    shifted = _shifted(fits)
+    if shifted is not None:
+        is_far = max(map(abs, shifted.shift)) > WIDTH * labels.step
+        return _misplaced(slide, shifted, is_error=is_far and shifted.evidence > CERTAIN)
+    here = fits.near(1).prominence
+    if here > PROMINENT:
+        return None
+    ways = MIRRORED + (TURNED if slide.size[0] == slide.size[1] else ())
+    mirrored = max((search.fits(way).best() for way in ways), key=lambda fit: fit.evidence)
+    if mirrored.evidence > EVIDENT and here < SURELY * mirrored.prominence:
+        return _misplaced(slide, mirrored, is_error=mirrored.evidence > CERTAIN)
+    least = next(prominence for n_cells, prominence in UNLIKE if window.n_cells >= n_cells)
+    return _unlike(slide) if here < least and window.is_structured else None
 
 
-def _normal(planes: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return planes with mean 0 along some axes, and norm 1 each; 0 where a plane is flat."""
-    centered = planes - planes.mean(axis=axes, keepdims=True, dtype=np.float32)
-    norms = np.sqrt(np.einsum("pabyx,pabyx->p", centered, centered))
-    normal: NDArray[np.float32] = centered / np.where(norms > 0, norms, 1).astype(np.float32)[:, None, None, None, None]
-    return normal
+def _shifted(fits: Fits) -> Fit | None:
+    """Return the fit that shows that labels are shifted; None if they are not."""
+    best, near = fits.best(), fits.near(1)
+    far = max(map(abs, best.shift))
+    if best.evidence < EVIDENT or far < MIN_SHIFT or fits.at_zero().correlation > SHIFTED * best.correlation:
+        return None
+    if far > WIDTH * fits.step:
+        return best if near.prominence < SURELY * best.prominence else None
+    # What lies about the cells, such as a membrane, fits on both sides.
+    return best if fits.opposite(best) < ONE_SIDED * best.correlation else None
 
 
-def _mirrored(sample: _Sample) -> str:
-    """Return how the labels are mirrored against the image; empty if they are not."""
-    axes = (1, 2, 3, 4)
-    labels, channels = _normal(sample.labelled, axes), _normal(sample.intensities, axes)
-
-    def fit(moved: NDArray[np.float32]) -> float:
-        # Not by BLAS, whose threads would keep on turning.
-        return float(np.abs(np.einsum("mabyx,kabyx->mk", labels, moved)).max())
-
-    ways = {
-        "upside down": channels[:, ::-1, :, ::-1, :],
-        "mirrored left to right": channels[:, :, ::-1, :, ::-1],
-        "turned by 180 degrees": channels[:, ::-1, ::-1, ::-1, ::-1],
-    }
-    if channels.shape[1] == channels.shape[2]:
-        transposed = channels.transpose(0, 2, 1, 4, 3)
-        ways["transposed"] = transposed
-        ways["turned by 90 degrees"] = transposed[:, ::-1, :, ::-1, :]
-        ways["turned by -90 degrees"] = transposed[:, :, ::-1, :, ::-1]
-    as_given = fit(channels)
-    if as_given > CLEAR:
-        return ""
-    fits = {way: fit(moved) for way, moved in ways.items()}
-    best = max(fits, key=lambda way: fits[way])
-    return best if fits[best] > CLEAR and as_given < RIGHT * fits[best] else ""
+def _labels(slide: Slide) -> str:
+    return " and ".join(f"{name} labels {raster.source}" for name, raster in slide.masks.items())
 
 
-def _shifted(sample: _Sample) -> str:
-    """Return how the labels are shifted against the image; empty if they are not."""
-    labels, channels = (_normal(_halved(planes), (3, 4)) for planes in (sample.labelled, sample.intensities))
-    side = labels.shape[-1]
-    spectra = [np.fft.rfft2(planes) for planes in (labels, channels)]
-    fits = np.fft.irfft2(np.einsum("mrcyx,krcyx->mkyx", spectra[0].conj(), spectra[1]), s=(side, side))
-    fits = np.abs(fits).reshape(-1, side, side)
-    best, y, x = np.unravel_index(np.argmax(fits), fits.shape)
-    shift = [int(at) - side * (at > side // 2) for at in (y, x)]
-    far, clear = max(map(abs, shift)), fits[best, y, x] > CLEAR and fits[:, 0, 0].max() < SHIFTED * fits[best, y, x]
-    if not clear or not MIN_SHIFT <= 2 * far <= 2 * MAX_SHIFT * side:
-        return ""
-    return f"shifted by about {-2 * shift[0]}, {-2 * shift[1]} pixels (y, x)"
+def _misplaced(slide: Slide, fit: Fit, *, is_error: bool) -> Finding:
+    """Return the finding that labels would fit if they were mirrored or shifted."""
+    y, x = fit.shift
+    how = fit.way.name
+    if max(abs(y), abs(x)) >= MIN_SHIFT:
+        how += f"{' and ' * bool(how)}shifted by about {y}, {x} pixels (y, x)"
+    problem = f"{_labels(slide)} are {how} against image {source_text(slide.image)}"
+    return Finding(MISPLACED, problem, REMEDY, "placement", is_error, slide.name)
 
 
-def _halved(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return planes of half the size, each pixel the sum of four: precise enough to tell a shift."""
-    side = planes.shape[-1] // 2 * 2
-    even, odd = slice(0, side, 2), slice(1, side, 2)
-    rows = planes[..., even, :] + planes[..., odd, :]
-    halved: NDArray[np.float32] = rows[..., even] + rows[..., odd]
-    return halved
+def _unlike(slide: Slide) -> Finding:
+    """Return the finding that labels fit nowhere."""
+    problem = f"{_labels(slide)} follow nothing that image {source_text(slide.image)} shows, in any channel"
+    remedy = "check that they are of this image, and not of another field, time point or pyramid level"
+    return Finding("unlike", problem, remedy, "placement", slide=slide.name)

@@ -1,4 +1,7 @@
-"""A mask or labels among the channels of an image: within a cell they do not change, as the pixels of images do."""
+"""Channels that are no images, or not one each: masks, labels, copies, slices, saturated ones, swapped bytes.
+
+Within a cell, masks and labels do not change, as the pixels of images do.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,13 @@ EQUAL_SHARE = 0.7
 N_NEIGHBOURS = 200
 # Then so many of a cell's pixels that are not 0 have one value; said of so many cells or more.
 COMMON_SHARE, N_CELLS = 0.95, 3
+# A channel in which more of the pixels of cells have the largest value of their type lost what it showed.
+# Single cells may be bright.
+SATURATED, N_SATURATED = 0.1, 10
+# So many channels with such a correlation of each with the next are one. Red, green and blue are three.
+N_ALIKE, ALIKE = 4, 0.95
+# Neighbours of pixels with swapped bytes correlate by less than the first, and as they should by more than the second.
+ROUGH, SMOOTH = 0.4, 0.7
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,82 @@ def check_channels(slide: Slide, boxes: NDArray[np.int64]) -> list[Finding]:
     boxes : (n, 4) int64, pixels
         Of its cells; at least one.
     """
-    windows, findings = _windows(slide, boxes), []
+    windows = _windows(slide, boxes)
+    alike = _alike(slide, windows)
+    findings = _swapped_bytes(slide, windows) + alike
     for channel, name in enumerate(slide.channel_names):
-        what = _what(windows, channel)
+        what = _what(windows, channel) or ("" if alike else _copied(windows, channel, slide.channel_names))
         if what:
             problem = f"channel {name} of {source_text(slide.image)} is {what}, and is extracted as an image"
             remedy = "name the channels to extract with --channels (channels=)"
             findings.append(Finding(f"channel {name}", problem, remedy, "planes", slide=slide.name))
+        elif (share := _saturated(windows, channel)) > SATURATED:
+            problem = f"channel {name} of {slide.image.source} is saturated in {share:.0%} of the pixels of cells"
+            remedy = "intensities there are lost; check that the image was not stretched before it was saved"
+            findings.append(Finding(f"saturated {name}", problem, remedy, slide=slide.name))
     return findings
+
+
+def _copied(windows: Sequence[_Window], channel: int, names: Sequence[str]) -> str:
+    """Return the earlier channel that a channel is equal to, in words; empty if there is none or it is flat."""
+    pixels = [window.image[channel] for window in windows]
+    if all(np.ptp(each) == 0 for each in pixels):
+        return ""
+    for earlier in range(channel):
+        if all(np.array_equal(each, window.image[earlier]) for each, window in zip(pixels, windows, strict=True)):
+            return f"equal to channel {names[earlier]}"
+    return ""
+
+
+def _saturated(windows: Sequence[_Window], channel: int) -> float:
+    """Return the share of the pixels of cells that have the largest value of their type."""
+    dtype = windows[0].image.dtype
+    ids = np.unique(np.concatenate([window.cells.ravel() for window in windows]))
+    if dtype.kind == "f" or len(ids) <= N_SATURATED:
+        return 0.0
+    n_cells = sum(int(np.count_nonzero(window.cells)) for window in windows)
+    largest = np.iinfo(dtype).max
+    n = sum(int(np.count_nonzero((window.image[channel] == largest) & (window.cells != 0))) for window in windows)
+    return n / max(n_cells, 1)
+
+
+def _alike(slide: Slide, windows: Sequence[_Window]) -> list[Finding]:
+    """Return a finding if every channel is nearly the next one, as slices of a stack are."""
+    n = slide.image.shape[0]
+    if n < N_ALIKE or min(_correlation(windows, (c, 0), (c + 1, 0)) for c in range(n - 1)) < ALIKE:
+        return []
+    problem = (
+        f"the {n} channels of {slide.image.source} are nearly alike, as Z slices or time points of one channel are"
+    )
+    remedy = "if they are, choose one of them with --channels (channels=)"
+    return [Finding("alike", problem, remedy, "planes", slide=slide.name)]
+
+
+def _swapped_bytes(slide: Slide, windows: Sequence[_Window]) -> list[Finding]:
+    """Return a finding if neighbours become alike once the bytes of each pixel are in the other order."""
+    dtype = slide.image.dtype
+    if dtype.kind == "f" or dtype.itemsize == 1:
+        return []
+    swapped = [_Window(window.image.byteswap(), window.labels) for window in windows]
+    for channel in range(slide.image.shape[0]):
+        if _correlation(windows, (channel, 0), (channel, 1)) > ROUGH:
+            return []
+        if _correlation(swapped, (channel, 0), (channel, 1)) < SMOOTH:
+            return []
+    problem = f"pixels of image {slide.image.source} have their bytes in the wrong order"
+    remedy = "swap them, for example with numpy.ndarray.byteswap, or state the order of bytes when reading raw data"
+    return [Finding("bytes", problem, remedy, "planes", True, slide.name)]
+
+
+def _correlation(windows: Sequence[_Window], one: tuple[int, int], other: tuple[int, int]) -> float:
+    """Return the correlation of two channels, each moved by some pixels along x; 0 where one is flat."""
+    a, b = (
+        np.concatenate([window.image[channel, :, by : by - 2].ravel() for window in windows]).astype(np.float64)
+        for channel, by in (one, other)
+    )
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt(np.einsum("n,n->", a, a) * np.einsum("n,n->", b, b)))
+    return float(np.einsum("n,n->", a, b)) / norm if norm > 0 else 0.0
 
 
 def _windows(slide: Slide, boxes: NDArray[np.int64]) -> list[_Window]:

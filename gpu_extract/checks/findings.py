@@ -35,8 +35,8 @@ class Finding:
         What was given and why that is no good, for the slide that has it.
     remedy : str
         What to do.
-    trust : Trust
-        The word by which the user accepts it.
+    trust : Trust or None
+        The word by which the user accepts it; None for what is never an error.
     is_error : bool
         Whether cells would surely be wrong.
     slide : str
@@ -46,7 +46,7 @@ class Finding:
     kind: str
     problem: str
     remedy: str
-    trust: Trust
+    trust: Trust | None = None
     is_error: bool = False
     slide: str = ""
 

@@ -41,6 +41,15 @@ WRONG_SHARE, WRONG_SHARE_OF_FEW, WRONG_IDS = 0.1, 0.5, 3
 ODD_SHARE, IMAGE_BROKEN, LABELS_BROKEN = 0.3, 0.4, 0.15
 # Cells of a median area below this are points; said of so many of them.
 POINT_PIXELS, N_POINTS = 5, 10
+# A label that is so many times larger than the median one is hardly a cell: ten times as wide.
+HUGE = 100
+# Ids up to more than so many times their number, which are less than so many times it with their bytes swapped.
+SPARSE_IDS, DENSE_IDS, N_SWAPPED = 64, 4, 10
+# Nuclei do not cover so much of a slide.
+COVERED = 0.75
+# Labels without interior pixels whose outline holds so many times more pixels than they have are outlines; some of the
+# labels are examined if the median one fills less of its box.
+OUTLINED, N_OUTLINED, THIN = 2.0, 12, 0.6
 # A label that covers more of the slide, or spans more of it and is so many times larger than a cell, is no cell.
 MOST_OF_SLIDE, SPANS, GIANT = 0.5, 0.8, 20
 # A cell may fill a picture of itself, but not more of it than this.
@@ -289,7 +298,7 @@ def check_plane(
     for index, row in _giants(planes):
         if slides[index].name not in wrong:
             findings += _giant(planes.plane(index, examined), row)
-    return findings + _points(planes), unsure
+    return findings + _points(planes) + _covering(planes) + _outlines(planes) + _swapped_bytes(planes), unsure
 
 
 def _images(planes: _Planes) -> list[int]:
@@ -422,7 +431,9 @@ def _giants(planes: _Planes) -> list[tuple[int, int]]:
     of_all_above = planes.first[1:][[_full_type(labels) > 0 for labels in planes.labels]] - 1
     if len(of_all_above):
         giant[of_all_above] |= shapes.counts[of_all_above] > TOO_LARGE * np.quantile(shapes.counts, LENGTH_QUANTILE)
-    at = np.flatnonzero((shapes.covered > MOST_OF_SLIDE) | giant)
+    is_many = np.bincount(shapes.slide)[shapes.slide] > FEW_IDS
+    huge = is_many & (shapes.counts > HUGE * np.median(shapes.counts))
+    at = np.flatnonzero((shapes.covered > MOST_OF_SLIDE) | giant | huge)
     index = shapes.slide[at]
     return list(zip(index.tolist(), (at - planes.first[index]).tolist(), strict=True))
 
@@ -443,6 +454,9 @@ def _giant(plane: _Plane, row: int) -> list[Finding]:
     if n_sides >= N_SIDES and n_inside > AROUND * n_others and (n_others >= WRONG_IDS or (n_others and no_zero)):
         problem = f"have a background that is not 0: {covers} and lies around {n_inside} of the {n_others} others"
         return [plane.finding("background", problem, f"set id {cell_id} to 0", "binary")]
+    huge = _huge(plane, row, covers)
+    if huge and share <= MOST_OF_SLIDE and np.prod(high - low) <= SPANS * size[0] * size[1]:
+        return huge
     (y0, x0), (y1, x1) = low.tolist(), high.tolist()
     n_gaps, n_enclosed = count_gaps(plane.slide.masks[plane.name], cell_id, (y0, x0, y1, x1))
     covers_most = share > MOST_OF_SLIDE and n_sides >= N_SIDES
@@ -452,7 +466,17 @@ def _giant(plane: _Plane, row: int) -> list[Finding]:
     if covers_most and (n_gaps >= MANY_GAPS or share >= NEARLY_ALL):
         problem = f"may be a mask, not labels: {covers}"
         return [plane.finding("foreground", problem, NUMBER_FIRST, "binary", is_error=False)]
-    return []
+    return huge
+
+
+def _huge(plane: _Plane, row: int, covers: str) -> list[Finding]:
+    """Return a finding if a label is so many times larger than the median one, of many."""
+    counts, cell_id = plane.labels.counts, int(plane.labels.ids[row])
+    times = float(counts[row] / np.median(counts))
+    if len(counts) <= FEW_IDS or times <= HUGE:
+        return []
+    problem = f"have an id that is hardly a cell: {covers}, {times:.0f} times the area of the median one"
+    return [plane.finding("huge", problem, f"set id {cell_id} to 0 if it is none", "binary", is_error=False)]
 
 
 def _points(planes: _Planes) -> list[Finding]:
@@ -462,3 +486,62 @@ def _points(planes: _Planes) -> list[Finding]:
         return []
     problem = f"{planes.name} labels have a median area of {np.median(counts):.0f} pixels"
     return [Finding("points", problem, "give the segmentation, not markers of cells", "planes")]
+
+
+def _covering(planes: _Planes) -> list[Finding]:
+    """Return a finding for each slide that nuclei cover nearly whole."""
+    findings = []
+    for slide, labels in zip(planes.slides, planes.labels, strict=True):
+        share = float(labels.counts.sum()) / (slide.size[0] * slide.size[1])
+        if planes.name == "nucleus" and len(labels) > FEW_IDS and share > COVERED:
+            problem = f"nucleus labels {slide.masks['nucleus'].source} cover {share:.0%} of the slide, as nuclei do not"
+            remedy = "if they are whole cells, give them as cytosol (--cytosol, cytosol=)"
+            findings.append(Finding("covering", problem, remedy, "planes", slide=slide.name))
+    return findings
+
+
+def _outlines(planes: _Planes) -> list[Finding]:
+    """Return a finding where the labels are but the outlines of cells."""
+    shapes = planes.shapes
+    if len(shapes.counts) < N_POINTS or np.median(shapes.filling) > THIN:
+        return []
+    chosen = np.unique(np.linspace(0, len(shapes.counts) - 1, N_OUTLINED).astype(int)).tolist()
+    n_outlines = sum(_is_outline(planes, at) for at in chosen)
+    if 2 * n_outlines <= len(chosen):
+        return []
+    slide = planes.slides[0]
+    problem = (
+        f"{planes.name} labels {slide.masks[planes.name].source} are outlines of cells, with holes where cells are"
+    )
+    return [Finding(f"{planes.name} outlines", problem, "fill them, for example with scipy.ndimage", "planes")]
+
+
+def _is_outline(planes: _Planes, at: int) -> bool:
+    """Return whether a label has no interior pixel, and holes that are larger than itself."""
+    from scipy import ndimage
+
+    index = int(planes.shapes.slide[at])
+    labels, row = planes.labels[index], at - int(planes.first[index])
+    y0, x0, y1, x1 = labels.boxes[row].tolist()
+    if (y1 - y0) * (x1 - x0) > READ_PIXELS // N_OUTLINED:
+        return False
+    mask = np.pad(planes.raster(index).read(y0, x0, y1, x1)[0] == labels.ids[row], 1)
+    if ndimage.binary_erosion(mask, np.ones((3, 3), bool)).any():
+        return False
+    return bool(np.count_nonzero(ndimage.binary_fill_holes(mask)) > OUTLINED * np.count_nonzero(mask))
+
+
+def _swapped_bytes(planes: _Planes) -> list[Finding]:
+    """Return a finding for each slide whose ids are those of cells once their bytes are in the other order."""
+    findings = []
+    for slide, labels in zip(planes.slides, planes.labels, strict=True):
+        raster, n = slide.masks[planes.name], len(labels)
+        if n < N_SWAPPED or raster.dtype.kind not in "iu" or int(labels.ids[-1]) < SPARSE_IDS * n:
+            continue
+        if int(labels.ids.astype(raster.dtype).byteswap().max()) > DENSE_IDS * n:
+            continue
+        where = f"{planes.name} labels {raster.source}"
+        problem = f"{where} have ids whose bytes are in the wrong order ({some_ids(labels.ids)})"
+        remedy = "swap them, for example with numpy.ndarray.byteswap"
+        findings.append(Finding(f"{planes.name} bytes", problem, remedy, "ids", slide=slide.name))
+    return findings

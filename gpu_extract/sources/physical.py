@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from gpu_extract.errors import InputError
 from gpu_extract.labels import Statistics
 from gpu_extract.listing import first_few
-from gpu_extract.model import Slide, source_text
+from gpu_extract.model import DropReason, Raster, Slide, source_text
+from gpu_extract.sources.placement import ShiftedRaster
 from gpu_extract.sources.scaled import ScaledLabels, ScaledRaster
 
 __all__ = [
     "ambiguous_pixel_size",
     "as_pixel_size",
+    "lost_ids",
     "mixed_sizes",
     "pixel_size_warning",
     "rescaled",
     "stated_pixel_size",
     "tile_size_in_pixels",
-    "vanished_ids",
 ]
 
 # Pixel sizes that differ by less are equal: tile sizes would differ by less than a pixel, and calibrations vary more.
@@ -154,15 +155,37 @@ def tile_size_in_pixels(slides: Sequence[Slide], tile_size_um: float) -> int:
     return size
 
 
-def vanished_ids(slide: Slide, statistics: Statistics) -> NDArray[np.uint64]:
-    """Return the ids, ascending, that the label planes of a slide lost when they were resampled."""
-    before, after = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
-    for name, raster in slide.masks.items():
-        if isinstance(raster, ScaledLabels):
-            where = f"{name} labels {raster.source}"
-            before.append(statistics(raster.unscaled, where).ids)
-            after.append(statistics(raster, where).ids)
-    return np.setdiff1d(np.concatenate(before), np.concatenate(after))
+def lost_ids(slide: Slide, statistics: Statistics) -> dict[DropReason, NDArray[np.uint64]]:
+    """Return the ids, ascending, that no label plane of a slide has any more, by the reason.
+
+    Parameters
+    ----------
+    slide : Slide
+    statistics : callable
+        `label_statistics`, or its equivalent on a GPU.
+
+    Returns
+    -------
+    dict
+        Under ``OUTSIDE`` the ids that the placement of labels moved off the image, under ``VANISHED`` those that have
+        no pixel left after resampling.
+    """
+    given = list(slide.masks.items())
+    resampled = [(name, raster.unscaled if isinstance(raster, ScaledLabels) else raster) for name, raster in given]
+    placed = [(name, raster.unshifted if isinstance(raster, ShiftedRaster) else raster) for name, raster in resampled]
+    lost = {}
+    for reason, before, after in (
+        (DropReason.OUTSIDE, placed, resampled),
+        (DropReason.VANISHED, resampled, given),
+    ):
+        if any(one is not other for (_, one), (_, other) in zip(before, after, strict=True)):
+            lost[reason] = np.setdiff1d(_ids(before, statistics), _ids(after, statistics))
+    return lost
+
+
+def _ids(planes: Sequence[tuple[str, Raster]], statistics: Statistics) -> NDArray[np.uint64]:
+    """Return the ids of some label planes."""
+    return np.concatenate([statistics(raster, f"{name} labels {raster.source}").ids for name, raster in planes])
 
 
 def mixed_sizes(slides: Sequence[Slide]) -> list[str]:

@@ -108,14 +108,14 @@ class ShiftedRaster:
     """
 
     def __init__(self, raster: Raster, shift: tuple[int, int], size: tuple[int, int]) -> None:
-        self._raster, self._shift = raster, shift
+        self.unshifted, self._shift = raster, shift
         self.shape, self.dtype = (raster.shape[0], *size), raster.dtype
         self.names, self.source = raster.names, raster.source
 
     @property
     def overlap(self) -> tuple[int, int, int, int]:
         """Box (y0, x0, y1, x1) of the image that the raster covers; empty if y1 <= y0 or x1 <= x0."""
-        (dy, dx), (_, H, W), (_, height, width) = self._shift, self.shape, self._raster.shape
+        (dy, dx), (_, H, W), (_, height, width) = self._shift, self.shape, self.unshifted.shape
         return max(dy, 0), max(dx, 0), min(dy + height, H), min(dx + width, W)
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> NDArray[Any]:
@@ -125,7 +125,7 @@ class ShiftedRaster:
         top, left, bottom, right = max(top, y0), max(left, x0), min(bottom, y1), min(right, x1)
         if top < bottom and left < right:
             dy, dx = self._shift
-            inside = self._raster.read(top - dy, left - dx, bottom - dy, right - dx)
+            inside = self.unshifted.read(top - dy, left - dx, bottom - dy, right - dx)
             pixels[:, top - y0 : bottom - y0, left - x0 : right - x0] = inside
         return pixels
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tifffile
-from made.mistakes import ht29_planes, numbered_anew, round_cells, without
+from made.mistakes import ht29_planes, moved, numbered_anew, round_cells, without
 from made.slides import as_slide
 
-from gpu_extract import InputError, LabelError, Recipe, extract, iter_cells, plan
+from gpu_extract import InputError, LabelError, Recipe, extract, iter_cells, plan, survey
 from gpu_extract.planning import make_plan, with_checked_images
 
 IMAGE, NUCLEUS, CYTOSOL = ht29_planes()
@@ -52,6 +52,34 @@ def test_warnings_are_in_the_report(tmp_path):
     image = np.concatenate([IMAGE, (NUCLEUS > 0)[np.newaxis].astype(np.uint8)])
     report = extract(image, nucleus=NUCLEUS, cytosol=CYTOSOL, output=tmp_path / "out.h5sc", device="cpu")
     assert [line for line in report.warnings if "channel ch3 of array is a mask of two values" in line]
+
+
+def several_mistakes(folder):
+    """Files of a slide with a shift, slices, a wrong pixel size and stray pixels; and the options that name them."""
+    image = np.stack([IMAGE[0], IMAGE[0], IMAGE[2]]).astype(np.uint16)
+    nucleus, cytosol = moved(NUCLEUS, 6, -4), moved(CYTOSOL, 6, -4)
+    cytosol[5, 5] = 200
+    for name, plane in (("image", image), ("nucleus", nucleus), ("cytosol", cytosol)):
+        tifffile.imwrite(folder / f"{name}.tif", plane.astype(np.uint16), photometric="minisblack")
+    return folder / "image.tif", {"nucleus": folder / "nucleus.tif", "cytosol": folder / "cytosol.tif"}
+
+
+def test_run_and_plan_say_the_same_word_for_word(tmp_path, call):
+    image, planes = several_mistakes(tmp_path)
+    options = {**planes, "pixel_size": 50, "device": "cpu"}
+    planned = plan(image, pixel_size=50, **planes).warnings
+    for part in ("shifted by about 6, -4", "equal to channel ch0", "median diameter", "far-apart components"):
+        assert len([line for line in planned if part in line]) == 1, (part, planned)
+    assert survey(image, **options).plan.warnings == planned
+    report = extract(image, output=tmp_path / "a.h5sc", **options)
+    assert report.warnings[: len(planned)] == planned
+    arguments = [image, "--nucleus", planes["nucleus"], "--cytosol", planes["cytosol"], "--pixel-size", 50]
+    for command in (["plan"], ["run", "-o", tmp_path / "b.h5sc", "--quiet"]):
+        code, stdout, stderr = call(*command, *arguments, "--device", "cpu")
+        assert code == 0
+        told = [line.removeprefix("warning: ") for line in stderr.splitlines() if line.startswith("warning: ")]
+        assert tuple(told[: len(planned)]) == planned
+        assert "far-apart" not in stdout
 
 
 def test_what_is_trusted_is_in_the_plan():

@@ -1,11 +1,14 @@
 """Label planes that are none, or whose ids are not those of cells, are refused; single doubtful cells are told of."""
 
+import re
+
 import numpy as np
 import pytest
 import scipy.ndimage
 from made.mistakes import checked, disks, ht29_planes, moved, refusal, round_cells, without
 from made.slides import as_slide, small_slide
 from skimage.measure import label
+from skimage.segmentation import expand_labels, find_boundaries
 
 from gpu_extract import LabelError
 
@@ -149,6 +152,15 @@ def test_an_id_that_says_ignore_is_refused():
     assert_names(refused(labels), "an id that is no cell's, 65535", "set it to 0", trust="ids")
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32])
+def test_ids_with_swapped_bytes_are_told_of(dtype):
+    few = np.where(NUCLEUS < 120, NUCLEUS, 0).astype(dtype)  # signed ids stay positive
+    assert "have ids whose bytes are in the wrong order (ids 256, " in warned(few.byteswap()) or dtype != np.uint16
+    assert "bytes are in the wrong order" in warned(few.byteswap())
+    sparse = few.astype(np.uint64) * 2**40 + 7 * (few > 0).astype(np.uint64)
+    assert refusal(IMAGE, sparse) == ("", ())
+
+
 def test_255_cells_are_no_mistake():
     ids, labels = np.unique(without(NUCLEUS, np.arange(256, 400)), return_inverse=True)
     assert len(ids) - 1 == 255
@@ -227,6 +239,81 @@ def test_points_are_told_of():
     y, x = np.random.default_rng(0).integers(2, 510, (2, 100))
     points[y, x] = np.arange(1, 101)
     assert "median area of 1 pixels; give the segmentation" in warned(points)
+
+
+# Labels of other sizes and shapes than cells have
+
+
+@pytest.mark.parametrize("radius", [60, 140])
+def test_a_label_a_hundred_times_as_large_as_the_others_is_told_of(radius):
+    y, x = np.mgrid[:512, :512]
+    labels = np.where((np.hypot(y - 256, x - 256) < radius) & (NUCLEUS == 0), 999, NUCLEUS)
+    line = warned(labels)
+    assert re.search(r"have an id that is hardly a cell: id 999 covers \d+% of the slide, \d+ times the area", line)
+    assert "set id 999 to 0 if it is none" in line
+    labels[60:460, 60:460] = 999
+    assert "id 999 covers 61% of the slide, 2013 times the area of the median one" in warned(labels)
+
+
+def test_tissue_around_the_cells_is_refused():
+    y, x = np.mgrid[:512, :512]
+    labels = np.where((np.hypot(y - 256, x - 256) < 220) & (NUCLEUS == 0), 999, NUCLEUS)
+    assert_names(refused(labels), "id 999 covers 52% of the slide, with 130 gaps in it", trust="binary")
+
+
+def test_nuclei_that_cover_the_slide_are_told_of():
+    grown = expand_labels(NUCLEUS, 30)
+    assert "cover 84% of the slide, as nuclei do not; if they are whole cells, give them as cytosol" in "".join(
+        refusal(IMAGE, grown)[1]
+    )
+    assert refusal(IMAGE, None, grown) == ("", ())
+
+
+def test_outlines_of_cells_with_ids_are_told_of():
+    line = warned(NUCLEUS * find_boundaries(NUCLEUS, mode="inner"))
+    assert "are outlines of cells, with holes where cells are; fill them" in line
+    assert "are an image" in refused(CYTOSOL * find_boundaries(CYTOSOL, mode="inner"))
+    rings = np.where(scipy.ndimage.grey_erosion(CYTOSOL, 7) > 0, 0, CYTOSOL)  # cytoplasm without nuclei
+    assert "outlines" not in "".join(checked(as_slide(IMAGE, None, rings))[0])
+
+
+# Labels that straight lines cut
+
+
+def in_tiles(labels, side):
+    """Labels as if each tile had been segmented by itself and numbered on."""
+    cut, last = np.zeros_like(labels), 0
+    for y in range(0, labels.shape[0], side):
+        for x in range(0, labels.shape[1], side):
+            tile = labels[y : y + side, x : x + side]
+            ids, own = np.unique(tile, return_inverse=True)
+            cut[y : y + side, x : x + side] = np.where(tile > 0, own.reshape(tile.shape) + last, 0)
+            last += len(ids)
+    return cut
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_tiles_that_were_segmented_apart_are_told_of(side):
+    line = warned(in_tiles(CYTOSOL, side))
+    assert re.search(r"are cut at [yx] \d+.*, and other ids begin there: one cell has two ids; segment over", line)
+    for seam in re.findall(r"[yx] (\d+)", line):
+        assert int(seam) % side == 0
+    assert "y 256" in line or "x 256" in line or side == 128
+
+
+def test_labels_of_a_part_of_the_slide_are_told_of_where_cells_are_cut():
+    labels = CYTOSOL.copy()
+    labels[300:] = 0
+    assert "are cut at y 300, where the area ends that was segmented" in warned(labels)
+    whole = np.where(np.isin(CYTOSOL, CYTOSOL[300:]), 0, CYTOSOL)
+    assert refusal(IMAGE, None, whole) == ("", ())
+
+
+def test_cells_in_a_grid_pass():
+    y, x = np.mgrid[:400, :400]
+    for gap in (0, 3):
+        squares = np.where((y % 20 >= gap) & (x % 20 >= gap), y // 20 * 20 + x // 20 + 1, 0)
+        assert refusal(np.zeros((1, 400, 400), np.uint8), None, squares) == ("", ())
 
 
 # What passes

@@ -68,7 +68,8 @@ def checked(slides, trust=(), **recipe):
     slides = slides if isinstance(slides, list) else [slides]
     planes = [[label_statistics(raster) for raster in slide.masks.values()] for slide in slides]
     of_labels = check_slides(slides, planes, Recipe(**recipe), trust)
-    of_images = check_images(slides, [of_slide[-1].boxes for of_slide in planes], trust)
+    filled = {id(slide): of_slide for slide, of_slide in zip(slides, planes, strict=True) if all(map(len, of_slide))}
+    of_images = check_images([slide for slide in slides if id(slide) in filled], lambda slide: filled[id(slide)], trust)
     warnings = of_labels.warnings + of_images.warnings
     return warnings, of_labels.trusted + of_images.trusted, of_labels.unsure[0].tolist()
 

@@ -382,6 +382,57 @@ def test_channels_must_be_placed_equally():
         open_slide(channels, nucleus=LABELS)
 
 
+# Cells that are moved off the image
+
+
+OUTSIDE, CUT = "outside the image, where its placement puts it", "mask touches the slide's border"
+
+
+@pytest.mark.parametrize("kind", ["spatialdata", "ngff", "xarray"])
+def test_cells_outside_the_image_are_dropped_with_a_reason(tmp_path, kind):
+    if kind == "spatialdata":
+        path = write(tmp_path / "a.zarr", [to(IDENTITY, output="cyx", n_axes="cyx")], [to(translation(30.0, 60.0))])
+        given = {"image": path, "nucleus": "nucleus"}
+    elif kind == "ngff":
+        given = {"image": write_ngff(tmp_path / "a.zarr", [scale(1, 1, 1)], [scale(1, 1), translation(30, 60)])}
+        given["nucleus"] = "nucleus"
+    else:
+        given = {"image": grid(IMAGE), "nucleus": grid(MOVED, 30, 60)}
+    planned = gx.plan_many([given, {"image": IMAGE, "nucleus": LABELS}], tile_size=20)
+    dropped = planned.cells.dropped
+    inside = ShiftedRaster(open_slide(IMAGE, nucleus=MOVED).masks["nucleus"], (30, 60), (H, W)).read(0, 0, H, W)[0]
+    lost = np.setdiff1d(LABELS, inside)
+    assert len(lost)
+    assert dropped.ids[dropped.reasons() == OUTSIDE].tolist() == lost.tolist()
+    assert dropped.slide[dropped.reasons() == OUTSIDE].tolist() == [0] * len(lost)
+    of_slide = planned.cells.slide == 0
+    every = np.concatenate([planned.cells.ids[of_slide], dropped.ids[dropped.slide == 0]])
+    assert sorted(every.tolist()) == np.unique(MOVED)[1:].tolist()
+
+
+def test_cells_outside_the_image_are_in_the_file_and_the_report(tmp_path, call):
+    path = write(tmp_path / "a.zarr", [to(IDENTITY, output="cyx", n_axes="cyx")], [to(translation(30.0, 60.0))])
+    report = gx.extract(path, nucleus="nucleus", output=tmp_path / "a.h5sc", device="cpu", tile_size=20)
+    n = report.dropped[OUTSIDE]
+    assert n > 0
+    assert sum(report.dropped.values()) + report.n_cells == len(np.unique(MOVED)) - 1
+    for command in (["run", "-o", tmp_path / "b.h5sc"], ["plan"]):
+        code, stdout, _ = call(*command, path, "--nucleus", "nucleus", "--device", "cpu", "--size", 20)
+        assert code == 0
+        assert OUTSIDE in stdout
+
+
+def test_resampled_labels_lose_cells_for_one_reason_each():
+    labels = MOVED.copy()
+    labels[40, 40] = 99  # between the centers of the new pixels
+    planned = gx.plan(grid(IMAGE), nucleus=grid(labels, 30, 60), pixel_size=0.25, scale=1.0, tile_size=20)
+    dropped = planned.cells.dropped
+    assert dropped.reasons()[dropped.ids == 99].tolist() == ["no pixel left after resampling"]
+    assert OUTSIDE in dropped.reasons().tolist()
+    every = np.concatenate([planned.cells.ids, dropped.ids]).tolist()
+    assert sorted(every) == np.unique(labels)[1:].tolist()
+
+
 # The value type
 
 
