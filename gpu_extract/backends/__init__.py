@@ -12,7 +12,17 @@ from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractIn
 from gpu_extract.errors import DeviceError
 from gpu_extract.model import BatchSize
 
-__all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choose", "try_device", "why_not"]
+__all__ = [
+    "DEVICES",
+    "Backend",
+    "Deflated",
+    "Extract",
+    "ExtractInParts",
+    "choose",
+    "cucim_version",
+    "try_device",
+    "why_not",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
@@ -76,6 +86,13 @@ def why_not(device: str) -> str | None:
     if reason is None and int(number or 0) >= cuda.count():
         return f"there are {cuda.count()} GPUs, numbered from 0"
     return reason
+
+
+def cucim_version() -> str | None:
+    """Return the version of cuCIM, which `reference:cuda` uses if it is installed; None if it is not."""
+    from gpu_extract.backends.cuda import backend as cuda
+
+    return cuda.cucim_version()
 
 
 def try_device(device: str) -> str | None:
