@@ -5,9 +5,39 @@ are processed one by one: on a stack, the morphology of cuCIM connects neighbori
 """
 
 import numpy as np
+from agreement import GPU_RTOL
 
+from gpu_extract import ops
 from gpu_extract.backends.reference import disk
 from gpu_extract.labels import LabelStatistics
+
+BLUR_ATOL = 1e-6  # of float32 sums
+# Coordinate sums from cuCIM's centroids, relative; in float32 they are not exact.
+CENTROID_RTOL = 1e-6
+
+
+def assert_ops_agree(masks, images, skimage, xp, to_host):
+    """Compare `gpu_extract.ops` on the arrays of ``xp``: masks (n, S, S) bool and images (n, S, S) in host memory."""
+    masks, images = xp.asarray(masks), xp.asarray(images)
+    cases = [("fill_holes", ops.fill_holes(masks), fill_holes(skimage, xp, masks), 0.0)]
+    for radius in (1, 3, 7):
+        cases.append((f"dilate {radius}", ops.dilate(masks, radius), dilate(skimage, xp, masks, radius), 0.0))
+    for sigma in (0.4, 2.5, 5.0):
+        blurred = ops.gaussian_blur(masks, sigma), gaussian_blur(skimage, xp, masks, sigma)
+        cases.append((f"gaussian_blur {sigma}", *blurred, BLUR_ATOL))
+    scaled = ops.normalize(images, 3.0, 200.0), normalize(skimage, xp, images, 3.0, 200.0)
+    cases.append(("normalize", *scaled, GPU_RTOL))
+    for name, found, expected, atol in cases:
+        error = np.abs(to_host(found).astype(np.float64) - to_host(expected).astype(np.float64)).max()
+        assert error <= atol, f"{name} differs from cuCIM by {error}, more than {atol}"
+
+
+def assert_statistics_agree(plane, found, skimage, xp, to_host):
+    """Compare label statistics with those of a plane (H, W) in host memory."""
+    expected = label_statistics(skimage, xp.asarray(plane.astype(np.int32)), to_host)
+    for name in ("ids", "counts", "boxes", "touches"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), f"{name} differ from cuCIM's"
+    np.testing.assert_allclose(found.sums, expected.sums, rtol=CENTROID_RTOL, atol=1)
 
 
 def fill_holes(skimage, xp, masks):
@@ -42,10 +72,10 @@ def normalize(skimage, xp, images, lower, upper):
 
 
 def label_statistics(skimage, plane, to_host=np.asarray):
-    """Return the statistics of a label plane (H, W) whose ids fit in int32; the coordinate sums are rounded."""
+    """Return the statistics of a label plane (H, W) int32; the coordinate sums are rounded."""
     H, W = plane.shape
     names = ("label", "num_pixels", "bbox", "centroid")
-    table = skimage.measure.regionprops_table(plane.astype(np.int32), properties=names)
+    table = skimage.measure.regionprops_table(plane, properties=names)
     table = {name: to_host(column) for name, column in table.items()}
     # cuCIM also has rows for absent ids below the largest one.
     present = table["num_pixels"] > 0

@@ -6,7 +6,6 @@ Without a GPU, scikit-image takes its place, whose functions have the same names
 import sys
 from types import SimpleNamespace
 
-import cucim_oracle as oracle
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -14,11 +13,11 @@ import skimage.exposure
 import skimage.filters
 import skimage.measure
 import skimage.morphology
-from agreement import GPU_RTOL
+from cucim_oracle import assert_ops_agree, assert_statistics_agree
 from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 import gpu_extract as gx
-from gpu_extract import Recipe, labels, ops
+from gpu_extract import Recipe, labels
 from gpu_extract.backends import cucim_version, reference
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda.cucim_ndimage import CucimNdimage, cucim_ndimage
@@ -27,10 +26,6 @@ from gpu_extract.sources.arrays import ArrayRaster
 
 # Deprecated in scikit-image, because it has a function that is as fast; not in cuCIM, which has none.
 pytestmark = pytest.mark.filterwarnings("ignore:`binary_dilation` is deprecated:FutureWarning")
-
-# Coordinate sums from cuCIM's centroids, relative; they are exact in float64, but not in float32.
-CENTROID_RTOL = 1e-6
-BLUR_ATOL = 1e-6  # float32 sums
 
 
 def in_place_of_cucim():
@@ -74,26 +69,6 @@ def some_tiles(size):
     masks[3, :, : size // 2] = True
     masks[3, 3:6, :3] = False  # open to the edge
     return masks, np.stack([reference.cut_tile(window.image[0], *corner, size) for _, corner in cells])
-
-
-def assert_ops_agree(masks, images, skimage, xp, to_host):
-    same = (masks, xp.asarray(masks)), (images, xp.asarray(images))
-    masks, images = (theirs for _, theirs in same)
-    assert (to_host(ops.fill_holes(masks)) == to_host(oracle.fill_holes(skimage, xp, masks))).all()
-    for radius in (1, 3, 7):
-        assert (to_host(ops.dilate(masks, radius)) == to_host(oracle.dilate(skimage, xp, masks, radius))).all()
-    for sigma in (0.4, 2.5, 5.0):
-        found, expected = ops.gaussian_blur(masks, sigma), oracle.gaussian_blur(skimage, xp, masks, sigma)
-        np.testing.assert_allclose(to_host(found), to_host(expected), rtol=0, atol=BLUR_ATOL)
-    found, expected = ops.normalize(images, 3.0, 200.0), oracle.normalize(skimage, xp, images, 3.0, 200.0)
-    np.testing.assert_allclose(to_host(found), to_host(expected), rtol=0, atol=GPU_RTOL)
-
-
-def assert_statistics_agree(plane, found, skimage, xp, to_host):
-    expected = oracle.label_statistics(skimage, xp.asarray(plane), to_host)
-    for name in ("ids", "counts", "boxes", "touches"):
-        assert (getattr(found, name) == getattr(expected, name)).all(), name
-    np.testing.assert_allclose(found.sums, expected.sums, rtol=CENTROID_RTOL, atol=1)
 
 
 def label_planes():
