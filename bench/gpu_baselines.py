@@ -63,7 +63,7 @@ def by_hand(bench: Bench, preset: str) -> Figures:
     """Time a version written by hand with CuPy and cuCIM: stacks of tiles, with slide and result on the device."""
     gpu, program = bench.gpu, bench.program(preset)
     gpu.skimage()  # without cuCIM this is skipped
-    xp = gpu.libraries.xp
+    xp = gpu.xp
     n = min(bench.size.hand_written_cells, len(bench.ids))
     ids, corners = gpu.upload(bench.ids[:n].astype(np.uint32)), gpu.upload(bench.corners[:n])
     out = xp.empty((n, *program.tile_shape), program.output_dtype)

@@ -388,7 +388,7 @@ def some_tiles(tile_size: int) -> tuple[NDArray[np.bool_], NDArray[Any]]:
 def check_ops_by_cucim(tile_size: int, gpu: Any) -> Figures:
     """Compare functions of `gpu_extract.ops` on arrays of the device with cuCIM."""
     masks, images = some_tiles(tile_size)
-    assert_ops_agree(masks, images[:, 0], gpu.skimage(), gpu.libraries.xp, gpu.to_host)
+    assert_ops_agree(masks, images[:, 0], gpu.skimage(), gpu.xp, gpu.to_host)
     return {"tiles": len(masks)}
 
 
@@ -398,7 +398,7 @@ def check_labels_by_cucim(gpu: Any) -> Figures:
 
     plane = demo_slide().masks["cytosol"].read(0, 0, *demo_slide().size)[0]
     found = cuda_labels.label_statistics(ArrayRaster(plane, "cytosol"), gpu.open_stream())
-    assert_statistics_agree(plane, found, gpu.skimage(), gpu.libraries.xp, gpu.to_host)
+    assert_statistics_agree(plane, found, gpu.skimage(), gpu.xp, gpu.to_host)
     return {"labels": len(found)}
 
 
@@ -416,7 +416,7 @@ def check_ops(tile_size: int, gpu: Any) -> Figures:
     errors = {}
     for name, (function, arrays, most) in calls.items():
         expected = function(*arrays)
-        on_device = function(*(gpu.libraries.xp.asarray(array) for array in arrays))
+        on_device = function(*(gpu.xp.asarray(array) for array in arrays))
         found = gpu.to_host(on_device)
         if found.dtype != expected.dtype or found.shape != expected.shape:
             raise CheckError(f"{name} gives {found.shape} {found.dtype}, not {expected.shape} {expected.dtype}")

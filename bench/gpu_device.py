@@ -11,6 +11,8 @@ from typing import Any
 
 from gpu_extract import backends
 from gpu_extract.backends.cuda import backend as cuda
+from gpu_extract.backends.reference import Libraries
+from gpu_extract.errors import DeviceError
 
 Figures = dict[str, Any]
 
@@ -39,8 +41,8 @@ class Gpu:
 
     Attributes
     ----------
-    libraries : Libraries
-        Those of `reference:cuda`: CuPy, and cuCIM if it is installed.
+    xp : module
+        CuPy.
     device : CudaDevice
         One stream, with CuPy's own memory pool; timings measure this stream.
     """
@@ -48,10 +50,20 @@ class Gpu:
     name = "cuda"
 
     def __init__(self) -> None:
-        self.libraries = cuda.reference_libraries()
-        self._cp = self.libraries.xp
+        reason = cuda.problem()
+        if reason:
+            raise DeviceError(reason)
+        import cupy as cp
+
+        self.xp = self._cp = cp
         self._stream = self._cp.cuda.Stream()
         self.device = cuda.CudaDevice(0, self._cp.get_default_memory_pool(), self._stream)
+
+    @property
+    def libraries(self) -> Libraries:
+        """The libraries of `reference:cuda`: CuPy, and cuCIM if it is installed; nothing else depends on cuCIM."""
+        found: Libraries = cuda.reference_libraries()
+        return found
 
     def open_stream(self) -> cuda.CudaDevice:
         """Open a new `Device` without a pool: each array is an allocation, so that a memory checker sees its bounds."""

@@ -242,7 +242,7 @@ def supervise(parts: Sequence[Part], environment: dict[str, str], deadline: floa
 
 
 def launch(part: Part, environment: dict[str, str]) -> None:
-    """Start the process of a part, as the leader of a group that can be killed with all that it starts."""
+    """Start the process of a part, as the leader of a session that can be killed with all that it starts."""
     part.done_at_start = len(Record(part.record).done)
     part.output = part.log.open("ab")
     part.process = subprocess.Popen(
@@ -283,8 +283,9 @@ def look_after(part: Part, environment: dict[str, str], deadline: float) -> None
 def kill(part: Part) -> bool:
     """Kill the process of a part and all that it has started; return whether it is dead."""
     assert part.process is not None
-    with contextlib.suppress(ProcessLookupError):  # all have ended
-        os.killpg(part.process.pid, signal.SIGKILL)
+    for pid in session(part.process.pid):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
     if part.output is not None:
         part.output.close()
     try:
@@ -292,6 +293,17 @@ def kill(part: Part) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of a session, in whatever group they are; the leader itself first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # After the name in parentheses: state, parent, group, session.
+            if int(path.read_text(errors="replace").rpartition(")")[2].split()[3]) == leader:
+                found.append(int(path.parent.name))
+    return sorted(found, key=lambda pid: pid != leader)
 
 
 def how_it_ended(code: int) -> str:

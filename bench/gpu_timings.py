@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 
 from gpu_extract import Recipe, backends, labels, planning
 from gpu_extract.backends import reference
+from gpu_extract.backends.cuda import extract as cuda_extract
 from gpu_extract.backends.cuda import labels as cuda_labels
 from gpu_extract.backends.cuda.device import Array
-from gpu_extract.backends.cuda.extract import launch_extract, program_arrays, workspace_nbytes
-from gpu_extract.backends.cuda.registry import Kernel, extract_kernel
+from gpu_extract.backends.cuda.extract import launch_extract, program_arrays
+from gpu_extract.backends.cuda.registry import Kernel
 from gpu_extract.cpus import default_threads
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.recipe import Program
@@ -88,6 +90,14 @@ class Size(NamedTuple):
 SMALL = Size(160, 2, 24, (16,), 20, 3, 40)
 
 
+class BenchCells(NamedTuple):
+    """The cells of a bench, in the order of processing."""
+
+    ids: NDArray[np.uint64]
+    centers: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+
+
 class Bench:
     """The slide on which everything is timed, resident on the device, and figures that later timings are compared with.
 
@@ -143,36 +153,41 @@ class Bench:
     @cached_property
     def image(self) -> Array:
         """Image of the slide, on the device."""
-        return self.gpu.libraries.xp.tile(self.gpu.upload(self.base.image), (1, self.repeats, self.repeats))
+        return self.gpu.xp.tile(self.gpu.upload(self.base.image), (1, self.repeats, self.repeats))
 
     @cached_property
     def labels(self) -> Array:
         """Label planes of the slide, on the device, (2, H, W)."""
         planes = self.gpu.upload(np.stack([self.base.nucleus, self.base.cytosol]))
-        return repeated(self.gpu.libraries.xp, planes, self.repeats)
+        return repeated(self.gpu.xp, planes, self.repeats)
 
     @property
     def ids(self) -> NDArray[np.uint64]:
         """Ids of the cells, in the order of processing."""
-        return self._cells[0]
+        return self._cells.ids
 
     @property
     def corners(self) -> NDArray[np.int32]:
         """First pixel of each tile, (N, 2), cells in the order of processing."""
-        return (self._cells[1] - self.tile_size // 2).astype(np.int32)
+        return (self._cells.centers - self.tile_size // 2).astype(np.int32)
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """Bounding boxes of the masks, (N, 4), cells in the order of processing."""
+        return self._cells.boxes
 
     @cached_property
-    def _cells(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    def _cells(self) -> BenchCells:
         plan = planning.make_plan([as_slide(*self.base)], Recipe(tile_size=self.tile_size, border="keep"))
         n, H, n_ids = self.repeats, len(self.base.nucleus), np.uint64(highest_id(self.base))
         places = [(y, x) for y in range(n) for x in range(n)]
         ids = np.concatenate([plan.cells.ids + np.uint64(k) * n_ids for k in range(n * n)])
         centers = np.concatenate([plan.cells.centers + H * np.array(place) for place in places])
+        boxes = np.concatenate([plan.cells.boxes + H * np.array(place * 2) for place in places])
         S = self.tile_size
-        inside = ((centers >= S // 2) & (centers + S - S // 2 <= n * H)).all(axis=1)
-        ids, centers = ids[inside], centers[inside]
-        order = processing_order(ids, centers, S)
-        return ids[order], centers[order]
+        inside = np.flatnonzero(((centers >= S // 2) & (centers + S - S // 2 <= n * H)).all(axis=1))
+        order = inside[processing_order(ids[inside], centers[inside], S)]
+        return BenchCells(ids[order], centers[order], boxes[order])
 
     @cached_property
     def on_host(self) -> synthetic.Slide:
@@ -182,7 +197,7 @@ class Bench:
     def window(self, box: tuple[int, int, int, int]) -> Window:
         """Return a part of the slide in host memory."""
         y0, x0, y1, x1 = box
-        xp, to_host = self.gpu.libraries.xp, self.gpu.to_host
+        xp, to_host = self.gpu.xp, self.gpu.to_host
         planes = to_host(xp.ascontiguousarray(self.labels[:, y0:y1, x0:x1]))
         return Window(to_host(xp.ascontiguousarray(self.image[:, y0:y1, x0:x1])), tuple(planes), y0, x0)
 
@@ -249,6 +264,10 @@ def kernel_steps(bench: Bench, make_large: Any) -> list[Step]:
     """Return the timings of copies and kernels, the most important first; ``make_large()`` has larger cells."""
     steps = [Step("copies", lambda: copy_bandwidth(bench))]
     steps += [Step(f"fused kernel, {preset}", partial(fused_kernel, bench, preset)) for preset in PRESETS]
+    if hasattr(cuda_extract, "is_fast"):  # there are two kernels to choose from
+        for preset in PRESETS:
+            name = f"fused kernel, {preset}, general kernel only"
+            steps.append(Step(name, lambda p=preset, n=name: general(bench, p, n)))
     for tile_size in bench.size.other_tile_sizes:
         for preset in PRESETS:
             name = f"fused kernel, {preset}, tile {tile_size}"
@@ -272,7 +291,7 @@ def copy_bandwidth(bench: Bench) -> list[Figures]:
     host = gpu.device.empty_host((n,), pixels.dtype)
     host[:] = 1
     seconds = {
-        "device": gpu.seconds(lambda: gpu.libraries.xp.copyto(target, source), 20),
+        "device": gpu.seconds(lambda: gpu.xp.copyto(target, source), 20),
         "upload": gpu.seconds(lambda: gpu.device.to_device(host), 5),
         "download": gpu.seconds(lambda: gpu.device.to_host(source, host), 5),
     }
@@ -287,17 +306,24 @@ def copy_bandwidth(bench: Bench) -> list[Figures]:
 
 def carved(bench: Bench, preset: str, percent: int, name: str) -> list[Figures]:
     """Time the fused kernel with a preferred share of shared memory."""
-    kernel = kernel_of(bench.program(preset))
-    bench.gpu.prefer_shared(kernel, percent)
+    kernels = [kernel for kernel, _ in Launches(bench, bench.program(preset)).kernels()]
+    for kernel in kernels:
+        bench.gpu.prefer_shared(kernel, percent)
     try:
         return fused_kernel(bench, preset, name)
     finally:
-        bench.gpu.prefer_shared(kernel, -1)
+        for kernel in kernels:
+            bench.gpu.prefer_shared(kernel, -1)
 
 
-def kernel_of(program: Program) -> Kernel:
-    """Return the kernel that extracts a program."""
-    return extract_kernel(program.image_dtype, program.output_dtype)
+def general(bench: Bench, preset: str, name: str) -> list[Figures]:
+    """Time the kernel that computes all programs, also where the launcher prefers the fast one."""
+    is_fast = cuda_extract.is_fast
+    cuda_extract.is_fast = lambda *_: False
+    try:
+        return fused_kernel(bench, preset, name)
+    finally:
+        cuda_extract.is_fast = is_fast
 
 
 def fused_kernel(bench: Bench, preset: str, name: str | None = None) -> list[Figures]:
@@ -320,7 +346,7 @@ def fused_kernel(bench: Bench, preset: str, name: str | None = None) -> list[Fig
         # The bytes that must go through memory if the cache serves the pixels that several tiles share.
         "least_bytes_per_cell": least,
         **shares(bench, share_of_copy=rate * ideal, least_share_of_copy=rate * least),
-        "kernel": gpu.kernel_facts(kernel_of(program), workspace_nbytes(bench.tile_size)),
+        "kernels": [gpu.kernel_facts(kernel, nbytes) for kernel, nbytes in launches.kernels()],
         "worst": launches.compare_some(),
         "seconds": seconds,
     }
@@ -329,6 +355,22 @@ def fused_kernel(bench: Bench, preset: str, name: str | None = None) -> list[Fig
     figures["predicted"] = predicted(preset)
     target = Target("cells_per_s", least=LEAST_RATES[preset])
     return [entry(f"fused kernel, {preset}", figures, target)]
+
+
+class RecordingDevice:
+    """A `Device` that notes what is launched: kernels with their bytes of dynamic shared memory."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.launched: list[tuple[Kernel, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
+        """Launch a kernel as `Device.launch` does."""
+        self.launched.append((kernel, shared_nbytes))
+        self._device.launch(kernel, n_blocks, arguments, shared_nbytes)
 
 
 class Launches:
@@ -345,13 +387,24 @@ class Launches:
         self._images[...] = np.nan  # a value that is not written fails the comparison
         self._used = gpu.device.empty((self.most, len(program.cut), 2), np.float64)
 
-    def run(self) -> None:
-        """Launch the kernel for all cells."""
-        device, image, planes = self.bench.gpu.device, self.bench.image, self.bench.labels
+    def run(self, device: Any = None) -> None:
+        """Launch the kernel for all cells, by default on the device whose operations are timed."""
+        image, planes = self.bench.image, self.bench.labels
         for start in range(0, self.n, self.most):
-            ids, corners = (array[start : start + self.most] for array in self._cells)
+            part = slice(start, start + self.most)
+            ids, corners = (array[part] for array in self._cells)
             found = self._images[: len(ids)], self._used[: len(ids)]
-            launch_extract(device, self.program, self._arrays, image, planes, ids, corners, *found)
+            # A launcher that knows the boxes lets more blocks run at a time.
+            boxes = {"boxes": self.bench.boxes[part]} if "boxes" in signature(launch_extract).parameters else {}
+            arguments = self.program, self._arrays, image, planes, ids, corners, *found
+            launch_extract(device or self.bench.gpu.device, *arguments, **boxes)
+
+    def kernels(self) -> list[tuple[Kernel, int]]:
+        """Return the kernels that are launched for a part of the cells, and their bytes of dynamic shared memory."""
+        device = RecordingDevice(self.bench.gpu.device)
+        self.run(device)
+        self.bench.gpu.device.synchronize()
+        return list(dict.fromkeys(device.launched))
 
     def compare_some(self) -> Figures:
         """Compare a few tiles of the last launch with the reference; return the largest of each error."""

@@ -7,8 +7,10 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +54,32 @@ def find(program: str) -> str | None:
     return None
 
 
+def run_for(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
+    """Run a program and return its exit code and output; after ``seconds`` it is killed, and the code is None."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    # What it starts is in its group, and killed with it. The group is in the session that `gpu_evidence` kills.
+    with subprocess.Popen(command, process_group=0, text=True, errors="replace", **pipes) as process:
+        try:
+            text, _ = process.communicate(timeout=None if seconds == float("inf") else max(seconds, 0))
+            return process.returncode, text
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            text, _ = process.communicate()
+            return None, text
+
+
 def sanitize(program: str, tool: str, command: Sequence[str], seconds: float) -> Figures:
     """Run a command under a tool of compute-sanitizer and return what it found."""
     # The errors of the API are CuPy's attempts, such as asking for the attributes of host memory.
     options = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", str(FOUND)]
-    try:
-        done = subprocess.run([program, *options, *command], capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"not finished after {seconds:.0f} s"}
-    text = done.stdout + done.stderr
+    code, text = run_for([program, *options, *command], seconds)
+    if code is None:
+        return {"skipped": f"not finished after {seconds:.0f} s", "tail": text.splitlines()[-60:]}
     summaries = SUMMARY.findall(text)
-    if done.returncode == 0 and summaries:
+    if code == 0 and summaries:
         return {"ok": True, "lines": summaries}
-    error = f"exit code {done.returncode}, {'; '.join(summaries) or 'no summary'}"
+    error = f"exit code {code}, {'; '.join(summaries) or 'no summary'}"
     return {"ok": False, "error": error, "tail": text.splitlines()[-60:]}
 
 
@@ -82,19 +97,16 @@ def profile(program: str, command: Sequence[str], log: Path, seconds: float) -> 
         options = ["--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
         options += ["--kernel-name", "regex:extract", "--metrics", ",".join(METRICS), *wanted]
         call = [program, *options, "--log-file", str(log), *command]
-        try:
-            done = subprocess.run(call, capture_output=True, text=True, timeout=seconds / 2)
-        except subprocess.TimeoutExpired:
+        code, output = run_for(call, seconds / 2)
+        if code is None:
             failures.append(f"not finished after {seconds / 2:.0f} s")
             continue
         text = log.read_text(encoding="utf-8") if log.exists() else ""
         launches = launches_of(text)
         if launches:
             return launches
-        errors = [
-            line for line in (text + done.stdout + done.stderr).splitlines() if "ERROR" in line or "rror:" in line
-        ]
-        failures.append(f"exit code {done.returncode}: {' '.join(errors[-3:])}")
+        errors = [line for line in (text + output).splitlines() if "ERROR" in line or "Error:" in line]
+        failures.append(f"exit code {code}: {' '.join(errors[-3:])}")
     raise RuntimeError(f"ncu failed: {'; '.join(failures)}")
 
 

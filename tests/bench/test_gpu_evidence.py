@@ -6,9 +6,11 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_baselines
 import gpu_checks
+import gpu_device
 import gpu_evidence
 import gpu_predictions
 import gpu_record
@@ -28,6 +30,7 @@ from gpu_extract import backends
 from gpu_extract.backends import reference
 from gpu_extract.backends.cpu import backend as cpu
 from gpu_extract.backends.cuda import source as cuda_source
+from gpu_extract.backends.cuda.registry import all_kernels
 from gpu_extract.model import CellImages
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -68,7 +71,7 @@ def test_without_a_gpu_the_script_fails_with_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.splitlines()[:2] == ["seed 3", "facts ..."]
     [line] = done.stderr.splitlines()[2:]
-    assert line.startswith("no evidence without a GPU: DeviceError: the reference does not run on a GPU: ")
+    assert line.startswith("no evidence without a GPU: DeviceError: ")
 
 
 def test_a_dry_run_of_some_stages(tmp_path):
@@ -148,7 +151,7 @@ def test_a_process_that_hangs_is_killed_with_what_it_has_started(tmp_path):
     body = f"""
 r.end("before", [{{"name": "before", "ok": True}}])
 r.begin("hangs")
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
 Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
 time.sleep(600)"""
     start = time.monotonic()
@@ -453,6 +456,36 @@ def test_copies_and_kernels_are_timed(bench):
     assert later.bandwidth == pytest.approx(bench.bandwidth)
 
 
+def test_the_kernels_are_those_that_are_launched(bench):
+    launches = gpu_timings.Launches(bench, bench.program("standard"))
+    kernel, shared_nbytes = launches.kernels()[0]
+    assert kernel in all_kernels()
+    assert shared_nbytes > 0
+    boxes = bench.boxes
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    centers = bench.corners + bench.tile_size // 2
+    assert ((boxes[:, :2] <= centers) & (centers < boxes[:, 2:])).all()
+
+
+def test_the_general_kernel_is_timed_alone_if_there_is_a_fast_one(bench, monkeypatch):
+    chosen = []
+
+    def is_fast(*arguments):
+        return True
+
+    def timed(bench, preset, name):
+        chosen.append((name, gpu_timings.cuda_extract.is_fast("program", 4)))
+        return []
+
+    monkeypatch.setattr(gpu_timings.cuda_extract, "is_fast", is_fast, raising=False)
+    monkeypatch.setattr(gpu_timings, "fused_kernel", timed)
+    for step in gpu_timings.kernel_steps(bench, None):
+        if "general" in step.name:
+            step.run()
+    assert chosen == [(f"fused kernel, {preset}, general kernel only", False) for preset in gpu_checks.PRESETS]
+    assert gpu_timings.cuda_extract.is_fast is is_fast
+
+
 def test_wrong_tiles_are_not_timed(bench, monkeypatch):
     def launch(device, program, arrays, image, planes, ids, corners, images, used):
         images[...] = 0.25
@@ -541,6 +574,48 @@ def test_start_up_itself(tmp_path, capsys):
     assert figures["first_batch_seconds"] > 0
 
 
+# The GPU itself, as far as CuPy is not needed
+
+
+def gpu_with(cupy):
+    gpu = object.__new__(gpu_device.Gpu)
+    gpu._cp = cupy
+    return gpu
+
+
+def test_a_lost_context_is_noticed():
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def lost():
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    def runtime(synchronize):
+        names = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, deviceSynchronize=synchronize)
+        return SimpleNamespace(cuda=SimpleNamespace(runtime=names))
+
+    assert gpu_with(runtime(lost)).is_broken()
+    assert not gpu_with(runtime(lambda: None)).is_broken()
+
+
+def test_a_field_that_nvidia_smi_does_not_know_does_not_cost_the_others(tmp_path, monkeypatch):
+    body = 'case "$3" in *mig*) exit 2;; *,*) exit 2;; *gen*) echo 5;; *) echo " 1980 MHz";; esac'
+    fake_program(tmp_path, "nvidia-smi", body)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = gpu_with(None).smi()
+    assert found["clocks.max.sm"] == "1980 MHz"
+    assert found["pcie.link.gen.current"] == "5"
+    assert "mig.mode.current" not in found
+    fake_program(tmp_path, "nvidia-smi", "echo 1, 2, 3")
+    assert dict(list(gpu_with(None).smi().items())[:2]) == {"driver_version": "1", "vbios_version": "2"}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert gpu_with(None).smi() == {}
+
+
+def test_arrays_without_a_pool_can_run_out_of_memory():
+    gpu_device._NoPool(None).free_all_blocks()  # `CudaDevice.empty` calls it before it tries again
+
+
 # compute-sanitizer and ncu
 
 
@@ -566,13 +641,21 @@ def test_a_silent_missing_or_slow_sanitizer_does_not_pass(tmp_path, monkeypatch)
     silent = gpu_tools.sanitize(fake_program(tmp_path, "silent", "exit 0"), "memcheck", [], 60)
     assert (silent["ok"], silent["error"]) == (False, "exit code 0, no summary")
     slow = gpu_tools.sanitize(fake_program(tmp_path, "slow", "exec sleep 9"), "memcheck", [], 0.1)
-    assert slow == {"skipped": "not finished after 0 s"}
+    assert slow == {"skipped": "not finished after 0 s", "tail": []}
     monkeypatch.setattr(gpu_tools, "find", lambda program: None)
     steps = gpu_stages.sanitizers(gpu_stages.Run(tmp_path))
     assert [step.name for step in steps] == list(gpu_tools.SANITIZERS)
     for step in (*steps, *gpu_stages.profile(gpu_stages.Run(tmp_path))):
         with pytest.raises(ModuleNotFoundError, match="neither on PATH"):
             step.run()
+
+
+def test_a_tool_is_killed_with_the_program_that_it_runs(tmp_path):
+    program = fake_program(tmp_path, "tool", f"sh -c 'echo $$ > {tmp_path}/pid; sleep 600'\necho never")
+    start = time.monotonic()
+    assert gpu_tools.run_for([program], 1.0) == (None, "")
+    assert time.monotonic() - start < 10
+    assert not is_running(int((tmp_path / "pid").read_text()))
 
 
 def test_programs_of_the_toolkit_are_found(tmp_path, monkeypatch):
@@ -615,13 +698,16 @@ cat {tmp_path}/csv > $2"""
 
 def test_instructions_are_predicted_beside_measured(monkeypatch):
     monkeypatch.setattr(gpu_stages, "instructions", {"standard": 60.0}.get)
-    cases = [{"preset": name, "n_cells": 2000} for name in ("standard", "sparcspy")]
+    cases = [{"preset": name, "n_cells": 2000, "kernels": ["extract"]} for name in ("standard", "sparcspy")]
     one, other = gpu_stages.profile_entries(gpu_tools.launches_of(CSV), cases)
     assert (one["name"], one["instructions_per_cell"], one["measured_by_predicted"]) == ("ncu, standard", 60.0, 1.0)
     assert (other["instructions_per_cell"], other["predicted_instructions_per_cell"]) == (240.0, None)
     assert "instructions per cell 60; predicted instructions per cell 60" in gpu_evidence.in_words(one)
-    [unclear] = gpu_stages.profile_entries(gpu_tools.launches_of(CSV)[:1], cases)
-    assert unclear["name"] == "launch 0"
+    with pytest.raises(ValueError, match="ncu saw 1 launches"):
+        gpu_stages.profile_entries(gpu_tools.launches_of(CSV)[:1], cases)
+    two_kernels = [{"preset": "standard", "n_cells": 2000, "kernels": ["extract_fast", "extract"]}]
+    [one] = gpu_stages.profile_entries(gpu_tools.launches_of(CSV), two_kernels)
+    assert (one["instructions_per_cell"], len(one["launches"])) == (300.0, 2)
 
 
 def test_counts_are_found_by_name():
