@@ -157,7 +157,7 @@ class Gpu:
         runtime = self._cp.cuda.runtime
         properties = runtime.getDeviceProperties(0)
         return {
-            "name": properties["name"].decode(),
+            "gpu": properties["name"].decode(),
             "compute_capability": f"{properties['major']}.{properties['minor']}",
             "multiprocessors": properties["multiProcessorCount"],
             "memory_bytes": properties["totalGlobalMem"],

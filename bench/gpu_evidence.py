@@ -162,14 +162,22 @@ def gather(options: argparse.Namespace, stages: Sequence[Stage], work: Path, beg
         say(f"{stage.name} ...")
         results[stage.name] = run_stage(stage, options, work, environment, seed, deadline)
         evidence = assemble({**run, "seconds": round(time.time() - begin, 1)}, results)
-        path = options.out / f"gpu-{slug(evidence['facts'].get('name') or 'unknown')}.json"
-        if stage.name == "facts" and not evidence["facts"]:
-            errors = [entry["error"] for entry in results["facts"]["entries"] if failed(entry)]
-            print(f"no evidence without a GPU: {'; '.join(errors) or results['facts']['outcomes']}", file=sys.stderr)
+        path = options.out / f"gpu-{slug(evidence['facts'].get('gpu') or 'unknown')}.json"
+        reason = why_no_gpu(results["facts"])
+        if reason:
+            say(f"no evidence without a GPU: {reason}")
             return None
         write(path, evidence)
     say(f"written to {path}")
     return evidence
+
+
+def why_no_gpu(facts: Figures) -> str | None:
+    """Return why the GPU could not be opened; None if it was."""
+    opened = next((entry for entry in facts["entries"] if entry["name"] == "GPU"), None)
+    if opened is None:
+        return ", ".join(facts["outcomes"])
+    return opened["error"] if failed(opened) else None
 
 
 def search_path(work: Path) -> str:
@@ -347,9 +355,8 @@ def failed(entry: Figures) -> bool:
 
 
 def gpu_facts(results: dict[str, Figures]) -> Figures:
-    """Return the facts of the GPU; empty if there is none."""
-    entries = results.get("facts", {}).get("entries", [])
-    return next((e for e in entries if e["name"] != "GPU" and "cupy" in e), {})
+    """Return the properties of the GPU; empty if they could not be read."""
+    return next((entry for entry in results["facts"]["entries"] if "gpu" in entry), {})
 
 
 def sources() -> Figures:
@@ -404,7 +411,8 @@ def say(line: str) -> None:
 def table(evidence: Figures) -> str:
     """Return a summary of the evidence as text."""
     facts = evidence["facts"]
-    lines = [f"{facts['name']}, CuPy {facts['cupy']}, cuCIM {facts['cucim']}, {evidence['run']['seconds']} s"]
+    versions = f"CuPy {facts.get('cupy')}, cuCIM {facts.get('cucim')}"
+    lines = [f"{facts.get('gpu')}, {versions}, {evidence['run']['seconds']} s"]
     for name, stage in evidence["stages"].items():
         entries = stage["entries"]
         n_failed, n_skipped = sum(map(failed, entries)), sum("skipped" in entry for entry in entries)

@@ -126,7 +126,8 @@ def base_slide(work: Path, size: int, spacing: int) -> synthetic.Slide:
 def facts(run: Run) -> list[Step]:
     """Facts of the GPU and of the host."""
     return [
-        Step("GPU", lambda: run.gpu.facts()),
+        Step("GPU", lambda: {"device": run.gpu.name}),
+        Step("properties", lambda: run.gpu.facts()),
         Step("nvidia-smi", lambda: run.gpu.smi()),
         Step("host", host_facts),
     ]

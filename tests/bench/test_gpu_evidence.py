@@ -23,12 +23,14 @@ import pytest
 import scipy.ndimage
 import synthetic
 from agreement import GPU_RTOL, assert_agrees
+from cuda_on_cpu import numpy_cupy
 from cuda_on_cpu.evidence import ShimEvidence
 from gpu_record import Record, Step, run_steps
 
 from gpu_extract import backends
 from gpu_extract.backends import reference
 from gpu_extract.backends.cpu import backend as cpu
+from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda import source as cuda_source
 from gpu_extract.backends.cuda.registry import all_kernels
 from gpu_extract.model import CellImages
@@ -41,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`binary_dilation` is deprecated:
 
 def evidence_files():
     found = sorted((BENCH / "results").glob("gpu-*.json"))
-    found = [path for path in found if path not in gpu_predictions.PLACES]
+    found = [path for path in found if "stages" in json.loads(path.read_text(encoding="utf-8"))]
     return found or [pytest.param(None, id="none")]
 
 
@@ -218,7 +220,8 @@ def test_a_process_that_does_not_start_is_not_started_again(tmp_path):
 
 def test_a_death_is_a_failure_even_if_nothing_is_to_blame():
     stage = {"seconds": 1, "outcomes": ["ok"], "deaths": ["the process died of SIGSEGV"], "entries": []}
-    evidence = gpu_evidence.assemble({}, {"checks": stage})
+    facts = {"seconds": 1, "outcomes": ["ok"], "deaths": [], "entries": []}
+    evidence = gpu_evidence.assemble({}, {"facts": facts, "checks": stage})
     assert (evidence["ok"], evidence["failed"]) == (False, ["checks: the process died of SIGSEGV"])
 
 
@@ -612,6 +615,59 @@ def test_a_field_that_nvidia_smi_does_not_know_does_not_cost_the_others(tmp_path
     assert gpu_with(None).smi() == {}
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """Return `Gpu` itself, on a CuPy made of NumPy."""
+    numpy_cupy.install(monkeypatch)
+    monkeypatch.setattr(cuda, "_functions", {})
+    monkeypatch.setattr(cuda, "cucim_version", lambda: "26.10.0")
+    skimage = ShimEvidence().skimage()
+    table = skimage.measure.regionprops_table  # does not take subclasses of NumPy's arrays
+    monkeypatch.setattr(skimage.measure, "regionprops_table", lambda plane, **names: table(np.array(plane), **names))
+    monkeypatch.setattr(cuda, "cucim_skimage", lambda: skimage)
+    cuda._attributes.cache_clear()
+    yield gpu_device.Gpu()
+    cuda._attributes.cache_clear()
+
+
+@pytest.mark.parametrize("check", gpu_checks.few_checks(), ids=lambda check: check.name)
+def test_checks_pass_with_the_code_for_a_gpu(gpu, check):
+    assert check.run(gpu)
+
+
+def test_timings_run_with_the_code_for_a_gpu(gpu):
+    bench = gpu_timings.Bench(gpu, synthetic.make_slide(160), gpu_timings.SMALL)
+    names = "copies", "fused kernel, standard", "fused kernel, standard, 100 % shared memory"
+    steps = [step for step in gpu_timings.kernel_steps(bench, lambda: bench) if step.name in names]
+    by_name = entries_of(steps)
+    facts = by_name["fused kernel, standard"]["kernels"][0]
+    assert (facts["registers"], facts["blocks_per_multiprocessor"]) == (80, 2)
+    assert len(by_name[names[-1]]["seconds"]) == 5
+    entries_of(gpu_timings.label_steps(bench))
+    assert gpu_timings.host_to_host(bench, "standard")["n_cells"] == len(bench.ids)
+    assert gpu_baselines.by_hand(bench, "sparcspy")["share_far_off"] <= 1e-3
+    gpu_baselines.reference_on_device(bench, "standard")
+    gpu.release()
+
+
+def test_facts_and_start_up_with_the_code_for_a_gpu(gpu, tmp_path, capsys):
+    facts = gpu.facts()
+    assert (facts["gpu"], facts["compute_capability"], facts["nvrtc"]) == ("NVIDIA NumPy", "9.0", "13.0")
+    assert not gpu.is_broken()
+    assert gpu_stages.start_up(gpu_stages.Run(tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out)["first_batch_seconds"] > 0
+
+
+def test_cases_for_tools_run_with_the_code_for_a_gpu(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_stages.Run, "size", gpu_timings.SMALL)
+    assert gpu_stages.profile_case(gpu_stages.Run(tmp_path)) == 0
+    cases = json.loads((tmp_path / "profile-case.json").read_text())
+    assert [case["preset"] for case in cases] == list(gpu_checks.PRESETS)
+    assert all(case["kernels"] for case in cases)
+    monkeypatch.setattr(gpu_checks, "sanitizer_checks", lambda: gpu_checks.few_checks()[:1])
+    assert gpu_stages.sanitizer_case(gpu_stages.Run(tmp_path)) == 0
+
+
 def test_arrays_without_a_pool_can_run_out_of_memory():
     gpu_device._NoPool(None).free_all_blocks()  # `CudaDevice.empty` calls it before it tries again
 
@@ -728,7 +784,7 @@ def test_counts_are_found_by_name():
 
 def test_evidence_and_table():
     targets = [gpu_timings.Target("cells_per_s", least=1e6)]
-    gpu = {"name": "NVIDIA H200", "cupy": "14.2.0", "cucim": "26.10", "ok": True}
+    gpu = {"name": "properties", "gpu": "NVIDIA H200", "cupy": "14.2.0", "cucim": "26.10", "ok": True}
 
     def stage(*entries, outcome="ok"):
         return {"seconds": 1, "outcomes": [outcome], "deaths": [], "entries": list(entries)}
@@ -740,7 +796,7 @@ def test_evidence_and_table():
         "checks": stage({"name": "one", "ok": True, "max_ulp": 1.0}, {"name": "two", "ok": False, "error": "E: no"}),
     }
     evidence = json.loads(json.dumps(gpu_evidence.assemble({"seconds": 3}, results)))
-    assert evidence["facts"]["name"] == "NVIDIA H200"
+    assert evidence["facts"]["gpu"] == "NVIDIA H200"
     assert (evidence["ok"], evidence["missed"]) == (False, ["fused"])
     assert evidence["failed"] == ["host: killed at the limit of time", "checks: two"]
     assert evidence["skipped"] == ["host: x: why"]
@@ -751,6 +807,17 @@ def test_evidence_and_table():
     assert text.endswith("FAILED: host: killed at the limit of time, checks: two")
     del results["checks"], results["host"]
     assert gpu_evidence.table(gpu_evidence.assemble({"seconds": 3}, results)).endswith("ok")
+
+
+def test_only_a_gpu_that_cannot_be_opened_stops_everything():
+    def facts(*entries):
+        return {"outcomes": ["killed at the limit of time"], "entries": entries}
+
+    opened, closed = {"name": "GPU", "ok": True}, {"name": "GPU", "ok": False, "error": "E: no driver"}
+    unread = {"name": "properties", "ok": False, "error": "KeyError: 'name'"}
+    assert gpu_evidence.why_no_gpu(facts(opened, unread)) is None
+    assert gpu_evidence.why_no_gpu(facts(closed, unread)) == "E: no driver"
+    assert gpu_evidence.why_no_gpu(facts()) == "killed at the limit of time"
 
 
 def test_file_names_of_gpus():

@@ -75,7 +75,7 @@ class ShimEvidence:
         return {"kernel": kernel.expression, "dynamic_shared_bytes": shared_nbytes}
 
     def facts(self):
-        return {"name": "shim", "cupy": None, "cucim": None}
+        return {"gpu": "shim", "cupy": None, "cucim": None}
 
     def smi(self):
         return {}
