@@ -125,12 +125,16 @@ def check_extraction(
     """Compare a batch with the reference, in poisoned memory; ``shared_nbytes`` replaces the device's own limit."""
     runs = []
     for poison in POISONS:
-        stream = PoisonedDevice(open_stream(), poison, shared_nbytes)
-        runs.append(DeviceExtraction([stream], print).extract(window, batch, program, limits))
+        runs.append(extract_on(PoisonedDevice(open_stream(), poison, shared_nbytes), window, batch, program, limits))
     for name in ("images", "limits"):
         if getattr(runs[0], name).tobytes() != getattr(runs[1], name).tobytes():
             raise CheckError(f"{name} depend on what was in memory before: not every element is written")
     return agreement(runs[0], reference.extract(window, batch, program, limits), program)
+
+
+def extract_on(stream: Device, *task: Any) -> CellImages:
+    """Extract a batch on one stream of a device; the other arguments are those of `reference.extract`."""
+    return DeviceExtraction([stream], print).extract(*task)
 
 
 def check_largest_tile(gpu: Any) -> Figures:

@@ -435,22 +435,17 @@ def in_words(entry: Figures) -> str:
         parts.append(f"{entry['cells_per_s']:,.0f} cells/s")
     if entry.get("GB_per_s"):
         parts.append(f"{entry['GB_per_s']:,.1f} GB/s")
-    for name in ("instructions_per_cell", "predicted_instructions_per_cell"):
-        if entry.get(name):
-            parts.append(f"{name.replace('_', ' ')} {entry[name]:,.0f}")
-    if entry.get("predicted"):
-        parts.append(f"predicted {numbers(entry['predicted'])}")
+    if entry.get("warp_instructions"):
+        parts.append(f"{entry['warp_instructions']:,.0f} warp instructions per cell")
+    if entry.get("measured_by_predicted"):
+        same = "" if entry["predicted"]["for_these_kernels"] else " (of other kernels)"
+        parts.append(f"{entry['measured_by_predicted']:.3f} of the prediction{same}")
     for target in entry.get("targets", ()):
         verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
         sign, limit = ("<=", target["at_most"]) if "at_most" in target else (">=", target["at_least"])
         value = "?" if target["measured"] is None else f"{target['measured']:,.3g}"
         parts.append(f"{target['figure']} {value} ({sign} {limit:,g} {verdict})")
     return "; ".join(parts)
-
-
-def numbers(figures: Figures) -> str:
-    """Return the numbers among some figures as text."""
-    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items() if isinstance(value, int | float))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was counted without a GPU: instructions per cell of the machine code, and the rates modelled from them."""
+"""What `bench/gpu_instructions.py` counted without a GPU: instructions per cell, and the rate of a model of time."""
 
 from __future__ import annotations
 
@@ -7,42 +7,52 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-# The first of these that exists. Its entries are found by their "name" (or by their key): a recipe, or a kernel.
-PLACES = (ROOT / "bench/results/gpu-instructions.json", ROOT / "tests/sass/counts.json")
+import numpy as np
+from made.slides import as_slide
+from synthetic import make_slide
+
+from gpu_extract import Recipe, planning
+from gpu_extract.backends.cuda import source
+from gpu_extract.model import Batch, BatchSize, Slide, Window
+from gpu_extract.recipe import Program
+
+COUNTS = Path(__file__).with_name("results") / "instructions-sm_90.json"
+# The cells that were counted: those of tests/sass/recipes.py, on one multiprocessor.
+SLIDE_SIZE, N_CELLS, TILE_SIZE = 1024, 24, 128
 
 
-def predicted(name: str) -> dict[str, Any] | None:
-    """Return what was counted for a recipe or a kernel; None if it was not."""
-    return table().get(name)
+def predicted(preset: str, path: Path = COUNTS) -> dict[str, Any] | None:
+    """Return what was counted for a recipe, per cell; None if it was not.
+
+    ``cells_per_s`` is the rate of the model. ``for_these_kernels`` is whether the sources are still the same.
+    """
+    if not path.exists():
+        return None
+    table = json.loads(path.read_text(encoding="utf-8"))
+    found = table.get("recipes", {}).get(preset, {})
+    if "per_cell" not in found:
+        return None
+    return {
+        "arch": table.get("arch"),
+        "nvrtc": table.get("nvrtc"),
+        "for_these_kernels": table.get("sources") == source.fingerprint(),
+        "cells_per_s": found.get("cells_per_s_by_the_model"),
+        **found["per_cell"],
+    }
 
 
 @cache
-def table() -> dict[str, Any]:
-    """Return all counts by name; empty if there is no file."""
-    path = next((path for path in PLACES if path.exists()), None)
-    if path is None:
-        return {}
-    return by_name(json.loads(path.read_text(encoding="utf-8")))
+def counted_slide() -> Slide:
+    """Return the slide of the cells that were counted."""
+    return as_slide(*make_slide(SLIDE_SIZE))
 
 
-def by_name(content: Any) -> dict[str, Any]:
-    """Return the entries of a file: of a list under one of its keys, or of a mapping from names to entries."""
-    found: dict[str, Any] = {}
-    for entry in content if isinstance(content, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            found[entry["name"]] = entry
-    for key, value in content.items() if isinstance(content, dict) else []:
-        if isinstance(value, dict):
-            found[key] = value
-        found.update(by_name(value))
-    return found
-
-
-def instructions(name: str) -> float | None:
-    """Return the warp instructions per cell that were counted for a recipe; None if they were not."""
-    entry = predicted(name) or {}
-    for key in ("instructions_per_cell", "warp_instructions_per_cell", "warp_instructions", "instructions"):
-        if isinstance(entry.get(key), int | float):
-            return float(entry[key])
-    return None
+def counted_cells(preset: str) -> tuple[Window, Batch, Program]:
+    """Return the cells that were counted."""
+    slide = counted_slide()
+    plan = planning.make_plan([slide], Recipe.preset(preset).replace(tile_size=TILE_SIZE, border="window"))
+    order = np.concatenate([batch.rows for batch in planning.batches(plan, BatchSize(2048, 512 << 20))])
+    rows = order[len(order) // 3 :][:N_CELLS]
+    corners = plan.cells.centers[rows] - TILE_SIZE // 2
+    batch = Batch(0, rows, plan.cells.ids[rows], corners, (0, 0, *slide.size))
+    return slide.read(batch.box), batch, plan.program

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_checks import POISONS, PRESETS, CheckError, PoisonedDevice, Task, agreement, first_cells, ht29
+from gpu_checks import POISONS, PRESETS, CheckError, PoisonedDevice, Task, agreement, extract_on, first_cells, ht29
 from gpu_record import Step
 
 from gpu_extract import recipe as recipes
 from gpu_extract.backends import program_tables, reference
-from gpu_extract.backends.cuda.extract import DeviceExtraction
 from gpu_extract.model import CellImages
 
 Figures = dict[str, Any]
@@ -48,8 +47,7 @@ def smoke_steps(gpu: Any, prepared: Path | None, *, small: bool) -> list[Step]:
 def smoke(gpu: Any, prepared: Path | None, preset: str, size: int, *, small: bool) -> Figures:
     """Compare cells with those computed beforehand, or with the reference if there are none."""
     window, batch, program = task(preset, size, small=small)
-    stream = PoisonedDevice(gpu.open_stream(), POISONS[0])
-    found = DeviceExtraction([stream], print).extract(window, batch, program, None)
+    found = extract_on(PoisonedDevice(gpu.open_stream(), POISONS[0]), window, batch, program)
     if prepared is None:
         return agreement(found, reference.extract(window, batch, program), program)
     with np.load(prepared / file_name(preset, size)) as file:

@@ -35,7 +35,7 @@ import gpu_tools  # noqa: E402
 import machine  # noqa: E402
 import numpy as np  # noqa: E402
 import synthetic  # noqa: E402
-from gpu_predictions import instructions  # noqa: E402
+from gpu_predictions import counted_cells, predicted  # noqa: E402
 from gpu_record import Record, Step, run_steps  # noqa: E402
 from gpu_timings import LARGE_SPACING, SMALL, SPACING, Bench, Launches, RecordingDevice, Size  # noqa: E402
 
@@ -46,6 +46,8 @@ Figures = dict[str, Any]
 PACKAGES = ("numpy", "scipy", "numba", "h5py", "isal", "anndata", "scikit-image", "tifffile", "torch")
 # Threads of a process of checks: each reference takes one core, and streams that interfere with each other are found.
 CHECK_THREADS = 4
+# The cells of the profile whose instructions were also counted without a GPU.
+COUNTED = "counted cells"
 
 
 @dataclass(frozen=True)
@@ -226,11 +228,15 @@ def profile_entries(launches: Sequence[Figures], cases: Sequence[Figures]) -> li
         executed = [launch["metrics"][gpu_tools.INSTRUCTIONS] for launch in own]
         if len(own) < len(case["kernels"]):
             raise ValueError(f"ncu saw {len(launches)} launches, not those of {cases}")
-        per_cell, counted = sum(executed) / case["n_cells"], instructions(case["preset"])
-        figures = {"instructions_per_cell": per_cell, "predicted_instructions_per_cell": counted}
-        if counted:
-            figures["measured_by_predicted"] = per_cell / counted
-        entries.append({"name": f"ncu, {case['preset']}", "ok": True, **case, **figures, "launches": own})
+        figures = {"warp_instructions": sum(executed) / case["n_cells"]}
+        if case["cells"] == COUNTED:
+            figures["predicted"] = predicted(case["preset"])
+        if figures.get("predicted"):
+            counted = figures["predicted"]["warp_instructions"]
+            figures["measured_by_predicted"] = figures["warp_instructions"] / counted
+        entries.append(
+            {"name": f"ncu, {case['preset']}, {case['cells']}", "ok": True, **case, **figures, "launches": own}
+        )
     return entries
 
 
@@ -316,15 +322,24 @@ def sanitizer_case(run: Run) -> int:
 
 
 def profile_case(run: Run) -> int:
-    """Launch the kernels of each recipe once, for all cells of the slide that is not repeated."""
+    """Launch the kernels of each recipe for the cells that were counted, and for all cells of a slide."""
     bench = run.bench(size=run.size._replace(repeats=1))
     cases = []
+
+    def note(preset: str, cells: str, n_cells: int, device: RecordingDevice) -> None:
+        kernels = [kernel.expression for kernel, _ in device.launched]
+        cases.append({"preset": preset, "cells": cells, "n_cells": n_cells, "kernels": kernels})
+
+    for preset in gpu_timings.PRESETS:
+        device = RecordingDevice(run.gpu.open_stream(), multiprocessors=1)
+        window, batch, program = gpu_smoke.task(preset, 31, small=True) if run.shim else counted_cells(preset)
+        gpu_checks.extract_on(device, window, batch, program)
+        note(preset, COUNTED, len(batch), device)
     for preset in gpu_timings.PRESETS:
         device = RecordingDevice(run.gpu.device)
         Launches(bench, bench.program(preset)).run(device)
         run.gpu.device.synchronize()
-        kernels = [kernel.expression for kernel, _ in device.launched]
-        cases.append({"preset": preset, "n_cells": len(bench.ids), "tile_size": bench.tile_size, "kernels": kernels})
+        note(preset, "all cells", len(bench.ids), device)
     (run.work / "profile-case.json").write_text(json.dumps(cases), encoding="utf-8")
     return 0
 

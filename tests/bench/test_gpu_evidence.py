@@ -450,8 +450,8 @@ def test_copies_and_kernels_are_timed(bench):
     fused = by_name["fused kernel, standard"]
     assert fused["bytes_per_cell"] == 24 * 24 * (2 * 4 + 3 * 2 + 5 * 2)
     assert fused["GB_per_s"] == pytest.approx(fused["cells_per_s"] * fused["bytes_per_cell"] / 1e9)
-    assert [target["figure"] for target in fused["targets"]] == ["cells_per_s"]
-    assert fused["worst"]["equal"] == 1
+    assert [target["figure"] for target in fused["targets"]] == ["cells_per_s", "equal"]
+    assert fused["equal"] == 1
     assert by_name["fused kernel, standard, tile 16"]["bytes_per_cell"] == 16 * 16 * (2 * 4 + 3 * 2 + 5 * 2)
     assert len(by_name) == 3 + 3 * (1 + 1 + 3 + 1)
     later = gpu_timings.Bench(bench.gpu, bench.base, bench.size, known=list(by_name.values()))
@@ -662,7 +662,8 @@ def test_cases_for_tools_run_with_the_code_for_a_gpu(gpu, tmp_path, monkeypatch)
     monkeypatch.setattr(gpu_stages.Run, "size", gpu_timings.SMALL)
     assert gpu_stages.profile_case(gpu_stages.Run(tmp_path)) == 0
     cases = json.loads((tmp_path / "profile-case.json").read_text())
-    assert [case["preset"] for case in cases] == list(gpu_checks.PRESETS)
+    assert [case["preset"] for case in cases] == [*gpu_checks.PRESETS] * 2
+    assert [case["n_cells"] for case in cases[:3]] == [gpu_predictions.N_CELLS] * 3
     assert all(case["kernels"] for case in cases)
     monkeypatch.setattr(gpu_checks, "sanitizer_checks", lambda: gpu_checks.few_checks()[:1])
     assert gpu_stages.sanitizer_case(gpu_stages.Run(tmp_path)) == 0
@@ -752,31 +753,58 @@ cat {tmp_path}/csv > $2"""
         gpu_tools.profile(refusing, ["true"], tmp_path / "log2", 60)
 
 
-def test_instructions_are_predicted_beside_measured(monkeypatch):
-    monkeypatch.setattr(gpu_stages, "instructions", {"standard": 60.0}.get)
-    cases = [{"preset": name, "n_cells": 2000, "kernels": ["extract"]} for name in ("standard", "sparcspy")]
-    one, other = gpu_stages.profile_entries(gpu_tools.launches_of(CSV), cases)
-    assert (one["name"], one["instructions_per_cell"], one["measured_by_predicted"]) == ("ncu, standard", 60.0, 1.0)
-    assert (other["instructions_per_cell"], other["predicted_instructions_per_cell"]) == (240.0, None)
-    assert "instructions per cell 60; predicted instructions per cell 60" in gpu_evidence.in_words(one)
+def counts(tmp_path):
+    path = tmp_path / "instructions.json"
+    per_cell = {"warp_instructions": 60, "sectors_read": 5}
+    found = {"standard": {"per_cell": per_cell, "cells_per_s_by_the_model": 4e6}}
+    table = {"arch": "sm_90", "nvrtc": "13.5", "sources": cuda_source.fingerprint(), "recipes": found}
+    path.write_text(json.dumps(table))
+    return path
+
+
+def test_what_was_counted_is_found(tmp_path):
+    found = gpu_predictions.predicted("standard", counts(tmp_path))
+    assert (found["warp_instructions"], found["cells_per_s"], found["for_these_kernels"]) == (60, 4e6, True)
+    assert gpu_predictions.predicted("sparcspy", counts(tmp_path)) is None
+    assert gpu_predictions.predicted("standard", tmp_path / "none.json") is None
+    (tmp_path / "other.json").write_text("{}")
+    assert gpu_predictions.predicted("standard", tmp_path / "other.json") is None
+
+
+def test_the_profiled_cells_are_those_that_were_counted():
+    recipes = pytest.importorskip("sass.recipes")
+    for found, expected in zip(gpu_predictions.counted_cells("sparcspy"), recipes._task("sparcspy"), strict=True):
+        for name in ("ids", "corners", "image"):
+            assert np.array_equal(getattr(found, name, 0), getattr(expected, name, 0))
+
+
+def case(preset, cells, *kernels):
+    return {"preset": preset, "cells": cells, "n_cells": 2000, "kernels": kernels or ["extract"]}
+
+
+def test_instructions_are_predicted_beside_measured(tmp_path, monkeypatch):
+    path = counts(tmp_path)
+    monkeypatch.setattr(gpu_stages, "predicted", lambda preset: gpu_predictions.predicted(preset, path))
+    launches = gpu_tools.launches_of(CSV)
+    cases = [case("standard", gpu_stages.COUNTED), case("sparcspy", gpu_stages.COUNTED)]
+    one, other = gpu_stages.profile_entries(launches, cases)
+    assert (one["name"], one["warp_instructions"]) == ("ncu, standard, counted cells", 60.0)
+    assert one["measured_by_predicted"] == 1.0
+    assert (other["warp_instructions"], other["predicted"]) == (240.0, None)
+    assert gpu_evidence.in_words(one) == "60 warp instructions per cell; 1.000 of the prediction"
+    assert "predicted" not in gpu_stages.profile_entries(launches, [case("standard", "all cells")])[0]
     with pytest.raises(ValueError, match="ncu saw 1 launches"):
-        gpu_stages.profile_entries(gpu_tools.launches_of(CSV)[:1], cases)
-    two_kernels = [{"preset": "standard", "n_cells": 2000, "kernels": ["extract_fast", "extract"]}]
-    [one] = gpu_stages.profile_entries(gpu_tools.launches_of(CSV), two_kernels)
-    assert (one["instructions_per_cell"], len(one["launches"])) == (300.0, 2)
+        gpu_stages.profile_entries(launches[:1], cases)
+    [one] = gpu_stages.profile_entries(launches, [case("standard", "all cells", "extract_fast", "extract")])
+    assert (one["warp_instructions"], len(one["launches"])) == (300.0, 2)
 
 
-def test_counts_are_found_by_name():
-    content = {
-        "standard": {"instructions_per_cell": 78000},
-        "kernels": [{"name": "add_labels<u32>", "warp_instructions": 842}],
-        "recipes": {"sparcspy": {"instructions": 194000.0}},
-    }
-    found = gpu_predictions.by_name(content)
-    assert found["standard"]["instructions_per_cell"] == 78000
-    assert found["add_labels<u32>"]["warp_instructions"] == 842
-    assert found["sparcspy"]["instructions"] == 194000
-    assert gpu_predictions.by_name([]) == {}
+def test_rates_are_predicted_beside_measured(bench, tmp_path, monkeypatch):
+    path = counts(tmp_path)
+    monkeypatch.setattr(gpu_timings, "predicted", lambda preset: gpu_predictions.predicted(preset, path))
+    [found] = gpu_timings.fused_kernel(bench, "standard")
+    assert found["measured_by_predicted"] == pytest.approx(found["cells_per_s"] / 4e6)
+    assert "of the prediction" in gpu_evidence.in_words(found)
 
 
 # What is written
@@ -791,7 +819,7 @@ def test_evidence_and_table():
 
     results = {
         "facts": stage(gpu),
-        "kernels": stage(gpu_timings.entry("fused", {"cells_per_s": 9e5, "predicted": {"x": 2.0}}, *targets)),
+        "kernels": stage(gpu_timings.entry("fused", {"cells_per_s": 9e5}, *targets)),
         "host": stage({"name": "x", "skipped": "why"}, outcome="killed at the limit of time"),
         "checks": stage({"name": "one", "ok": True, "max_ulp": 1.0}, {"name": "two", "ok": False, "error": "E: no"}),
     }
@@ -802,7 +830,7 @@ def test_evidence_and_table():
     assert evidence["skipped"] == ["host: x: why"]
     assert set(evidence["sources"]["kernels"]) >= {"extract.cu"}
     text = gpu_evidence.table(evidence)
-    assert "900,000 cells/s; predicted x 2; cells_per_s 9e+05 (>= 1e+06 MISSED)" in text
+    assert "900,000 cells/s; cells_per_s 9e+05 (>= 1e+06 MISSED)" in text
     assert "checks: ok; 1 done, 1 failed, 0 skipped" in text
     assert text.endswith("FAILED: host: killed at the limit of time, checks: two")
     del results["checks"], results["host"]
