@@ -433,7 +433,7 @@ def test_a_slide_that_does_not_fit_has_fewer_repeats():
 
 @pytest.fixture(scope="module")
 def bench():
-    return gpu_timings.Bench(ShimEvidence(), synthetic.make_slide(160), gpu_timings.SMALL)
+    return gpu_timings.Bench(ShimEvidence(), synthetic.make_slide(110), gpu_timings.SMALL)
 
 
 def entries_of(steps):
@@ -453,7 +453,8 @@ def test_copies_and_kernels_are_timed(bench):
     assert [target["figure"] for target in fused["targets"]] == ["cells_per_s", "equal"]
     assert fused["equal"] == 1
     assert by_name["fused kernel, standard, tile 16"]["bytes_per_cell"] == 16 * 16 * (2 * 4 + 3 * 2 + 5 * 2)
-    assert len(by_name) == 3 + 3 * (1 + 1 + 3 + 1)
+    kinds = 1 + 1 + 3 + 1 + hasattr(gpu_timings.cuda_extract, "is_fast")
+    assert len(by_name) == 3 + 3 * kinds
     later = gpu_timings.Bench(bench.gpu, bench.base, bench.size, known=list(by_name.values()))
     assert later.fused == bench.fused
     assert later.bandwidth == pytest.approx(bench.bandwidth)
@@ -501,7 +502,7 @@ def test_wrong_tiles_are_not_timed(bench, monkeypatch):
 
 def test_label_statistics_are_timed(bench):
     [found] = entries_of(gpu_timings.label_steps(bench)).values()
-    assert found["labels"] > 30
+    assert found["labels"] > 10
 
 
 def test_the_pipeline_is_timed(bench):
@@ -636,7 +637,7 @@ def test_checks_pass_with_the_code_for_a_gpu(gpu, check):
 
 
 def test_timings_run_with_the_code_for_a_gpu(gpu):
-    bench = gpu_timings.Bench(gpu, synthetic.make_slide(160), gpu_timings.SMALL)
+    bench = gpu_timings.Bench(gpu, synthetic.make_slide(110), gpu_timings.SMALL)
     names = "copies", "fused kernel, standard", "fused kernel, standard, 100 % shared memory"
     steps = [step for step in gpu_timings.kernel_steps(bench, lambda: bench) if step.name in names]
     by_name = entries_of(steps)
