@@ -430,7 +430,7 @@ def in_words(entry: Figures) -> str:
         return f"skipped: {entry['skipped']}"
     if failed(entry):
         return f"FAILED: {entry['error']}"
-    parts = []
+    parts = [entry["about"]] if "about" in entry else []
     if entry.get("cells_per_s"):
         parts.append(f"{entry['cells_per_s']:,.0f} cells/s")
     if entry.get("GB_per_s"):

@@ -1,5 +1,6 @@
 """Tests of `bench/gpu_evidence.py` as far as possible without a GPU: on the CPU shim, with the smallest sizes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -454,7 +455,8 @@ def test_copies_and_kernels_are_timed(bench):
     assert fused["equal"] == 1
     assert by_name["fused kernel, standard, tile 16"]["bytes_per_cell"] == 16 * 16 * (2 * 4 + 3 * 2 + 5 * 2)
     kinds = 1 + 1 + 3 + 1 + hasattr(gpu_timings.cuda_extract, "is_fast")
-    assert len(by_name) == 3 + 3 * kinds
+    assert len(by_name) == 1 + 3 + 3 * kinds
+    assert gpu_evidence.in_words(by_name["slide"]).startswith("220 x 220 pixels, 3 uint16 channels, 2 label planes, ")
     later = gpu_timings.Bench(bench.gpu, bench.base, bench.size, known=list(by_name.values()))
     assert later.fused == bench.fused
     assert later.bandwidth == pytest.approx(bench.bandwidth)
@@ -501,8 +503,25 @@ def test_wrong_tiles_are_not_timed(bench, monkeypatch):
 
 
 def test_label_statistics_are_timed(bench):
-    [found] = entries_of(gpu_timings.label_steps(bench)).values()
-    assert found["labels"] > 10
+    resident, from_host = entries_of(gpu_timings.label_steps(bench)).values()
+    assert resident["nbytes"] == 220 * 220 * 4
+    assert from_host["labels"] > 10
+
+
+def test_wrong_label_statistics_are_not_timed(bench, monkeypatch):
+    def wrong(raster, device):
+        found = gpu_timings.labels.label_statistics(raster)
+        return dataclasses.replace(found, counts=found.counts + 1)
+
+    monkeypatch.setattr(gpu_timings.cuda_labels, "label_statistics", wrong)
+    with pytest.raises(ValueError, match="counts differ"):
+        gpu_timings.label_statistics_from_host(bench)
+
+
+def test_a_slide_with_fewer_repeats_is_said(bench):
+    short = gpu_timings.Bench(bench.gpu, bench.base, bench.size._replace(repeats=3))
+    short.repeats = 2
+    assert short.about()[0]["about"].endswith("; 2, not 3 repeats, because memory is short")
 
 
 def test_the_pipeline_is_timed(bench):
