@@ -38,8 +38,6 @@ Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 CHILD = Path(__file__).with_name("gpu_stages.py")
 POLL_SECONDS = 0.05
-# Before a stage is killed, it may finish the step that it is in; it begins no other.
-MARGIN_SECONDS = 3.0
 # After it is killed: a process that waits for the driver may not die.
 DYING_SECONDS = 3.0
 # The dry run shares a few cores and compiles for the CPU.
@@ -47,27 +45,39 @@ DRY_RUN_FACTOR = 6.0
 
 
 class Stage(NamedTuple):
-    """A stage, the seconds it may take, and its number of processes, each of which runs a part of it."""
+    """A stage and its limits.
+
+    Parameters
+    ----------
+    name : str
+    seconds : float
+        Then it is killed.
+    processes : int
+        Each runs a part of it.
+    last_step : float, seconds
+        So long before it is killed, it begins no step any more, but finishes the one that it is in.
+    """
 
     name: str
     seconds: float
     processes: int = 1
+    last_step: float = 3.0
 
 
 # The most precious first. The limits add up to less than 300 s with installing the wheels; a stage also has the time
 # that earlier ones have not used.
 WHEELS_SECONDS = 15.0
 STAGES = (
-    Stage("facts", 15),
+    Stage("facts", 10),
     Stage("compile", 30),
     Stage("smoke", 15),
     Stage("kernels", 40),
-    Stage("ncu", 35),
+    Stage("ncu", 30),
     Stage("labels", 15),
-    Stage("host", 40),
-    Stage("checks", 45, processes=4),
+    Stage("host", 40, last_step=10.0),
+    Stage("checks", 45, processes=4, last_step=5.0),
     Stage("sanitizers", 30),
-    Stage("baselines", 15),
+    Stage("baselines", 25, last_step=10.0),
 )
 
 
@@ -218,7 +228,7 @@ def run_stage(
         record.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
         command = [sys.executable, str(CHILD), stage.name, "--record", str(record), "--work", str(work)]
-        command += ["--until", str(deadline - MARGIN_SECONDS), "--seed", str(seed)]
+        command += ["--until", str(deadline - stage.last_step), "--seed", str(seed)]
         command += ["--part", str(k), str(stage.processes), *(["--shim"] if options.dry_run else [])]
         command += ["--prepared", str(options.prepared)] if options.prepared else []
         parts.append(Part([*command, "--known", *earlier], record, log))
@@ -282,7 +292,7 @@ def look_after(part: Part, environment: dict[str, str], deadline: float) -> None
     unclear = len(record.running) > 1 and not record.careful  # one at a time will show which step it was
     blamed = record.note_death(how_it_ended(code))
     progress = blamed or unclear or len(record.done) > part.done_at_start
-    if progress and time.time() < deadline - MARGIN_SECONDS:
+    if progress and time.time() < deadline:
         launch(part, environment)
         return
     part.outcome = f"{how_it_ended(code)}: {last_line(part.log)}"

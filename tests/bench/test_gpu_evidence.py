@@ -534,6 +534,15 @@ def test_the_pipeline_is_timed(bench):
     assert backends.choose is choose
 
 
+def test_a_folder_in_memory_that_is_too_small_is_not_timed(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_timings, "MEMORY_FOLDER", tmp_path / "none")
+    [found] = gpu_timings.host_to_file_in_memory(bench)
+    assert found["skipped"].endswith("none has 0.0 GB free, not 0.0")
+    monkeypatch.setattr(gpu_timings, "MEMORY_FOLDER", tmp_path)
+    [found] = gpu_timings.host_to_file_in_memory(bench)
+    assert [target["at_least"] for target in found["targets"]] == [150_000]
+
+
 def test_baselines_are_timed(bench):
     by_name = entries_of([step for step in gpu_baselines.baseline_steps(bench) if step.name != "start-up"])
     assert len(by_name) == 6
