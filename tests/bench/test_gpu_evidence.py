@@ -1,5 +1,6 @@
 """Tests of `bench/gpu_evidence.py` as far as possible without a GPU: on the CPU shim, with the smallest sizes."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -90,6 +91,37 @@ def test_a_dry_run_of_some_stages(tmp_path):
     assert len(evidence["stages"]["checks"]["entries"]) == len(gpu_checks.few_checks())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert files == ["00-facts.json", "02-smoke.json", *(f"07-checks-{k}.json" for k in range(4)), "gpu-shim.json"]
+
+
+def processes_of(folder):
+    """Return the processes that have a folder in their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_an_interrupted_run_leaves_no_processes(tmp_path):
+    command = [
+        sys.executable,
+        str(BENCH / "gpu_evidence.py"),
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+        "--stages",
+        "kernels",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while run.stderr.readline().strip() != "kernels ...":
+            pass
+        while len(processes_of(tmp_path)) < 2:
+            time.sleep(0.01)
+        run.terminate()
+        assert run.wait(30) == 143
+    assert processes_of(tmp_path) == []
+    assert json.loads((tmp_path / "gpu-shim.json").read_text(encoding="utf-8"))["ok"]  # the facts are kept
 
 
 @pytest.mark.slow
