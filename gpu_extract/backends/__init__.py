@@ -114,6 +114,8 @@ def try_device(device: str) -> str | None:
             from gpu_extract.backends.tiny import tiny_batch
 
             choose(device).extract(*tiny_batch("uint16", "uint32"), None)
+    except DeviceError as error:  # it says what to do
+        return str(error)
     except Exception as error:  # whatever a broken installation raises
         line = (str(error).splitlines() or [""])[0]
         remedy = REMEDIES.get(device, "reinstall CuPy, or use --device cpu (device='cpu')")

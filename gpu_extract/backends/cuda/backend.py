@@ -137,8 +137,9 @@ def cucim_skimage() -> Any:
         import cucim.skimage.measure
         import cucim.skimage.morphology
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: CuPy's for libraries of another CUDA
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DeviceError(
-            f"cuCIM cannot be imported ({error}); pip install cucim-cu13 (cucim-cu12 for CUDA 12), or uninstall it: "
+            f"cuCIM cannot be imported ({cause}); pip install cucim-cu13 (cucim-cu12 for CUDA 12), or uninstall it: "
             "without cuCIM, reference:cuda uses cupyx"
         ) from error
     return cucim.skimage

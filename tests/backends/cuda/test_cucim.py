@@ -18,7 +18,7 @@ from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 import gpu_extract as gx
 from gpu_extract import Recipe, labels
-from gpu_extract.backends import cucim_version, reference
+from gpu_extract.backends import cucim_version, reference, try_device
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda.cucim_ndimage import CucimNdimage, cucim_ndimage
 from gpu_extract.backends.reference import Libraries
@@ -143,6 +143,20 @@ def test_a_broken_cucim_is_an_error(cupy, monkeypatch):
     with pytest.raises(gx.DeviceError, match=f"cuCIM cannot be imported .*{remedy}") as caught:
         cuda.reference_libraries()
     assert "\n" not in str(caught.value)
+    monkeypatch.setattr(cuda, "count", lambda: 1)
+    assert try_device("reference:cuda") == str(caught.value)
+
+
+def test_a_long_error_of_cucim_is_cut_to_one_line(cupy, monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cucim":
+                raise ImportError("libcudart.so.13 not found\n\nDo this.\nOr that.")
+
+    monkeypatch.delitem(sys.modules, "cucim", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(gx.DeviceError, match=r"cuCIM cannot be imported \(libcudart.so.13 not found\); pip"):
+        cuda.cucim_skimage()
 
 
 def test_the_version_of_any_distribution_of_cucim(monkeypatch):
