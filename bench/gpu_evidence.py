@@ -1,209 +1,367 @@
-"""Collect evidence from a real GPU: its properties, all checks of the cuda backend, timings, and memory checkers.
+"""Collect evidence from a real GPU in less than five minutes: see GPU_EVIDENCE.md.
 
-    python bench/gpu_evidence.py [--json FILE] [--quick]
+    python bench/gpu_evidence.py [--out DIR] [--wheels DIR] [--prepared DIR] [--stages A,B] [--seed N]
+    python bench/gpu_evidence.py --prepare DIR      computes what --prepared takes; without a GPU
+    python bench/gpu_evidence.py --dry-run          runs every stage on the CPU, in small
 
-Runs from a checkout and takes at most five minutes. Writes one JSON file (by default
-``bench/results/gpu-<name>.json``) and prints a short table. The exit code is 1 if there is no GPU or if anything
-failed. Missed targets and skipped entries are reported, but do not count as failures.
+Each stage runs in a process of its own that has a limit of time, and writes ``DIR/NN-STAGE.json`` as it goes. So an
+illegal access, a hang or a crash can spoil one stage, not more. This process does not import CUDA. After each stage,
+all results so far are in ``DIR/gpu-NAME.json``. The exit code is 1 if there is no GPU or if anything failed. Missed
+targets and skipped entries are reported, but are not failures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import hashlib
 import json
 import os
-import platform
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-# For the slides and tolerances of the tests, and for the package itself if it is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gpu_checks import checks, run_checks, sanitizer_checks
-from gpu_sanitizer import run_sanitizer
-from gpu_timings import Bench, run_timings
-
-from gpu_extract import backends
-from gpu_extract.backends.cuda import backend as cuda
-from gpu_extract.backends.cuda import source as cuda_source
+from gpu_record import CONTEXT_LOST, Record
 
 Figures = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds from the start after which a section starts no new entry; the last section is stopped then.
-DEADLINES = {"checks": 110.0, "timings": 225.0, "sanitizer": 285.0}
-PACKAGES = ("numpy", "scipy", "h5py", "isal", "anndata", "gpu-extract")
+CHILD = Path(__file__).with_name("gpu_stages.py")
+POLL_SECONDS = 0.05
+# SIGINT and SIGTERM that have come. They are acted on between two looks at the processes: an exception in the middle of
+# a launch would leave a process that nobody knows.
+signals: list[int] = []
+# After it is killed: a process that waits for the driver may not die.
+DYING_SECONDS = 3.0
+# The dry run shares a few cores and compiles for the CPU.
+DRY_RUN_FACTOR = 6.0
 
 
-class Gpu:
-    """The first GPU, for the checks and timings.
+class Stage(NamedTuple):
+    """A stage and its limits.
 
-    Attributes
+    Parameters
     ----------
-    libraries : Libraries
-        CuPy and cupyx.scipy.ndimage.
-    device : CudaDevice
-        One stream, with CuPy's own memory pool; timings measure this stream.
+    name : str
+    seconds : float
+        Then it is killed.
+    processes : int
+        Each runs a part of it.
+    last_step : float, seconds
+        So long before it is killed, it begins no step any more, but finishes the one that it is in.
     """
 
-    def __init__(self) -> None:
-        self.libraries = cuda.reference_libraries()
-        self._cp = self.libraries.xp
-        self._stream = self._cp.cuda.Stream()
-        self.device = cuda.CudaDevice(0, self._cp.get_default_memory_pool(), self._stream)
-
-    def open_stream(self) -> cuda.CudaDevice:
-        """Open a new `Device` without a pool: each array is an allocation, so that a memory checker sees its bounds."""
-        return cuda.CudaDevice(0, _NoPool(self._cp))
-
-    def open_backend(self) -> backends.Backend:
-        """Open the cuda backend as a user gets it."""
-        return backends.choose("cuda")
-
-    def upload(self, array: Any) -> Any:
-        """Return a copy on the device; the transfer is complete when this returns."""
-        copy = self.device.to_device(array)
-        self.device.synchronize()
-        return copy
-
-    def to_host(self, array: Any) -> Any:
-        """Return a copy in host memory."""
-        return self._cp.asnumpy(array)
-
-    def seconds(self, work: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
-        """Return how long each repeat took on the device, by events on its stream."""
-        for _ in range(warm_up):
-            with self._stream:
-                work()
-        self.device.synchronize()
-        times = []
-        for _ in range(repeats):
-            start, end = self._cp.cuda.Event(), self._cp.cuda.Event()
-            with self._stream:
-                start.record(self._stream)
-                work()
-                end.record(self._stream)
-            self.device.synchronize()
-            times.append(self._cp.cuda.get_elapsed_time(start, end) / 1000)
-        return times
-
-    def free_nbytes(self) -> int:
-        """Return the bytes of free device memory."""
-        return int(self._cp.cuda.runtime.memGetInfo()[0])
-
-    def release(self) -> None:
-        """Free the memory that is kept in pools."""
-        self._cp.get_default_memory_pool().free_all_blocks()
-        self._cp.get_default_pinned_memory_pool().free_all_blocks()
-
-    def kernel_facts(self, kernel: Any, shared_nbytes: int) -> Figures:
-        """Return the resources of a compiled kernel, and how many of its blocks fit on a multiprocessor."""
-        function = cuda.compiled(0, kernel, cuda.CudaDevice(0, self._cp.get_default_memory_pool()).shared_nbytes_limit)
-        blocks = self._cp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-            function.kernel.ptr, kernel.threads, shared_nbytes
-        )
-        return {
-            "registers": function.num_regs,
-            "local_bytes": function.local_size_bytes,
-            "static_shared_bytes": function.shared_size_bytes,
-            "dynamic_shared_bytes": shared_nbytes,
-            "blocks_per_multiprocessor": blocks,
-        }
-
-    def facts(self) -> Figures:
-        """Return the properties of the GPU, and the versions of driver and libraries."""
-        runtime = self._cp.cuda.runtime
-        properties = runtime.getDeviceProperties(0)
-        return {
-            "name": properties["name"].decode(),
-            "compute_capability": f"{properties['major']}.{properties['minor']}",
-            "multiprocessors": properties["multiProcessorCount"],
-            "memory_bytes": properties["totalGlobalMem"],
-            "driver": first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
-            "driver_cuda": runtime.driverGetVersion(),
-            "runtime_cuda": runtime.runtimeGetVersion(),
-            "nvrtc": ".".join(map(str, self._cp.cuda.nvrtc.getVersion())),
-            "cupy": self._cp.__version__,
-        }
+    name: str
+    seconds: float
+    processes: int = 1
+    last_step: float = 3.0
 
 
-class _NoPool:
-    """A replacement for `cupy.cuda.MemoryPool` that allocates directly."""
+# The most precious first. The limits add up to less than 300 s with installing the wheels; a stage also has the time
+# that earlier ones have not used.
+WHEELS_SECONDS = 15.0
+STAGES = (
+    Stage("facts", 10),
+    Stage("compile", 30),
+    Stage("smoke", 15),
+    Stage("kernels", 40),
+    Stage("ncu", 30),
+    Stage("labels", 15),
+    Stage("host", 40, last_step=10.0),
+    Stage("checks", 45, processes=4, last_step=5.0),
+    Stage("sanitizers", 30),
+    Stage("baselines", 25, last_step=10.0),
+)
 
-    def __init__(self, cp: Any) -> None:
-        self._cp = cp
 
-    def malloc(self, nbytes: int) -> Any:
-        return self._cp.cuda.memory.MemoryPointer(self._cp.cuda.memory.Memory(nbytes), 0)
+@dataclass
+class Part:
+    """One process of a stage, and the files of its results and its output."""
+
+    command: list[str]
+    record: Path
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    outcome: str = ""
+    done_at_start: int = 0
+    output: IO[bytes] | None = field(default=None, repr=False)
 
 
-def main() -> int:
-    """Run everything, write the JSON file, print the table, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file to write; by default bench/results/gpu-<name>.json")
-    parser.add_argument("--quick", action="store_true", help="fewer checks, and a slide of a quarter of the size")
-    parser.add_argument("--start-up", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--sanitizer-case", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    reason = backends.why_not("cuda")
-    if reason:
-        print(f"no evidence without a GPU: {reason}", file=sys.stderr)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything, write the JSON files, print the table, and return the exit code."""
+    options = parse(arguments)
+    if options.prepare:
+        return prepare(options.prepare, small=options.dry_run)
+    try:
+        stages = chosen(options.stages)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 1
-    if arguments.start_up:
-        print(json.dumps(start_up()))
-        return 0
-    if arguments.sanitizer_case:
-        return report_failures(run_checks(Gpu(), sanitizer_checks(), deadline=float("inf")))
-    gpu = Gpu()
-    evidence = gather(gpu, quick=arguments.quick)
-    path = arguments.json or ROOT / "bench" / "results" / f"gpu-{slug(evidence['facts']['gpu']['name'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    begin = time.time()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        evidence = gather(options, stages, Path(work), begin)
+    if evidence is None:
+        return 1
     print(table(evidence))
     return 0 if evidence["ok"] else 1
 
 
-def gather(gpu: Any, *, quick: bool) -> Figures:
-    """Run all sections, one after the other, each until its deadline, and return the evidence."""
-    begin = time.monotonic()
-    ends = {name: begin + seconds for name, seconds in DEADLINES.items()}
-    print("checks ...", file=sys.stderr, flush=True)
-    checked = run_checks(gpu, checks(quick=quick), ends["checks"])
-    gpu.release()
-    print("timings ...", file=sys.stderr, flush=True)
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(description=lines[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-evidence"), help="folder to write (gpu-evidence)")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to use, for a machine without a network")
+    parser.add_argument("--prepared", type=Path, help="folder that --prepare has written")
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="compute tiles for --prepared, and stop")
+    parser.add_argument("--stages", help=f"only these: {','.join(stage.name for stage in STAGES)}")
+    parser.add_argument("--seed", type=int, help="of the random cells; by default another one each time")
+    parser.add_argument("--dry-run", action="store_true", help="run every stage on the CPU, in small")
+    return parser.parse_args(arguments)
+
+
+def chosen(names: str | None) -> list[Stage]:
+    """Return the stages to run; facts are always among them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such stage.
+    """
+    wanted = [stage.name for stage in STAGES] if names is None else ["facts", *names.split(",")]
+    known = {stage.name for stage in STAGES}
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"--stages has {name!r}; it must be of {', '.join(stage.name for stage in STAGES)}")
+    return [stage for stage in STAGES if stage.name in wanted]
+
+
+def prepare(folder: Path, *, small: bool) -> int:
+    """Compute the tiles for ``--prepared``."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import gpu_smoke
+
+    paths = gpu_smoke.prepare(folder, small=small)
+    print(f"{len(paths)} files in {folder}, {sum(path.stat().st_size for path in paths) / 1e6:.1f} MB")
+    return 0
+
+
+def gather(options: argparse.Namespace, stages: Sequence[Stage], work: Path, begin: float) -> Figures | None:
+    """Run the stages and return the evidence; None if there is no GPU, which is then said."""
+    factor = DRY_RUN_FACTOR if options.dry_run else 1.0
+    seed = int.from_bytes(os.urandom(4)) if options.seed is None else options.seed
+    say(f"seed {seed}")
+    environment = {**os.environ, "CUPY_CACHE_DIR": str(work / "cupy"), "PYTHONPATH": search_path(work)}
+    run: Figures = {"date": dt.date.today().isoformat(), "seed": seed, "dry_run": options.dry_run, **checkout()}
+    deadline = begin
+    if options.wheels:
+        deadline += WHEELS_SECONDS * factor
+        run["wheels"] = install(options.wheels, work / "packages", deadline)
+    results: dict[str, Figures] = {}
+    for stage in stages:
+        deadline += stage.seconds * factor
+        say(f"{stage.name} ...")
+        results[stage.name] = run_stage(stage, options, work, environment, seed, deadline)
+        evidence = assemble({**run, "seconds": round(time.time() - begin, 1)}, results)
+        path = options.out / f"gpu-{slug(evidence['facts'].get('gpu') or 'unknown')}.json"
+        reason = why_no_gpu(results["facts"])
+        if reason:
+            say(f"no evidence without a GPU: {reason}")
+            return None
+        write(path, evidence)
+    say(f"written to {path}")
+    return evidence
+
+
+def why_no_gpu(facts: Figures) -> str | None:
+    """Return why the GPU could not be opened; None if it was."""
+    opened = next((entry for entry in facts["entries"] if entry["name"] == "GPU"), None)
+    if opened is None:
+        return ", ".join(facts["outcomes"])
+    return opened["error"] if failed(opened) else None
+
+
+def search_path(work: Path) -> str:
+    """Return the folders of Python modules: this checkout first, then the wheels."""
+    return os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "bench", work / "packages")))
+
+
+def install(wheels: Path, target: Path, deadline: float) -> Figures:
+    """Unpack the wheels into a folder, where they change nothing on this machine; return what happened."""
+    names = sorted({path.name.split("-")[0] for path in wheels.glob("*.whl")})
+    if not names:
+        return {"ok": False, "error": f"there are no wheels in {wheels}"}
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet"]
+    command += ["--find-links", str(wheels), "--target", str(target), *names]
+    start = time.time()
     try:
-        bench = Bench(gpu, 4096, 2 if quick else 4)
-    except Exception as error:  # keep the results of the checks
-        timed, notes = [{"name": "the slide", "ok": False, "error": f"{type(error).__name__}: {error}"}], []
-    else:
-        timed, notes = run_timings(bench, ends["timings"]), [bench.about, *bench.notes]
-    print("compute-sanitizer ...", file=sys.stderr, flush=True)
-    sanitized = run_sanitizer(ends["sanitizer"])
-    facts = {**facts_of_the_host(), "gpu": gpu.facts(), "quick": quick, "seconds": round(time.monotonic() - begin, 1)}
-    return assemble(facts, {"checks": checked, "timings": timed, "sanitizer": sanitized}, notes)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(deadline - start, 1))
+    except subprocess.TimeoutExpired:
+        return {"ok": False, "error": "not finished in time"}
+    error = None if done.returncode == 0 else " ".join(done.stderr.splitlines()[-3:])
+    return {"ok": error is None, "packages": names, "seconds": round(time.time() - start, 1), "error": error}
 
 
-def assemble(facts: Figures, sections: dict[str, list[Figures]], notes: list[str]) -> Figures:
-    """Return the contents of the JSON file: facts, hashes of the sources, the sections, and their outcome."""
-    entries = [entry for section in sections.values() for entry in section]
+# One stage
+
+
+def run_stage(
+    stage: Stage, options: argparse.Namespace, work: Path, environment: dict[str, str], seed: int, deadline: float
+) -> Figures:
+    """Run the processes of a stage until they are done or the deadline (of `time.time`); return its results."""
+    start = time.time()
+    number = [each.name for each in STAGES].index(stage.name)
+    earlier = sorted(str(path) for path in options.out.glob("[0-9][0-9]-*.json") if int(path.name[:2]) < number)
+    parts = []
+    for k in range(stage.processes):
+        name = f"{number:02}-{stage.name}" + (f"-{k}" if stage.processes > 1 else "")
+        record, log = options.out / f"{name}.json", options.out / f"{name}.log"
+        record.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+        command = [sys.executable, str(CHILD), stage.name, "--record", str(record), "--work", str(work)]
+        command += ["--until", str(deadline - stage.last_step), "--seed", str(seed)]
+        command += ["--part", str(k), str(stage.processes), *(["--shim"] if options.dry_run else [])]
+        command += ["--prepared", str(options.prepared)] if options.prepared else []
+        parts.append(Part([*command, "--known", *earlier], record, log))
+    supervise(parts, environment, deadline)
+    records = [Record(part.record) for part in parts]
     return {
-        "ok": not any(failed(entry) for entry in entries),
-        "failed": [entry["name"] for entry in entries if failed(entry)],
-        "skipped": [f"{entry['name']}: {entry['skipped']}" for entry in entries if "skipped" in entry],
-        "missed": [entry["name"] for entry in entries if any(t["met"] is False for t in entry.get("targets", ()))],
-        "notes": notes,
-        "facts": facts,
+        "seconds": round(time.time() - start, 1),
+        "limit_seconds": stage.seconds,
+        "outcomes": sorted({part.outcome for part in parts}),
+        "deaths": [death for record in records for death in record.deaths],
+        "entries": [entry for record in records for entry in record.entries],
+    }
+
+
+def supervise(parts: Sequence[Part], environment: dict[str, str], deadline: float) -> None:
+    """Run processes until all have an outcome. After one that died, another continues with the steps that are left."""
+    for part in parts:
+        launch(part, environment)
+    try:
+        while any(not part.outcome for part in parts):
+            if signals:
+                sys.exit(128 + signals[0])
+            for part in parts:
+                if not part.outcome:
+                    look_after(part, environment, deadline)
+            time.sleep(POLL_SECONDS)
+    finally:  # also if this process is interrupted
+        for part in parts:
+            if not part.outcome:
+                kill(part)
+
+
+def launch(part: Part, environment: dict[str, str]) -> None:
+    """Start the process of a part, as the leader of a session that can be killed with all that it starts."""
+    part.done_at_start = len(Record(part.record).done)
+    part.output = part.log.open("ab")
+    part.process = subprocess.Popen(
+        part.command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=part.output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def look_after(part: Part, environment: dict[str, str], deadline: float) -> None:
+    """Set the outcome of a part whose process has ended or whose time is over, or start a process that goes on."""
+    assert part.process is not None
+    code = part.process.poll()
+    if code is None and time.time() < deadline:
+        return
+    if code is None:
+        is_dead = kill(part)
+        Record(part.record).note_death("killed at the limit of time")
+        part.outcome = "killed at the limit of time" if is_dead else "at the limit of time; could not be killed"
+        return
+    kill(part)  # what it has started and left
+    record = Record(part.record)
+    if code == 0 and record.finished:
+        part.outcome = "ok"
+        return
+    unclear = len(record.running) > 1 and not record.careful  # one at a time will show which step it was
+    blamed = record.note_death(how_it_ended(code))
+    progress = blamed or unclear or len(record.done) > part.done_at_start
+    if progress and time.time() < deadline:
+        launch(part, environment)
+        return
+    part.outcome = f"{how_it_ended(code)}: {last_line(part.log)}"
+
+
+def kill(part: Part) -> bool:
+    """Kill the process of a part and all that it has started; return whether it is dead."""
+    assert part.process is not None
+    for pid in session(part.process.pid):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
+    if part.output is not None:
+        part.output.close()
+    try:
+        part.process.wait(DYING_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of a session, in whatever group they are; the leader itself first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # After the name in parentheses: state, parent, group, session.
+            if int(path.read_text(errors="replace").rpartition(")")[2].split()[3]) == leader:
+                found.append(int(path.parent.name))
+    return sorted(found, key=lambda pid: pid != leader)
+
+
+def how_it_ended(code: int) -> str:
+    """Return what an exit code means."""
+    if code == CONTEXT_LOST:
+        return "CUDA's context was lost"
+    if code < 0:
+        return f"the process died of {signal.Signals(-code).name}"
+    return f"the process ended with exit code {code}"
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log, where Python names an exception."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1].strip() if lines else "it printed nothing"
+
+
+# What is written
+
+
+def assemble(run: Figures, results: dict[str, Figures]) -> Figures:
+    """Return the contents of the JSON file: facts, hashes of the sources, the stages, and their outcome."""
+    entries = [(name, entry) for name, stage in results.items() for entry in stage["entries"]]
+    ends = [(name, end) for name, stage in results.items() for end in (*stage["outcomes"], *stage["deaths"])]
+    broken = [f"{name}: {end}" for name, end in ends if end != "ok"]
+    return {
+        "ok": not broken and not any(failed(entry) for _, entry in entries),
+        "failed": [*broken, *(f"{name}: {entry['name']}" for name, entry in entries if failed(entry))],
+        "skipped": [f"{name}: {entry['name']}: {entry['skipped']}" for name, entry in entries if "skipped" in entry],
+        "missed": [entry["name"] for _, entry in entries if any(t["met"] is False for t in entry.get("targets", ()))],
+        "facts": gpu_facts(results),
+        "run": run,
         "sources": sources(),
-        **sections,
+        "stages": results,
     }
 
 
@@ -212,50 +370,48 @@ def failed(entry: Figures) -> bool:
     return entry.get("ok") is False
 
 
-def report_failures(results: list[Figures]) -> int:
-    """Print the failures and return the exit code."""
-    wrong = [result for result in results if failed(result)]
-    for result in wrong:
-        print(f"{result['name']}: {result['error']}", file=sys.stderr)
-    return 1 if wrong else 0
+def gpu_facts(results: dict[str, Figures]) -> Figures:
+    """Return the properties of the GPU; empty if they could not be read."""
+    return next((entry for entry in results["facts"]["entries"] if "gpu" in entry), {})
 
 
 def sources() -> Figures:
     """Return the SHA-256 of each file that determines what runs on the GPU: kernels and their Python launchers."""
-    folder = Path(backends.__file__).parent
-    launchers = sorted([*folder.glob("cuda/*.py"), folder / "program_tables.py"])
-    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in launchers}
-    return {"kernels": cuda_source.fingerprint(), "launchers": hashes}
-
-
-def facts_of_the_host() -> Figures:
-    """Return facts about the machine without its GPU: versions of packages, commit, date."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    commit = first_line(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
-    changed = first_line(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    package = ROOT / "gpu_extract" / "backends"
+    launchers = [*package.glob("cuda/*.py"), package / "program_tables.py"]
+    kernels = [*(ROOT / "kernels").glob("*.cu"), *(ROOT / "kernels").glob("*.cuh")]
     return {
-        "date": dt.date.today().isoformat(),
-        "commit": commit,
-        "changed_since": None if commit is None else changed is not None,
-        "python": platform.python_version(),
-        "versions": versions,
-        "cores": len(os.sched_getaffinity(0)),
+        "kernels": {path.name: digest(path) for path in sorted(kernels)},
+        "launchers": {str(path.relative_to(package)): digest(path) for path in sorted(launchers)},
     }
 
 
-def first_line(command: list[str]) -> str | None:
-    """Return the first line that a program prints, or None if it is missing, fails or prints nothing."""
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def checkout() -> Figures:
+    """Return the commit, and whether files have changed since; None without git."""
+    commit = output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
+    changed = output_of(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    return {"commit": commit, "changed_since": None if commit is None else bool(changed)}
+
+
+def output_of(command: list[str]) -> str | None:
+    """Return what a program prints, or None if it is missing, fails or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = done.stdout.splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write(path: Path, evidence: Figures) -> None:
+    """Write a JSON file that is complete at any time."""
+    work = path.with_suffix(".part")
+    work.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    os.replace(work, path)
 
 
 def slug(name: str) -> str:
@@ -263,55 +419,44 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-")
 
 
-def start_up() -> Figures:
-    """Return the seconds of the first and the second batch in this process, and separately those of the imports."""
-    start = time.perf_counter()
-    cuda.reference_libraries()
-    imported = time.perf_counter()
-    from gpu_checks import ht29
-
-    task = ht29("standard", 128)
-    ready = time.perf_counter()
-    backend = backends.choose("cuda")
-    backend.extract(*task, None)
-    first = time.perf_counter()
-    backend.extract(*task, None)
-    second = time.perf_counter()
-    return {
-        "import_cupy_seconds": imported - start,
-        "first_batch_seconds": first - ready,
-        "second_batch_seconds": second - first,
-    }
+def say(line: str) -> None:
+    """Print how far the run is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def table(evidence: Figures) -> str:
     """Return a summary of the evidence as text."""
-    facts, gpu = evidence["facts"], evidence["facts"]["gpu"]
-    lines = [f"{gpu['name']}, driver {gpu['driver']}, CuPy {gpu['cupy']}, {facts['seconds']} s"]
-    lines += [f"note: {note}" for note in evidence["notes"]]
-    for entry in evidence["timings"]:
-        lines.append(f"{entry['name']:<34}{in_words(entry)}")
-    for section in ("checks", "sanitizer"):
-        results = evidence[section]
-        n_ok, n_skipped = sum(r.get("ok", False) for r in results), sum("skipped" in r for r in results)
-        lines.append(f"{section}: {n_ok} of {len(results)} passed, {n_skipped} skipped")
-        lines += [f"  FAILED {r['name']}: {r.get('error') or r.get('lines')}" for r in results if failed(r)]
+    facts = evidence["facts"]
+    versions = f"CuPy {facts.get('cupy')}, cuCIM {facts.get('cucim')}"
+    lines = [f"{facts.get('gpu')}, {versions}, {evidence['run']['seconds']} s"]
+    for name, stage in evidence["stages"].items():
+        entries = stage["entries"]
+        n_failed, n_skipped = sum(map(failed, entries)), sum("skipped" in entry for entry in entries)
+        count = f"{len(entries) - n_failed - n_skipped} done, {n_failed} failed, {n_skipped} skipped"
+        lines.append(f"{name}: {', '.join(stage['outcomes'])}; {count}; {stage['seconds']} s")
+        lines += [f"  died: {death}" for death in stage["deaths"]]
+        lines += [f"  {entry['name']}: {in_words(entry)}" for entry in entries if in_words(entry)]
     lines.append("ok" if evidence["ok"] else f"FAILED: {', '.join(evidence['failed'])}")
     return "\n".join(lines)
 
 
 def in_words(entry: Figures) -> str:
-    """Return the main figures of a timing and its targets as text."""
+    """Return the main figures of an entry as text; empty for a check that passed."""
     if "skipped" in entry:
         return f"skipped: {entry['skipped']}"
     if failed(entry):
         return f"FAILED: {entry['error']}"
-    parts = []
-    if "cells_per_s" in entry:
+    parts = [entry["about"]] if "about" in entry else []
+    if entry.get("cells_per_s"):
         parts.append(f"{entry['cells_per_s']:,.0f} cells/s")
-    if "GB_per_s" in entry:
+    if entry.get("GB_per_s"):
         parts.append(f"{entry['GB_per_s']:,.1f} GB/s")
-    for target in entry["targets"]:
+    if entry.get("warp_instructions"):
+        parts.append(f"{entry['warp_instructions']:,.0f} warp instructions per cell")
+    if entry.get("measured_by_predicted"):
+        same = "" if entry["predicted"]["for_these_kernels"] else " (of other kernels)"
+        parts.append(f"{entry['measured_by_predicted']:.3f} of the prediction{same}")
+    for target in entry.get("targets", ()):
         verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
         sign, limit = ("<=", target["at_most"]) if "at_most" in target else (">=", target["at_least"])
         value = "?" if target["measured"] is None else f"{target['measured']:,.3g}"

@@ -37,21 +37,21 @@ def processor() -> str:
     return platform.machine()
 
 
-def memory_copy() -> float:
+def memory_copy(nbytes: int = NBYTES) -> float:
     """Return the bytes read and written per second when one core copies memory, the best of five."""
-    source = np.ones(NBYTES, np.uint8)
+    source = np.ones(nbytes, np.uint8)
     target = np.zeros_like(source)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         np.copyto(target, source)
         seconds.append(time.perf_counter() - start)
-    return 2 * NBYTES / min(seconds)
+    return 2 * nbytes / min(seconds)
 
 
-def disk_write() -> float:
+def disk_write(nbytes: int = NBYTES) -> float:
     """Return the bytes per second written to a temporary file and synced, the best of three."""
-    data = np.random.default_rng(0).bytes(NBYTES)
+    data = np.random.default_rng(0).bytes(nbytes)
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryFile() as file:
@@ -60,4 +60,4 @@ def disk_write() -> float:
             file.flush()
             os.fdatasync(file.fileno())
             seconds.append(time.perf_counter() - start)
-    return NBYTES / min(seconds)
+    return nbytes / min(seconds)

@@ -305,6 +305,8 @@ def doctor() -> None:
     print(f"HDF5 {h5py.version.hdf5_version}")
     for package in ("numpy", "scipy", "numba", "h5py", "anndata", "isal", "tifffile", "imagecodecs"):
         print(f"  {package:<12} {version(package)}")
+    absent = "not installed; reference:cuda uses cupyx instead (pip install cucim-cu13, or cucim-cu12 for CUDA 12)"
+    print(f"  {'cucim':<12} {backends.cucim_version() or absent}")
 
 
 WARM_EXAMPLES = """Examples:

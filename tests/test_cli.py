@@ -243,6 +243,13 @@ def test_a_stopped_demo_leaves_no_folder(tmp_path, monkeypatch, call):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_doctor_shows_the_version_of_cucim_or_how_to_install_it(call, monkeypatch):
+    monkeypatch.setattr("gpu_extract.backends.cucim_version", lambda: "26.10.0")
+    assert "  cucim        26.10.0\n" in call("doctor")[1]
+    monkeypatch.setattr("gpu_extract.backends.cucim_version", lambda: None)
+    assert re.search(r"  cucim        not installed; .*pip install cucim-cu13", call("doctor")[1])
+
+
 def test_doctor_says_which_limit_decides_the_threads(call, monkeypatch):
     monkeypatch.setattr("gpu_extract.cpus.thread_limits", lambda: {"cores": 8, "SLURM_CPUS_PER_TASK": 3})
     out = call("doctor")[1]

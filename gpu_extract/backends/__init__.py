@@ -12,7 +12,17 @@ from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractIn
 from gpu_extract.errors import DeviceError
 from gpu_extract.model import BatchSize
 
-__all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choose", "try_device", "why_not"]
+__all__ = [
+    "DEVICES",
+    "Backend",
+    "Deflated",
+    "Extract",
+    "ExtractInParts",
+    "choose",
+    "cucim_version",
+    "try_device",
+    "why_not",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
@@ -76,6 +86,13 @@ def why_not(device: str) -> str | None:
     return reason
 
 
+def cucim_version() -> str | None:
+    """Return the version of cuCIM, which `reference:cuda` uses if it is installed; None if it is not."""
+    from gpu_extract.backends.cuda import backend as cuda
+
+    return cuda.cucim_version()
+
+
 def try_device(device: str) -> str | None:
     """Return why a device does not work here, in one line; None if it does.
 
@@ -95,6 +112,8 @@ def try_device(device: str) -> str | None:
             from gpu_extract.backends.tiny import tiny_batch
 
             choose(device).extract(*tiny_batch("uint16", "uint32"), None)
+    except DeviceError as error:  # it says what to do
+        return str(error)
     except Exception as error:  # whatever a broken installation raises
         line = (str(error).splitlines() or [""])[0]
         remedy = REMEDIES.get(device, "reinstall CuPy, or use --device cpu (device='cpu')")

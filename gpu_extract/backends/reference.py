@@ -1,7 +1,7 @@
 """The definition of an extraction, in float64, readable like a methods section.
 
-The same code runs on NumPy and SciPy and, with other `Libraries`, on CuPy and cupyx. All other backends are tested
-against this one; this one is tested against SciPy, cases worked out by hand, and files of other programs.
+The same code runs on NumPy and SciPy and, with other `Libraries`, on CuPy, cupyx and cuCIM. All other backends are
+tested against this one; this one is tested against SciPy, cases worked out by hand, and files of other programs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 class Libraries(NamedTuple):
-    """The array module and its ``ndimage`` companion: numpy and scipy.ndimage, or cupy and cupyx.scipy.ndimage."""
+    """The array module and its ``ndimage`` companion: numpy and scipy.ndimage, or cupy and cupyx or cuCIM."""
 
     xp: Any
     ndimage: Any

@@ -17,7 +17,7 @@ import synthetic
 from made.slides import as_slide
 
 from gpu_extract import Recipe, planning
-from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.model import Batch, BatchSize, CellImages, Slide, Window
 from gpu_extract.recipe import Program
 from sass.device import ARCH, Launched, SassDevice

@@ -6,15 +6,18 @@ This is the only module that imports CuPy. `problem` works without it; everythin
 from __future__ import annotations
 
 import functools
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.batches import DeviceExtraction
+from gpu_extract.backends.cuda.cucim_ndimage import cucim_ndimage
 from gpu_extract.backends.cuda.device import Array, OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.pinned import HostRing
 from gpu_extract.backends.cuda.registry import Kernel
@@ -26,6 +29,7 @@ __all__ = [
     "CudaDevice",
     "compiled",
     "count",
+    "cucim_version",
     "device_of",
     "memory_budget",
     "open_device",
@@ -120,12 +124,12 @@ def device_of(array: Array) -> CudaDevice:
 
 
 def reference_libraries() -> Any:
-    """Return the libraries with which `reference.extract` runs on a GPU: cupy and cupyx.scipy.ndimage.
+    """Return the libraries with which `reference.extract` runs on a GPU: CuPy, with cuCIM if it is installed.
 
     Raises
     ------
     DeviceError
-        If no GPU can be used.
+        If no GPU can be used, or if cuCIM is installed and cannot be imported.
     """
     reason = problem()
     if reason:
@@ -135,7 +139,44 @@ def reference_libraries() -> Any:
 
     from gpu_extract.backends.reference import Libraries
 
-    return Libraries(cp, cupyx.scipy.ndimage)
+    if cucim_version() is None:
+        return Libraries(cp, cupyx.scipy.ndimage)
+    return Libraries(cp, cucim_ndimage(cucim_skimage(), cupyx.scipy.ndimage))
+
+
+def cucim_skimage() -> Any:
+    """Return the module ``cucim.skimage`` with the parts that are used.
+
+    Raises
+    ------
+    DeviceError
+        If it cannot be imported.
+    """
+    try:
+        import cucim.skimage
+        import cucim.skimage.exposure
+        import cucim.skimage.filters
+        import cucim.skimage.measure
+        import cucim.skimage.morphology
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: CuPy's for libraries of another CUDA
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DeviceError(
+            f"cuCIM cannot be imported ({cause}); pip install cucim-cu13 (cucim-cu12 for CUDA 12), or uninstall it: "
+            "without cuCIM, reference:cuda uses cupyx"
+        ) from error
+    return cucim.skimage
+
+
+def cucim_version() -> str | None:
+    """Return the version of cuCIM, without importing it; None if it is not installed."""
+    if importlib.util.find_spec("cucim") is None:
+        return None
+    for package in ("cucim-cu13", "cucim-cu12", "cucim"):  # the last one is conda's name
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 class CudaDevice:

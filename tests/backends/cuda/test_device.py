@@ -1,9 +1,8 @@
 """The cuda backend on a GPU, and its messages if there is none.
 
-Without a GPU, the first part is skipped; with GPU_EXTRACT_REQUIRE_GPU=1 it fails.
+The first part needs a GPU: see the fixture ``gpu``.
 """
 
-import os
 import re
 import sys
 import threading
@@ -23,16 +22,6 @@ from gpu_extract.backends import choose, try_device, why_not
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.registry import DILATE, FILL_HOLES
-
-
-@pytest.fixture
-def gpu():
-    reason = why_not("cuda")
-    if reason and os.environ.get("GPU_EXTRACT_REQUIRE_GPU") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(f"needs a GPU: {reason}")
-    return choose("cuda")
 
 
 def ht29():

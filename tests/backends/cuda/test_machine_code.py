@@ -14,7 +14,7 @@ from sass.building import cubin_of, why_not
 from gpu_extract import Recipe
 from gpu_extract.backends import Backend
 from gpu_extract.backends.cuda import backend as cuda
-from gpu_extract.backends.cuda.extract import DeviceExtraction
+from gpu_extract.backends.cuda.batches import DeviceExtraction
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.model import BatchSize
 
