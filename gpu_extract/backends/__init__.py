@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from functools import partial
 
-from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractInParts
+from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractInParts, PackedCells
 from gpu_extract.errors import DeviceError
 from gpu_extract.model import BatchSize
 
-__all__ = ["DEVICES", "Backend", "Deflated", "Extract", "ExtractInParts", "choose", "try_device", "why_not"]
+__all__ = [
+    "DEVICES",
+    "Backend",
+    "Deflated",
+    "Extract",
+    "ExtractInParts",
+    "PackedCells",
+    "choose",
+    "try_device",
+    "why_not",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference", "reference:cuda")
 
@@ -118,6 +128,7 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
         statistics=opened.statistics,
         read=opened.read,
         release=opened.release,
+        extract_packed=opened.extract_packed,
         extract_on_device=opened.extract_on_device,
         warnings=warnings,
     )
