@@ -168,9 +168,8 @@ def encoded_batches(
         with watch.stage("encode"):
             return encode(images, format)
 
-    chunk_cells = format.shape[0]
-    if chunk_cells > 1:
-        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
+    if format.shape[0] > 1:
+        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=format.shape[0])
         parts = whole_chunks(computed, format, len(plan.cells))
         yield from in_order(workers, encode_part, parts, ahead=threads + 1)
         return
