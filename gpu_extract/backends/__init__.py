@@ -122,8 +122,8 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     return Backend(
         device=f"cuda:{index}",
         extract=opened.extract,
-        # A stream holds a window, tiles, and room for the same without zeros; or the tiles of some more batches wait for
-        # the caller of `iter_cells`.
+        # A stream holds a window, tiles, and room for the same without zeros. Or, with `iter_cells`, it holds a window
+        # and tiles, and the tiles of some more batches wait for the caller.
         batch_size=BatchSize(GPU_CELLS, min(BUFFER_NBYTES, cuda.working_nbytes(budget) // (4 * cuda.STREAMS))),
         streams=cuda.STREAMS,
         statistics=opened.statistics,
