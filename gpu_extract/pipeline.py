@@ -2,8 +2,9 @@
 
 One thread reads, ``threads`` threads compute and encode, and the caller's thread writes. On the CPU each thread
 encodes a few cells right after computing them, while they are in its cache, and reuses their memory. On a GPU,
-separate threads compute large batches, which are split for encoding. Queues between stages are short, so a slow disk
-stops the reader. An error in any stage stops the others and is raised in the caller's thread.
+separate threads compute large batches, which are sent without the zeros around what is in the tiles and split for
+encoding. Queues between stages are short, so a slow disk stops the reader. An error in any stage stops the others and
+is raised in the caller's thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.backends import Backend, Extract, ExtractInParts
+from gpu_extract.backends import Backend, Extract, ExtractInParts, PackedCells
 from gpu_extract.errors import InputError
 from gpu_extract.html_table import html_table
 from gpu_extract.listing import first_lines
@@ -34,6 +35,7 @@ from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whol
 __all__ = ["Progress", "Report", "run", "tiles"]
 
 In = TypeVar("In")
+Out = TypeVar("Out")
 
 # Called with the number of cells written so far and the total.
 Progress = Callable[[int, int], None]
@@ -189,14 +191,13 @@ def encoded_batches(
         with watch.stage("encode"):
             return encode(images, format)
 
-    chunk_cells = format.shape[0]
-    if backend.streams or chunk_cells > 1:
-        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=chunk_cells)
-        if chunk_cells == 1:
-            parts = split_batches(computed, part_cells(plan, backend, threads))
-        else:
-            parts = whole_chunks(computed, format, len(plan.cells))
+    if format.shape[0] > 1:
+        computed = tiles(plan, backend, workers, threads, watch, chunk_cells=format.shape[0])
+        parts = whole_chunks(computed, format, len(plan.cells))
         yield from in_order(workers, encode_part, parts, ahead=threads + 1)
+        return
+    if backend.extract_packed:
+        yield from encoded_packed_batches(plan, backend, format, workers, threads, watch)
         return
 
     limits = checked_limits(plan)
@@ -221,6 +222,32 @@ def encoded_batches(
     ahead = threads + ENCODED_AHEAD_NBYTES // batch_nbytes
     with read_windows(plan, backend, watch) as read:
         yield from in_order(workers, compute_and_encode, read, ahead)
+
+
+def encoded_packed_batches(
+    plan: Plan, backend: Backend, format: ChunkFormat, workers: Executor, threads: int, watch: Stopwatch
+) -> Iterator[EncodedCells]:
+    """Yield the encoded cells of the plan; the device sends them without the zeros around what is in the tiles."""
+    from gpu_extract.backends.cpu.packed import deflated, unpacked  # imports numba, which is slow
+
+    limits, extract = checked_limits(plan), backend.extract_packed
+    assert extract is not None
+
+    def compute(task: tuple[Batch, Window]) -> list[PackedCells]:
+        batch, window = task
+        with watch.stage("compute"):
+            found = extract(window, batch, plan.program, limits[batch.slide])
+            return [cells.chosen(plan.planes) for cells in found] if plan.planes else found
+
+    def encode_part(cells: PackedCells) -> EncodedCells:
+        with watch.stage("encode"):
+            if format.is_plain_deflate(plan.program.output_dtype):
+                return EncodedCells.of(cells.rows, deflated(cells, format.nbytes), cells.limits, format)
+            return encode(unpacked(cells), format)
+
+    computed = computed_parts(plan, backend, workers, threads, watch, compute)
+    parts = split_batches(computed, part_cells(plan, backend, threads))
+    yield from in_order(workers, encode_part, parts, ahead=threads + 1)
 
 
 def as_single_part(extract: Extract) -> ExtractInParts:
@@ -257,6 +284,19 @@ def tiles(
             cells = backend.extract(window, batch, plan.program, limits[batch.slide])
             return [cells.chosen(plan.planes) if plan.planes else cells]
 
+    yield from computed_parts(plan, backend, workers, threads, watch, compute, chunk_cells)
+
+
+def computed_parts(
+    plan: Plan,
+    backend: Backend,
+    workers: Executor,
+    threads: int,
+    watch: Stopwatch,
+    compute: Callable[[tuple[Batch, Window]], list[Out]],
+    chunk_cells: int = 1,
+) -> Iterator[Out]:
+    """Yield the parts that ``compute`` returns for the batches of the plan; one thread per stream of a GPU calls it."""
     with ExitStack() as pools:
         if backend.streams:
             threads = backend.streams
@@ -318,15 +358,14 @@ def part_cells(plan: Plan, backend: Backend, threads: int) -> int:
     return max(1, min(ENCODE_CELLS, ENCODE_BATCHES * batch_cells // (threads + 1)))
 
 
-def split_batches(batches: Iterable[CellImages], n_cells: int) -> Iterator[CellImages]:
+def split_batches(batches: Iterable[PackedCells], n_cells: int) -> Iterator[PackedCells]:
     """Split batches for encoding, in parts of at most ``n_cells`` cells.
 
     The batches of a GPU are so large that most threads would wait for the last one.
     """
     for cells in batches:
         for start in range(0, len(cells), n_cells):
-            part = slice(start, start + n_cells)
-            yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
+            yield cells.part(slice(start, start + n_cells))
 
 
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractInParts
+from gpu_extract.backends.interface import Backend, Deflated, Extract, ExtractInParts, PackedCells
 from gpu_extract.errors import DeviceError
 from gpu_extract.model import BatchSize
 
@@ -18,6 +18,7 @@ __all__ = [
     "Deflated",
     "Extract",
     "ExtractInParts",
+    "PackedCells",
     "choose",
     "cucim_version",
     "try_device",
@@ -131,12 +132,14 @@ def _open_cuda(index: int, gpu_memory: int | None) -> Backend:
     return Backend(
         device=f"cuda:{index}",
         extract=opened.extract,
-        # A stream holds a window and tiles. The tiles of some more batches wait for the caller of `iter_cells`.
+        # A stream holds a window, tiles, and room for the same without zeros. Or, with `iter_cells`, it holds a window
+        # and tiles, and the tiles of some more batches wait for the caller.
         batch_size=BatchSize(GPU_CELLS, min(BUFFER_NBYTES, cuda.working_nbytes(budget) // (4 * cuda.STREAMS))),
         streams=cuda.STREAMS,
         statistics=opened.statistics,
         read=opened.read,
         release=opened.release,
+        extract_packed=opened.extract_packed,
         extract_on_device=opened.extract_on_device,
         warnings=warnings,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,16 @@ from gpu_extract.labels import Statistics, label_statistics
 from gpu_extract.model import Batch, BatchSize, CellImages, Slide, Window
 from gpu_extract.recipe import Program
 
-__all__ = ["Backend", "Deflated", "Extract", "ExtractDeflated", "ExtractInParts", "ExtractOnDevice"]
+__all__ = [
+    "Backend",
+    "Deflated",
+    "Extract",
+    "ExtractDeflated",
+    "ExtractInParts",
+    "ExtractOnDevice",
+    "ExtractPacked",
+    "PackedCells",
+]
 
 Extract = Callable[[Window, Batch, Program, NDArray[np.float64] | None], CellImages]
 ExtractInParts = Callable[[Window, Batch, Program, NDArray[np.float64] | None], Iterator[CellImages]]
@@ -39,8 +49,51 @@ class Deflated:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class PackedCells:
+    """Finished tiles without the zeros around what is in them, as a device sends them.
+
+    Parameters
+    ----------
+    rows : (n,) int64
+    ids : (n,) uint64
+    limits : (n, C, 2) float64
+        The lower and upper value that each channel was normalized with.
+    boxes : (n, K, 4) int64, pixels of the tile
+        Box (y0, x0, y1, x1) outside which each plane is 0.
+    starts : (n, K) int64
+        Where the pixels of each box start in ``values``, row by row.
+    values : (N,), the output type
+    tile_size : int, pixels
+    """
+
+    rows: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    limits: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    values: NDArray[Any]
+    tile_size: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, cells: slice) -> PackedCells:
+        """Return some of the cells."""
+        rows, ids, limits = self.rows[cells], self.ids[cells], self.limits[cells]
+        return PackedCells(rows, ids, limits, self.boxes[cells], self.starts[cells], self.values, self.tile_size)
+
+    def chosen(self, planes: Sequence[int]) -> PackedCells:
+        """Return the cells with only these planes of their tiles, in this order."""
+        order = list(planes)
+        return replace(self, boxes=self.boxes.take(order, axis=1), starts=self.starts.take(order, axis=1))
+
+
 # The arguments are those of `Extract`, and the number of bytes that each stream encodes: a tile, or some of its planes.
 ExtractDeflated = Callable[[Window, Batch, Program, NDArray[np.float64] | None, int], Deflated]
+
+
+ExtractPacked = Callable[[Window, Batch, Program, NDArray[np.float64] | None], list[PackedCells]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +116,8 @@ class Backend:
         the backend has no better way than `Slide.read`.
     release : callable
         Frees what `statistics` and `read` keep for later windows.
+    extract_packed : callable or None
+        The same as `extract`, but the result has no zeros around what is in the tiles, in one or more parts.
     extract_on_device : callable or None
         The same as `extract`, but the result stays on the device, in one or more parts.
     extract_in_parts : callable or None
@@ -80,6 +135,7 @@ class Backend:
     statistics: Statistics = label_statistics
     read: Callable[[Slide, tuple[int, int, int, int]], Window] | None = None
     release: Callable[[], None] = lambda: None
+    extract_packed: ExtractPacked | None = None
     extract_on_device: ExtractOnDevice | None = None
     extract_in_parts: ExtractInParts | None = None
     extract_deflated: ExtractDeflated | None = None

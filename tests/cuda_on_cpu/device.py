@@ -279,6 +279,7 @@ def backend_of(extraction, streams, batch_size=None, warnings=None):
         statistics=extraction.statistics,
         read=extraction.read,
         release=extraction.release,
+        extract_packed=extraction.extract_packed,
         extract_on_device=extraction.extract_on_device,
         warnings=[] if warnings is None else warnings,
     )

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from gpu_extract.backends.cuda import labels as cuda_labels
 from gpu_extract.backends.cuda.device import Array, Device, OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.extract import ProgramArrays, launch_extract, program_arrays
+from gpu_extract.backends.cuda.packing import pack, unpacked_index
 from gpu_extract.backends.cuda.pinned import HostRing, Uploader
 from gpu_extract.backends.cuda.resident import ResidentSlides, ResidentWindow
+from gpu_extract.backends.interface import PackedCells
 from gpu_extract.errors import DeviceError
 from gpu_extract.labels import LabelStatistics, label_statistics
 from gpu_extract.model import Batch, CellImages, Raster, Slide, Window
@@ -66,7 +68,7 @@ class DeviceExtraction:
         used_limits = np.empty((len(batch), len(program.cut), 2))
         with self._stream() as stream:
             for part, on_device in self._parts(stream, window, batch, program, limits):
-                limits_of_part = stream.download(on_device.pop())
+                (limits_of_part,) = stream.download(on_device.pop())
                 stream.device.to_host(on_device.pop(), images[part])
                 stream.device.synchronize()
                 used_limits[part] = limits_of_part
@@ -84,13 +86,37 @@ class DeviceExtraction:
 
         They are in several parts if they do not fit together. ``planes`` are those to keep; all by default.
         """
+
+        def finish(device: Device, images: Array) -> tuple[Array, ...]:
+            return (_chosen(device, images, planes) if planes else images,)
+
         found = []
         with self._stream() as stream:
-            for part, on_device in self._parts(stream, window, batch, program, limits, planes):
-                used_limits = stream.download(on_device.pop())
+            for part, on_device in self._parts(stream, window, batch, program, limits, finish):
+                (used_limits,) = stream.download(on_device.pop())
                 stream.device.synchronize()
                 rows, ids, images = batch.rows[part], batch.ids[part], on_device.pop()
                 found.append(CellImages(rows, ids, images, used_limits.copy(), wait_for=stream.device.wait_for))
+        return found
+
+    def extract_packed(
+        self, window: Window, batch: Batch, program: Program, limits: NDArray[np.float64] | None = None
+    ) -> list[PackedCells]:
+        """Return the finished tiles of a batch in host memory, without zeros around what is in them.
+
+        They are in several parts if they do not fit together on the device.
+        """
+        found = []
+        with self._stream() as stream:
+            for part, on_device in self._parts(stream, window, batch, program, limits, pack):
+                used_limits, index = stream.download(on_device.pop(), on_device.pop())
+                stream.device.synchronize()
+                rows, ids, used_limits = batch.rows[part], batch.ids[part], used_limits.copy()
+                n_values, boxes, starts = unpacked_index(index, len(rows))
+                values = self._ring.empty((n_values,), program.output_dtype)
+                stream.device.to_host(on_device.pop()[:n_values], values)
+                stream.device.synchronize()
+                found.append(PackedCells(rows, ids, used_limits, boxes, starts, values, program.recipe.tile_size))
         return found
 
     def _parts(
@@ -100,23 +126,27 @@ class DeviceExtraction:
         batch: Batch,
         program: Program,
         limits: NDArray[np.float64] | None,
-        planes: Sequence[int] = (),
+        finish: Callable[[Device, Array], tuple[Array, ...]] = lambda device, images: (images,),
     ) -> Iterator[tuple[slice, list[Array]]]:
         """Launch the extraction of a batch, in as many parts as fit in the device's memory.
+
+        ``finish`` launches what else is done with the images, and returns the results.
 
         Yields
         ------
         slice
             The cells of the part.
         list of Array
-            Images and limits on the device. The caller takes them out of the list, so that their memory is free for the
-            next part.
+            Results of ``finish``, and limits, on the device. The caller takes them out of the list, so that their
+            memory is free for the next part.
         """
         start = 0
         while start < len(batch):
             part = slice(start, min(start + (self._max_cells or len(batch)), len(batch)))
             try:
-                launched = list(stream.launch(window, batch, program, limits, part, planes))
+                images, used_limits = stream.launch(window, batch, program, limits, part)
+                launched = [*finish(stream.device, images), used_limits]
+                del images, used_limits
             except OutOfDeviceMemoryError:
                 launched = []
             if launched:
@@ -198,16 +228,19 @@ class _Stream:
             self._program = program, limits, arrays
         return self._program[2]
 
-    def download(self, array: Array) -> NDArray[Any]:
-        """Start the download of a small array; the result is valid after `Device.synchronize`, until the next call.
+    def download(self, *arrays: Array) -> list[NDArray[Any]]:
+        """Start the download of small arrays; results are valid after `Device.synchronize`, until the next call.
 
-        A copy to memory that is not pinned would wait for the kernel, and occupy a core.
+        Items have 8 bytes. A copy to memory that is not pinned would wait for the kernel, and occupy a core.
         """
-        if self._downloaded.nbytes < array.nbytes:
-            self._downloaded = self.device.empty_host((array.nbytes,), np.uint8)
-        out: NDArray[Any] = self._downloaded[: array.nbytes].view(array.dtype).reshape(array.shape)
-        self.device.to_host(array, out)
-        return out
+        ends = np.cumsum([array.nbytes for array in arrays]).tolist()
+        if self._downloaded.nbytes < ends[-1]:
+            self._downloaded = self.device.empty_host((ends[-1],), np.uint8)
+        found: list[NDArray[Any]] = []
+        for array, end in zip(arrays, ends, strict=True):
+            found.append(self._downloaded[end - array.nbytes : end].view(array.dtype).reshape(array.shape))
+            self.device.to_host(array, found[-1])
+        return found
 
     def upload_window(self, window: Window, program: Program) -> tuple[Array, Array]:
         """Return image (C, h, w) and labels (M, h, w), unsigned, on the device."""
@@ -228,7 +261,6 @@ class _Stream:
         program: Program,
         limits: NDArray[np.float64] | None,
         part: slice,
-        planes: Sequence[int],
     ) -> tuple[Array, Array]:
         """Upload the window and launch the extraction of a part of a batch; return images and limits on the device."""
         device = self.device
@@ -240,11 +272,12 @@ class _Stream:
         uploaded = device.to_device(ids), device.to_device(corners.astype(np.int32))
         boxes = None if batch.boxes is None else batch.boxes[part]
         launch_extract(device, program, arrays, image, labels, *uploaded, images, used_limits, boxes)
-        return self.chosen(images, planes) if planes else images, used_limits
+        return images, used_limits
 
-    def chosen(self, images: Array, planes: Sequence[int]) -> Array:
-        """Return only these planes of tiles (n, K, S, S), in this order."""
-        chosen = self.device.empty((len(images), len(planes), *images.shape[2:]), images.dtype)
-        for position, plane in enumerate(planes):
-            self.device.copy(images[:, plane], chosen[:, position])
-        return chosen
+
+def _chosen(device: Device, images: Array, planes: Sequence[int]) -> Array:
+    """Return only these planes of tiles (n, K, S, S), in this order."""
+    chosen = device.empty((len(images), len(planes), *images.shape[2:]), images.dtype)
+    for position, plane in enumerate(planes):
+        device.copy(images[:, plane], chosen[:, position])
+    return chosen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = ["BUFFER_NBYTES", "N_BUFFERS", "STAGING_NBYTES", "HostRing", "Uploader
 BUFFER_NBYTES = 64 << 20
 # Three batches are computed, four wait for the encoder and six are encoded, if there are 16 cores.
 N_BUFFERS = 13
+# Sizes of buffers: from the largest down to a sixteenth of it.
+N_SIZES = 5
 # A chunk is copied by a core in about 1 ms. Four streams have two: with the ring that is less than 1 GB.
 STAGING_NBYTES = 8 << 20
 
@@ -29,12 +32,17 @@ STAGING_NBYTES = 8 << 20
 class HostRing:
     """Reusable buffers for results in pinned memory; each is allocated when it is first needed.
 
+    Tiles without their zeros take a fraction of whole ones, so there are buffers of several sizes: the largest, a half
+    of it, and so on.
+
     Parameters
     ----------
     allocate : callable
         `Device.empty_host`.
     buffer_nbytes : int
+        Size of the largest buffer.
     n_buffers : int
+        How many of the largest buffers take as much memory as all buffers may take.
     """
 
     def __init__(
@@ -43,9 +51,12 @@ class HostRing:
         buffer_nbytes: int = BUFFER_NBYTES,
         n_buffers: int = N_BUFFERS,
     ) -> None:
-        self._allocate, self._buffer_nbytes = allocate, buffer_nbytes
-        self._free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
-        self._unallocated = n_buffers
+        self._allocate = allocate
+        # Free buffers by their size, smallest first.
+        self._free: dict[int, queue.SimpleQueue[NDArray[np.uint8]]] = {
+            buffer_nbytes >> halvings: queue.SimpleQueue() for halvings in reversed(range(N_SIZES))
+        }
+        self._left_nbytes = n_buffers * buffer_nbytes
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -55,23 +66,24 @@ class HostRing:
         encoder or the caller collects them. The GPU copies to it more slowly, but nothing has to wait.
         """
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        buffer = self._buffer() if 0 < nbytes <= self._buffer_nbytes else None
+        buffer = self._buffer(nbytes) if nbytes else None
         if buffer is None:
             return np.empty(shape, dtype)
-        array: NDArray[Any] = np.asarray(_Lease(buffer, nbytes, self._free)).view(dtype).reshape(shape)
+        lease = _Lease(buffer, nbytes, self._free[buffer.nbytes])
+        array: NDArray[Any] = np.asarray(lease).view(dtype).reshape(shape)
         return array
 
-    def _buffer(self) -> NDArray[np.uint8] | None:
-        """Return a free buffer, or a new one, or None if all are in use."""
-        try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            pass
+    def _buffer(self, nbytes: int) -> NDArray[np.uint8] | None:
+        """Return a free buffer of at least that size, or a new one, or None if none is free."""
+        sizes = [size for size in self._free if size >= nbytes]
+        for size in sizes:
+            with suppress(queue.Empty):
+                return self._free[size].get_nowait()
         with self._lock:
-            if not self._unallocated:
+            if not sizes or sizes[0] > self._left_nbytes:
                 return None
-            self._unallocated -= 1
-        return self._allocate((self._buffer_nbytes,), np.uint8)
+            self._left_nbytes -= sizes[0]
+        return self._allocate((sizes[0],), np.uint8)
 
 
 class _Lease:

@@ -17,11 +17,13 @@ from agreement import GPU_RTOL, assert_agrees
 from made.slides import as_slide, one_batch, small_slide
 
 import gpu_extract as gx
-from gpu_extract import Recipe, demo_data
+from gpu_extract import Recipe, demo_data, pipeline
 from gpu_extract.backends import choose, try_device, why_not
+from gpu_extract.backends.cpu.packed import unpacked
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda.device import OutOfDeviceMemoryError
 from gpu_extract.backends.cuda.registry import DILATE, FILL_HOLES
+from gpu_extract.planning import make_plan
 
 
 def ht29():
@@ -40,6 +42,28 @@ def test_every_preset_on_a_gpu(gpu, preset, size):
 def test_every_pixel_type_on_a_gpu(gpu, dtype):
     task = one_batch(as_slide(*small_slide(1, dtype=dtype)), Recipe(tile_size=31))
     assert_agrees(gpu.extract(*task, None), *task, rtol=GPU_RTOL)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float64"])
+def test_packed_tiles_on_a_gpu(gpu, dtype):
+    """In the image's own type, so that all sizes of pixels are packed."""
+    task = one_batch(as_slide(*small_slide(1, dtype=dtype)), Recipe(tile_size=31, normalization="none"))
+    expected = gpu.extract(*task, None)
+    (packed,) = gpu.extract_packed(*task, None)
+    assert unpacked(packed).images.tobytes() == expected.images.tobytes()
+    assert (packed.limits == expected.limits).all()
+
+
+def test_a_slide_that_stays_on_a_gpu(gpu):
+    slide = as_slide(*small_slide(4, size=(200, 230), ids=list(range(1, 60))))
+    recipe = Recipe(tile_size=32, border="keep")
+    plan = make_plan([slide], recipe, None, gpu.statistics)
+    assert pipeline.covered(plan) == [True]
+    window, batch, program = one_batch(slide, recipe)
+    expected = gpu.extract(window, batch, program, None)
+    with ThreadPoolExecutor(2) as workers:
+        for cells in pipeline.tiles(plan, gpu, workers, 2):
+            assert (cells.images == expected.images[cells.rows]).all()
 
 
 def test_the_reference_on_a_gpu_equals_the_reference(gpu):

@@ -12,6 +12,7 @@ from made.slides import as_slide, first_cells, ht29, one_batch, small_slide
 
 from gpu_extract import DeviceError, Recipe, open_cells, pipeline
 from gpu_extract.backends import GPU_CELLS, Backend, choose
+from gpu_extract.backends.cpu.packed import unpacked
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda import device, pinned
 from gpu_extract.backends.cuda.batches import DeviceExtraction
@@ -131,7 +132,7 @@ def test_results_are_in_a_fixed_number_of_buffers(tmp_path, monkeypatch, n_buffe
     backend = pipeline_backend(gpu, buffer_nbytes=nbytes, n_buffers=n_buffers)
     store = CellStore.create(tmp_path / "cells.h5sc", Contents(plan.cells, plan.slides, plan.program))
     report = pipeline.run(plan, backend, store, 2)
-    small = 2 * 7 * 3 * 2 * 8  # limits of a batch; a larger array is allocated before the smaller one is freed
+    small = 2 * 8 * 7 * (3 * 2 + 5 * 5 + 1)  # limits and index; a larger array is allocated before the smaller is freed
     assert gpu.most_pinned <= n_buffers * nbytes + 3 * (2 * 10_000 + small)
     assert gpu.most_pinned >= min(n_buffers, 1) * nbytes
     with open_cells(report.path) as cells:
@@ -143,7 +144,7 @@ def test_results_are_in_a_fixed_number_of_buffers(tmp_path, monkeypatch, n_buffe
 
 def test_less_than_a_gigabyte_is_pinned():
     streams = cuda.STREAMS + 1
-    limits = GPU_CELLS * 10 * 2 * 8  # of 10 channels
+    limits = GPU_CELLS * (10 * 2 + 12 * 5) * 8  # of 10 channels, and the index of 12 planes
     assert pinned.N_BUFFERS * pinned.BUFFER_NBYTES + streams * (2 * pinned.STAGING_NBYTES + limits) <= 1e9
 
 
@@ -204,6 +205,22 @@ def test_tiles_on_the_device_are_in_parts_if_memory_runs_out(planes):
     assert (np.concatenate([cells.rows for cells in found]) == task[1].rows).all()
     assert warnings == [f"{n} cells at a time do not fit in the device's memory; continuing with {n // 2}"]
     assert gpu.held == sum(cells.images.nbytes for cells in found)
+
+
+def test_packed_tiles_are_in_parts_if_memory_runs_out():
+    task = one_batch(as_slide(*small_slide(9)), Recipe(tile_size=24))
+    gpu, warnings = ShimGpu(nbytes=1 << 20), []
+    others = [gpu.stream().empty((850_000,), np.uint8)]
+
+    def warn(line):
+        warnings.append(line)
+        others.clear()
+
+    found = shim_of(gpu, warn).extract_packed(*task)
+    assert [len(cells) for cells in found[:2]] == [len(task[1]) // 2] * 2
+    assert (np.concatenate([unpacked(cells).images for cells in found]) == shim().extract(*task).images).all()
+    assert len(warnings) == 1
+    assert gpu.held == 0
 
 
 def test_streams_that_run_out_of_memory_together_halve_once():
@@ -270,7 +287,7 @@ def test_chosen_planes(on_device):
 
 
 @pytest.mark.parametrize("operation", ["to_device", "to_host", "launch"])
-@pytest.mark.parametrize("method", ["extract", "extract_on_device", "statistics"])
+@pytest.mark.parametrize("method", ["extract", "extract_packed", "extract_on_device", "statistics"])
 def test_after_an_error_no_copy_is_running_when_the_stream_is_used_again(monkeypatch, operation, method):
     def fail(*args, **kwargs):
         operations.append(len(stream.waiting))

@@ -51,6 +51,18 @@ def test_without_a_free_buffer_an_array_is_in_ordinary_memory():
     assert len(allocations) == 2
 
 
+def test_small_arrays_take_small_buffers():
+    ring, allocations = ring_of(160, 2)
+    arrays = [ring.empty((n,), np.uint8) for n in (1, 10, 11, 41, 80, 81)]
+    assert [buffer.nbytes for buffer in allocations] == [10, 10, 20, 80, 80]
+    assert [allocations.hold(array) for array in arrays] == [True] * 5 + [False]
+    assert sum(buffer.nbytes for buffer in allocations) <= 320
+    del arrays[3:]
+    small = ring.empty((2,), np.uint8)  # in a larger buffer, because one is free
+    assert allocations.hold(small)
+    assert len(allocations) == 5
+
+
 def test_an_array_larger_than_a_buffer_is_in_ordinary_memory():
     ring, allocations = ring_of(100, 2)
     assert ring.empty((101,), np.uint8).shape == (101,)
