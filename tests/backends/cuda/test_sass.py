@@ -324,12 +324,12 @@ FAULTS = {
     1: r"k: @?!?P?\d? ?STS.128 .* at 0x[0-9a-f]+ \(kernel.cu:\d+\) writes 16 bytes of shared memory at 0x408, "
     "which is not a multiple of 16; lane 0 of warp 0 of block 0",
     2: "STS.128 .* writes 16 bytes of shared memory at 0x1400, outside of the block's 4096 bytes.*lane 31 of warp 7",
-    3: "LDS .* reads 4 bytes of shared memory at 0x404, of which the byte at 0x404 was never written",
+    3: "k: .* uses a value that the load at 0x[0-9a-f]+ read from shared memory at 0x404 that was never written",
     4: "STG.E.64 .* writes 8 bytes of global memory at 0x[0-9a-f]+, which is not a multiple of 8",
     5: "STG.E .* writes 4 bytes .*, 4 bytes before the beginning of argument 2, an array of 64 bytes; lane 0",
     6: "LDG.E.* reads 4 bytes .*, 4 bytes past the end of argument 2, an array of 64 bytes; lane 16 of warp 0",
     7: "writes 4 bytes of global memory at 0x1c, ",
-    8: "ATOMS.POPC.INC.32 .* reads 4 bytes of shared memory at 0x400, of which the byte at 0x400 was never written",
+    8: "ATOMS.POPC.INC.32 .* updates 4 bytes of shared memory at 0x400, which was never written",
     9: "BPT.TRAP 0x1 .* stops the kernel",
 }
 
@@ -339,6 +339,40 @@ def test_a_wrong_access_is_an_error_with_its_place(n):
     memory = aligned(np.zeros(4096, np.int32))
     out, small = memory[1024:1280], memory[:16]
     fails(FAULTS[n], ACCESS, out, np.int64(n), small, shared_nbytes=N * 16)
+
+
+def test_a_wide_load_may_include_what_was_never_written():
+    source = """
+    struct alignas(16) Part { int a, b, c; };
+    extern "C" __global__ void k(int *out) {
+        __shared__ Part part[2];
+        if (threadIdx.x == 0) part[0].a = 5, part[0].b = 6, part[0].c = 7;
+        __syncthreads();
+        const int4 v = *(const int4 *)part;
+        out[threadIdx.x] = v.x + v.y + v.z;
+    }"""
+    out = np.zeros(N, np.int32)
+    run(source, out)
+    assert out.tolist() == [18] * N
+    fails("uses a value .* read from shared memory at 0x40c that was never written", source.replace("v.z", "v.w"), out)
+
+
+@pytest.mark.parametrize("n", [32, 8])
+def test_a_value_that_was_never_written_may_be_loaded_but_not_used(n):
+    source = """
+    extern "C" __global__ void k(int *out, int n) {
+        __shared__ int list[32];
+        if (threadIdx.x < 8) list[threadIdx.x] = threadIdx.x;
+        __syncthreads();
+        const int v = list[threadIdx.x & 31] ^ 1;  // may be loaded before it is known whether it is needed
+        out[threadIdx.x] = (threadIdx.x & 31) < n ? v : -1;
+    }"""
+    out = np.zeros(N, np.int32)
+    if n == 8:
+        run(source, out, np.int32(n))
+        assert out.tolist() == [k ^ 1 if k < 8 else -1 for k in lane.tolist()]
+    else:
+        fails("uses a value that .* was never written", source, out, np.int32(n))
 
 
 def test_the_same_kernel_without_a_wrong_access():

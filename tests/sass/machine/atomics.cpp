@@ -45,10 +45,15 @@ static void write_old(Step &s, int k, const Lanes64 &old) {
 }
 
 static Lanes64 given(const Step &s, int k) {
-    if (s.in.nbytes == 8) return integer64(s, k);
+    if (s.in.nbytes == 8) {
+        const Lanes64 value = integer64(s, k);
+        require_defined(s);
+        return value;
+    }
     const Lanes value = integer(s, k);
     Lanes64 out;
     for (int i = 0; i < LANES; ++i) out[i] = value[i];
+    require_defined(s);
     return out;
 }
 

@@ -3,6 +3,12 @@
 
 #define EACH for (int i = 0; i < LANES; ++i)
 
+// Return operand k; it matters only in some lanes.
+static Lanes floating_in(Step &s, int k, u32 lanes) {
+    const OnlyLanes only(s, lanes);
+    return floating(s, k);
+}
+
 static float input(const Step &s, u32 bits) { return s.in.has(F_FTZ) ? flushed(as_float(bits)) : as_float(bits); }
 
 static u32 output(const Step &s, float value) {
@@ -50,8 +56,8 @@ void float_min_max(Step &s) {
 }
 
 void float_select(Step &s) {
-    const Lanes a = floating(s, 1), b = floating(s, 2);
     const u32 first = predicate(s, 3);
+    const Lanes a = floating_in(s, 1, first), b = floating_in(s, 2, ~first);
     Lanes out;
     EACH out[i] = first >> i & 1 ? a[i] : b[i];
     write(s, 0, out);
@@ -87,7 +93,8 @@ static void write_comparison(Step &s, u32 bits) {
 }
 
 void compare_floats(Step &s) {
-    const Lanes a = floating(s, 2), b = floating(s, 3);
+    const u32 matter = lanes_that_matter(s.in.combine, predicate(s, 4));
+    const Lanes a = floating_in(s, 2, matter), b = floating_in(s, 3, matter);
     u32 bits = 0;
     EACH bits |= u32(compares(s.in.compare, input(s, a[i]), input(s, b[i]))) << i;
     write_comparison(s, bits);

@@ -4,6 +4,12 @@
 
 #define EACH for (int i = 0; i < LANES; ++i)
 
+// Return operand k; it matters only in some lanes.
+static Lanes integer_in(Step &s, int k, u32 lanes) {
+    const OnlyLanes only(s, lanes);
+    return integer(s, k);
+}
+
 void mov(Step &s) { write(s, 0, integer(s, 1)); }
 
 // d, carry out 1, carry out 2 = a + b + c (+ carry in 1 + carry in 2)
@@ -142,8 +148,8 @@ static bool compares_high(i32 how, T a, T b, bool low) {
 
 // p1 = (a ? b) and/or/xor p in; p2 = not (a ? b) and/or/xor p in; EX: the last operand is the result of the low words
 void compare_integers(Step &s) {
-    const Lanes a = integer(s, 2), b = integer(s, 3);
-    const u32 in = predicate(s, 4), low = predicate(s, 5);
+    const u32 in = predicate(s, 4), low = predicate(s, 5), matter = lanes_that_matter(s.in.combine, in);
+    const Lanes a = integer_in(s, 2, matter), b = integer_in(s, 3, matter);
     const bool extended = s.in.has(F_EX);
     u32 bits = 0;
     EACH {
@@ -233,8 +239,8 @@ void permute_bytes(Step &s) {
 }
 
 void select(Step &s) {
-    const Lanes a = integer(s, 1), b = integer(s, 2);
     const u32 first = predicate(s, 3);
+    const Lanes a = integer_in(s, 1, first), b = integer_in(s, 2, ~first);
     Lanes out;
     EACH out[i] = first >> i & 1 ? a[i] : b[i];
     write(s, 0, out);

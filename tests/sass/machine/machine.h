@@ -95,10 +95,13 @@ struct Counter {
 
 // Modifiers that change what an instruction does. The names are those of the disassembler, except: UNIFORM_DATAPATH, an
 // instruction of the scalar unit; OF_ATOMIC, a load that begins an atomic operation made of several instructions.
-#define FLAGS(F)                                                                                                      \
-    F(X)                                                                                                              \
-    F(EX) F(U32) F(S32) F(U16) F(S16) F(U8) F(S8) F(U64) F(S64) F(HI) F(L) F(W) F(WIDE) F(FTZ) F(SAT) F(NAN) F(FLOOR) \
-        F(CEIL) F(TRUNC) F(RP) F(SX32) F(SH) F(F32) F(ALL) F(UNIFORM_DATAPATH) F(OF_ATOMIC)
+#define FLAGS(F)                                                                                                   \
+    F(X)                                                                                                           \
+    F(EX)                                                                                                          \
+    F(U32)                                                                                                         \
+    F(S32)                                                                                                         \
+    F(U16) F(S16) F(U8) F(S8) F(U64) F(S64) F(HI) F(L) F(W) F(WIDE) F(FTZ) F(SAT) F(NAN) F(FLOOR) F(CEIL) F(TRUNC) \
+        F(RP) F(SX32) F(SH) F(F32) F(ALL) F(UNIFORM_DATAPATH) F(OF_ATOMIC)
 enum FlagNumber {
 #define NUMBER(name) NUMBER_##name,
     FLAGS(NUMBER)
@@ -126,8 +129,16 @@ struct Path {
     u32 key = 0;  // the barrier register, or the lanes that are waited for
 };
 
+// Lanes in which a value depends on shared memory that was never written.
+struct Undefined {
+    u32 lanes = 0;
+    i32 load = 0;  // the address of the instruction
+    u32 from = 0;  // the address in shared memory
+};
+
 struct Warp {
     Lanes registers[256];
+    Undefined undefined[256];
     u32 uniforms[64];
     u32 predicates[8];  // a bit per lane
     bool uniform_predicates[8];
@@ -189,7 +200,10 @@ struct Step {
     u32 active;  // lanes whose guard is true
     Traffic traffic;
     int fault_lane = -1;
+    mutable Undefined undefined;  // lanes in which an operand that was read is undefined
 };
+
+std::string hex(u64 value);
 
 typedef void (*Execute)(Step &);
 

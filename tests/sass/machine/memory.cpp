@@ -37,11 +37,12 @@ u8 *SharedMemory::checked(u64 address, int nbytes, const char *what) const {
     return const_cast<u8 *>(&bytes_[address - SHARED_BEGIN]);
 }
 
-void SharedMemory::check_written(u64 address, int nbytes) const {
-    for (u64 byte = address - SHARED_BEGIN; byte < address - SHARED_BEGIN + nbytes; ++byte)
-        if (!(words_[byte / 4].written >> byte % 4 & 1))
-            throw Fault(access("reads", nbytes, "shared", address) + ", of which the byte at " +
-                        hex(byte + SHARED_BEGIN) + " was never written");
+u32 SharedMemory::unwritten(u64 address, int nbytes) const {
+    const u64 begin = address - SHARED_BEGIN;
+    if (nbytes < 4) return (words_[begin / 4].written >> begin % 4 & ((1 << nbytes) - 1)) != (1 << nbytes) - 1;
+    u32 found = 0;
+    for (int word = 0; word < nbytes / 4; ++word) found |= u32(words_[begin / 4 + word].written != 15) << word;
+    return found;
 }
 
 void SharedMemory::check_writer(const Word &word, u64 address, int warp) const {
@@ -59,7 +60,6 @@ void SharedMemory::check_readers(size_t word, u64 address, int warp) const {
 
 u8 *SharedMemory::read(u64 address, int nbytes, int warp, bool of_atomic) {
     u8 *at = checked(address, nbytes, "reads");
-    check_written(address, nbytes);
     if (nbytes < 4 || of_atomic) return at;  // warps may share a word
     for (size_t word = (address - SHARED_BEGIN) / 4; word < (address - SHARED_BEGIN + nbytes) / 4; ++word) {
         check_writer(words_[word], word * 4 + SHARED_BEGIN, warp);
@@ -91,7 +91,8 @@ u8 *SharedMemory::write(u64 address, int nbytes, int warp, const u8 *value) {
 
 u8 *SharedMemory::update(u64 address, int nbytes, int warp) {
     u8 *at = checked(address, nbytes, "updates");
-    check_written(address, nbytes);
+    if (unwritten(address, nbytes))
+        throw Fault(access("updates", nbytes, "shared", address) + ", which was never written");
     for (size_t k = (address - SHARED_BEGIN) / 4; k < (address - SHARED_BEGIN + nbytes) / 4; ++k) {
         Word &word = words_[k];
         if (!word.atomic) check_writer(word, k * 4 + SHARED_BEGIN, warp);
@@ -155,9 +156,13 @@ void addresses_of(const Step &s, int k, u64 *addresses) {
     const bool wide = o.flags & (ADDRESS_64 | OFFSET_32);
     u64 base = o.base == NO_UNIFORM ? 0 : s.warp.uniforms[o.base];
     if (wide && o.base != NO_UNIFORM) base |= u64(s.warp.uniforms[o.base + 1]) << 32;
+    const Lanes zero = all_lanes(0);
+    const Lanes &low = o.reg == NO_REGISTER ? zero : read_register(s, o.reg);
+    const bool has_high = o.flags & ADDRESS_64 && o.reg != NO_REGISTER;
+    const Lanes &high = has_high ? read_register(s, o.reg + 1) : zero;
+    require_defined(s);
     for (int i = 0; i < LANES; ++i) {
-        u64 own = o.reg == NO_REGISTER ? 0 : s.warp.registers[o.reg][i];
-        if (o.flags & ADDRESS_64 && o.reg != NO_REGISTER) own |= u64(s.warp.registers[o.reg + 1][i]) << 32;
+        const u64 own = u64(high[i]) << 32 | low[i];
         addresses[i] = wide ? own + base + offset : u32(own + base + offset);
     }
 }
@@ -216,26 +221,43 @@ static u32 extended(const Step &s, const u8 *at, int nbytes) {
     return s.in.has(F_S16) ? u32(i32(int16_t(value))) : value;
 }
 
+// Remember which registers hold what was loaded from shared memory that was never written.
+static void mark_undefined(Step &s, u32 lanes, const u64 *addresses) {
+    for (; lanes; lanes &= lanes - 1) {
+        const int i = __builtin_ctz(lanes);
+        for (u32 words = s.block.shared->unwritten(addresses[i], s.in.nbytes); words; words &= words - 1) {
+            const int word = __builtin_ctz(words);
+            Undefined &undefined = s.warp.undefined[std::min(s.in.operand[0].reg + word, NO_REGISTER)];
+            undefined = {undefined.lanes | 1u << i, s.in.address, u32(addresses[i]) + 4 * word};
+        }
+    }
+}
+
 static void load(Step &s, Space space) {
     if (!s.active) return;
     u64 addresses[LANES];
     addresses_of(s, 1, addresses);
     const int nbytes = s.in.nbytes;
     Lanes value[4];
-    bool shared = false;
+    u32 shared = 0;  // lanes that read shared memory
     for (int i = 0; i < LANES; ++i) {
         if (!(s.active >> i & 1)) continue;
         s.fault_lane = i;
-        shared = is_shared(space, addresses[i]);
-        if (shared) addresses[i] &= 0xffffffffu;
-        const u8 *at = shared ? s.block.shared->read(addresses[i], nbytes, s.warp.number, s.in.has(F_OF_ATOMIC))
-                              : global_bytes(s.machine, addresses[i], nbytes, "reads");
+        const u8 *at;
+        if (is_shared(space, addresses[i])) {
+            shared |= 1u << i;
+            addresses[i] &= 0xffffffffu;
+            at = s.block.shared->read(addresses[i], nbytes, s.warp.number, s.in.has(F_OF_ATOMIC));
+        } else {
+            at = global_bytes(s.machine, addresses[i], nbytes, "reads");
+        }
         if (nbytes < 4) value[0][i] = extended(s, at, nbytes);
         else
             for (int word = 0; word < nbytes / 4; ++word) memcpy(&value[word][i], at + 4 * word, 4);
     }
     s.fault_lane = -1;
     for (int word = 0; word < std::max(1, nbytes / 4); ++word) write(s, 0, value[word], word);
+    mark_undefined(s, shared, addresses);
     if (shared) record_shared(s, Traffic::SHARED_READ, addresses, nbytes);
     else record_global(s, Traffic::GLOBAL_READ, addresses, nbytes);
 }
@@ -247,6 +269,7 @@ static void store(Step &s, Space space) {
     const int nbytes = s.in.nbytes;
     Lanes value[4];
     for (int word = 0; word < std::max(1, nbytes / 4); ++word) value[word] = raw(s, 1, word);
+    require_defined(s);
     bool shared = false;
     for (int i = 0; i < LANES; ++i) {
         if (!(s.active >> i & 1)) continue;

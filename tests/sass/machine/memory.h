@@ -1,6 +1,6 @@
 // Global memory, of which only the kernel's arguments exist, and the shared memory of a block.
 //
-// Accesses that are misaligned or out of bounds are faults. So are reads of shared memory that was never written, and
+// Accesses that are misaligned or out of bounds are faults. So are uses of shared memory that was never written, and
 // accesses of two warps to the same word of shared memory of which at least one is a write, if no barrier separates
 // them: on a GPU, their order is not defined. Words that are written with the value that they have do not count.
 #pragma once
@@ -16,6 +16,8 @@ class SharedMemory {
     u8 *read(u64 address, int nbytes, int warp, bool of_atomic);
     u8 *write(u64 address, int nbytes, int warp, const u8 *value);
     u8 *update(u64 address, int nbytes, int warp);  // atomically
+    // Return a bit for each word of an access that has a byte which was never written.
+    u32 unwritten(u64 address, int nbytes) const;
     // Order what the given warps did before with what they do from now on.
     void synchronize(u64 warps);
 
@@ -27,7 +29,6 @@ class SharedMemory {
         u32 write_time = 0;  // of the writer's clock; 0: never
     };
     u8 *checked(u64 address, int nbytes, const char *what) const;
-    void check_written(u64 address, int nbytes) const;
     void check_writer(const Word &word, u64 address, int warp) const;
     void check_readers(size_t word, u64 address, int warp) const;
     u32 &read_time(size_t word, int warp) { return read_times_[word * n_warps_ + warp]; }
@@ -41,8 +42,6 @@ class SharedMemory {
 
 // Return the bytes at a global address, after checking the access; `what` is "reads" or "writes".
 u8 *global_bytes(Machine &machine, u64 address, int nbytes, const char *what);
-
-std::string hex(u64 value);
 
 // Record an access for the counters.
 void record_shared(Step &s, Traffic::Kind kind, const u64 *addresses, int nbytes);

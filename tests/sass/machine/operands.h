@@ -35,6 +35,34 @@ inline Lanes all_lanes(u32 value) {
     return out;
 }
 
+// Return a register. Where its value was loaded from memory that was never written, what is computed of it is
+// undefined, too. That is no fault until it decides something: the compiler loads more than it needs, and selects
+// afterwards.
+inline const Lanes &read_register(const Step &s, int number) {
+    const Undefined &undefined = s.warp.undefined[number];
+    if (undefined.lanes & s.active)
+        s.undefined = {s.undefined.lanes | (undefined.lanes & s.active), undefined.load, undefined.from};
+    return s.warp.registers[number];
+}
+
+// Raise a fault if the operands that were read so far are undefined in a lane.
+inline void require_defined(const Step &s) {
+    if (s.undefined.lanes)
+        throw Fault("uses a value that the load at " + hex(s.undefined.load) + " read from shared memory at " +
+                    hex(s.undefined.from) + " that was never written");
+}
+
+// While this exists, only some lanes read operands; for lanes whose operands do not matter.
+class OnlyLanes {
+  public:
+    OnlyLanes(Step &s, u32 lanes) : s_(s), all_(s.active) { s.active &= lanes; }
+    ~OnlyLanes() { s_.active = all_; }
+
+  private:
+    Step &s_;
+    u32 all_;
+};
+
 inline u32 constant(const Step &s, u64 offset) {
     if (offset + 4 > s.machine.launch.constants_nbytes)
         throw Fault("reads constant bank 0 at " + std::to_string(offset) + ", beyond its end");
@@ -47,14 +75,14 @@ inline u32 constant(const Step &s, u64 offset) {
 inline Lanes raw(const Step &s, int k, int word = 0) {
     const Operand &o = s.in.operand[k];
     switch (o.kind) {
-        case REGISTER: return o.reg == NO_REGISTER ? all_lanes(0) : s.warp.registers[o.reg + word];
+        case REGISTER: return o.reg == NO_REGISTER ? all_lanes(0) : read_register(s, o.reg + word);
         case UNIFORM: return all_lanes(o.reg == NO_UNIFORM ? 0 : s.warp.uniforms[o.reg + word]);
         case IMMEDIATE: return all_lanes(word ? 0 : o.value);
         case CONSTANT: {
             if (o.reg == NO_REGISTER) return all_lanes(constant(s, u64(o.value) + 4 * word));
             Lanes out = all_lanes(0);
             for (int i = 0; i < LANES; ++i)
-                if (s.active >> i & 1) out[i] = constant(s, u64(s.warp.registers[o.reg][i]) + o.value + 4 * word);
+                if (s.active >> i & 1) out[i] = constant(s, u64(read_register(s, o.reg)[i]) + o.value + 4 * word);
             return out;
         }
         case NONE: return all_lanes(0);
@@ -132,11 +160,16 @@ inline void write(Step &s, int k, const Lanes &value, int word = 0) {
     const Operand &o = s.in.operand[k];
     if (o.kind == NONE) return;
     if (o.kind == UNIFORM) {
+        require_defined(s);
         if (o.reg != NO_UNIFORM && s.active) s.warp.uniforms[o.reg + word] = value[__builtin_ctz(s.active)];
         return;
     }
     if (o.kind != REGISTER) throw Fault("writes operand " + std::to_string(k) + ", which is not a register");
     if (o.reg == NO_REGISTER) return;
+    Undefined &undefined = s.warp.undefined[o.reg + word];
+    const u32 lanes = (undefined.lanes & ~s.active) | (s.undefined.lanes & s.active);
+    if (s.undefined.lanes) undefined = s.undefined;
+    undefined.lanes = lanes;
     u32 *lane = s.warp.registers[o.reg + word].lane;
     if (s.active == ALL_LANES) memcpy(lane, value.lane, sizeof value);
     else
@@ -156,6 +189,7 @@ inline void write64(Step &s, int k, const Lanes64 &value) {
 inline void write_predicate(Step &s, int k, u32 bits) {
     const Operand &o = s.in.operand[k];
     if (o.kind == NONE || o.reg == TRUE_PREDICATE) return;
+    require_defined(s);
     if (o.kind == PREDICATE) {
         u32 &old = s.warp.predicates[o.reg];
         old = (old & ~s.active) | (bits & s.active);
@@ -163,5 +197,8 @@ inline void write_predicate(Step &s, int k, u32 bits) {
         if (s.active) s.warp.uniform_predicates[o.reg] = (bits & s.active) != 0;
     } else throw Fault("writes operand " + std::to_string(k) + ", which is not a predicate");
 }
+
+// The lanes in which a comparison matters that is combined with predicate `in`.
+inline u32 lanes_that_matter(i32 how, u32 in) { return how == AND ? in : how == OR ? ~in : ALL_LANES; }
 
 inline u32 combined(i32 how, u32 a, u32 b) { return how == AND ? a & b : how == OR ? a | b : a ^ b; }

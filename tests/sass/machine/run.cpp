@@ -30,7 +30,7 @@ Traffic step(Machine &machine, Block &block, Warp &warp) {
     if (pc < 0 || size_t(pc) >= machine.program.size())
         throw Fault("the program continues at an address without instructions");
     const Instruction &in = machine.program[pc];
-    Step s{machine, block, warp, in, path.lanes & guard(warp, in), {}, -1};
+    Step s{machine, block, warp, in, path.lanes & guard(warp, in), {}, -1, {}};
     path.pc = pc + 1;
     try {
         OPCODES[in.opcode].execute(s);

@@ -55,6 +55,7 @@ void reduce_xor(Step &s) {
 template <typename Source>
 static void shuffle(Step &s, const Source &source) {
     const Lanes a = integer(s, 2), b = integer(s, 3), c = integer(s, 4);
+    require_defined(s);
     Lanes out;
     u32 inside = 0;
     EACH {
