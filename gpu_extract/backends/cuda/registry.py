@@ -84,9 +84,10 @@ MULTIPLY = {name: Kernel("ops", f"multiply_tiles<{c}>", blocks_per_multiprocesso
 NORMALIZE = {name: Kernel("ops", f"normalize_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
 
 
-def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any]) -> Kernel:
-    """Return the fused extraction from one pixel type to one output type."""
-    expression = f"extract<{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}>"
+def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any], *, in_shared: bool = True) -> Kernel:
+    """Return the fused extraction from one pixel type to one output type; its workspace is in shared memory or not."""
+    types = f"{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}"
+    expression = f"extract<{types}, {str(in_shared).lower()}>"
     # Pixel types that float does not represent exactly are computed in double, which needs twice the registers.
     return Kernel("extract", expression, blocks_per_multiprocessor=1 if image_dtype.name in DOUBLE else 2)
 
@@ -150,7 +151,14 @@ def all_kernels() -> tuple[Kernel, ...]:
     pairs = [(image, output) for image in C_TYPES for output in dict.fromkeys((*OUTPUTS, image))]
     # Raw values can be stored in a wider type, too.
     pairs += [("uint8", "uint16")]
-    extract = (extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))
+    types = [(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs)]
+    extract = (extract_kernel(*pair, in_shared=in_shared) for pair in types for in_shared in (True, False))
+    fast = (
+        fast_extract_kernel(*pair, tile_size)
+        for pair in types
+        for tile_size in (0, *FAST_TILES)
+        if pair[0].name in FAST_IMAGES
+    )
     labels = (*ADD_LABELS.values(), CLEAR_LABELS, COLLECT_LABELS)
     ops = (FILL_HOLES, DILATE, *BLUR.values(), *APPLY_MASK.values(), *MULTIPLY.values(), *NORMALIZE.values())
-    return (*extract, *labels, *ops)
+    return (*extract, *fast, *labels, *ops)
