@@ -12,6 +12,8 @@ __device__ __forceinline__ bool is_whole(const Box &box, int S) {
     return box.y0 == 0 && box.x0 == 0 && box.y1 == S && box.x1 == S;
 }
 
+__device__ __forceinline__ int area(const Box &box) { return (box.y1 - box.y0) * (box.x1 - box.x0); }
+
 // Enlarge a box by `margin` on each side within the tile; an empty box stays empty.
 __device__ __forceinline__ Box grow(const Box &box, int margin, int S) {
     if (box.y0 == box.y1) return box;

@@ -4,18 +4,19 @@
 // Grid: any number of blocks; each block loops over cells with the stride of the grid.
 // Block: THREADS threads.
 // Memory: a block's workspace holds four bit masks and the blurred mask as floats (struct Workspace). It is in dynamic
-// shared memory or, if tiles are too large for that, in the block's part of `scratch` in global memory; the code is
-// the same. Only finished values and limits are written elsewhere.
+// shared memory or, if tiles are too large for that, in the block's part of `scratch` in global memory: an instance of
+// its own, because the compiler must know which. Only finished values and limits are written elsewhere.
 // On entry: all arrays are C-contiguous and have the shapes given behind the arguments of `extract`; indices in
 // `masks`, `stored` and `cut` are in range; radii are not negative, those of blurs at most weight_stride - 1. The
 // launcher (gpu_extract/backends/cuda/extract.py) checks shapes and types.
 
 #include "blur.cuh"
+#include "planes.cuh"
 #include "program.cuh"
 #include "quantile.cuh"
 #include "scale.cuh"
+#include "tile.cuh"
 
-constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
 // How many blocks fit on a multiprocessor by their registers; backends/cuda/registry.py has the same numbers. Doubles
@@ -35,19 +36,6 @@ __device__ __forceinline__ Workspace make_workspace(unsigned char *memory, int S
     float *rows = (float *)(bits + 4 * words);
     return {bits, bits + words, bits + 2 * words, bits + 3 * words, rows, rows + WARPS * S};
 }
-
-// A cell's tile in one channel of the image. Pixels outside the slide are 0.
-template <typename Pixel> struct Tile {
-    const Pixel *channel;  // (height, width)
-    int height, width, y0, x0;
-
-    __device__ __forceinline__ bool on_slide(int y, int x) const {
-        return y0 + y >= 0 && y0 + y < height && x0 + x >= 0 && x0 + x < width;
-    }
-    template <typename Work> __device__ __forceinline__ Work at(int y, int x) const {
-        return on_slide(y, x) ? to_work<Work>(channel[(size_t)(y0 + y) * width + x0 + x]) : (Work)0;
-    }
-};
 
 // Call visit(y, x) for the pixels of a box: each warp processes a row, each lane a column.
 template <typename Visit> __device__ __forceinline__ void for_box(const Box &box, const Visit &visit) {
@@ -152,10 +140,20 @@ __device__ Limits min_max(const Box &box, int S, Work outside, const Value &valu
     return found;
 }
 
-// Write a plane (S, S) of the tile: `value(y, x)` within `box`, `outside` elsewhere.
+// Write a plane of the tile: `value(y, x)` within `box`, `outside` elsewhere; by quads if rows consist of quads.
 template <typename Out, typename Work, typename Value>
-__device__ __forceinline__ void write_plane(Out *plane, const Box &box, int S, Work outside, const Value &value) {
-    for_box({0, 0, S, S}, [&](int y, int x) { store(plane + y * S + x, contains(box, y, x) ? value(y, x) : outside); });
+__device__ __forceinline__ void write_plane(Out *plane,  // (S, S), written
+                                            const Box &box, int S, Work outside, const Value &value) {
+    if (S % 4) {
+        for_box({0, 0, S, S}, [&](int y, int x) {
+            store(plane + (size_t)y * S + x, contains(box, y, x) ? value(y, x) : outside);
+        });
+        return;
+    }
+    write_quads(plane, quads_of(aligned(box)), S, outside, [&](int y, int x, int, Work (&quad)[4]) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) quad[k] = contains(box, y, x + k) ? value(y, x + k) : outside;
+    });
 }
 
 // Compute and write one channel of a tile: limits, scaling, masking, stretching, output. Called by all threads of the
@@ -200,8 +198,8 @@ __device__ void write_channel(const Tile<Pixel> &tile, const ChannelMask &mask, 
     write_plane(plane, box, S, stretch(outside), [&](int y, int x) { return stretch(value(y, x)); });
 }
 
-// Shapes: n cells, C channels, M label planes, k masks.
-template <typename Pixel, typename Out>
+// Shapes: n cells, C channels, M label planes, k masks. IN_SHARED is whether the workspace is in shared memory.
+template <typename Pixel, typename Out, bool IN_SHARED>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR<Pixel>)
 extract(const Pixel *__restrict__ image,          // (C, height, width)
         int channels,                             // C
@@ -225,7 +223,7 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
         const double *__restrict__ numbers,       // (N_NUMBERS,), see Number
         const double *__restrict__ given_limits,  // (C, 2), used if options[LIMITS] is LIMITS_GIVEN
         u8 *__restrict__ scratch,                 // (blocks of the grid, scratch_nbytes)
-        u64 scratch_nbytes,                       // 0: the workspace is in dynamic shared memory
+        u64 scratch_nbytes,                       // of a block; not read if IN_SHARED
         Out *__restrict__ out,                    // (n, M + C, S, S), written
         double *__restrict__ used_limits,         // (n, C, 2), written
         const u8 *__restrict__ marked,            // (n,): only cells with a mark are computed, if some_cells
@@ -233,7 +231,7 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
     typedef typename WorkOf<Pixel>::type Work;
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     __shared__ int box_of_mask[4];
-    const Workspace work = make_workspace(scratch_nbytes ? scratch + blockIdx.x * scratch_nbytes : dynamic_shared, S);
+    const Workspace work = make_workspace(IN_SHARED ? dynamic_shared : scratch + blockIdx.x * scratch_nbytes, S);
     const size_t plane_size = (size_t)S * S, slide_size = (size_t)height * width;
     const int words = S * ((S + 31) >> 5);
     const bool exclude = options[EXCLUDE] != 0;
@@ -243,15 +241,20 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
         const int y0 = corners[2 * cell], x0 = corners[2 * cell + 1];
         Out *tile_out = out + (size_t)cell * (n_stored + channels) * plane_size;
         for (int m = 0; m < n_masks; ++m) {
-            const int *steps = masks + m * N_MASK_COLUMNS;
-            const u8 *plane = labels + (size_t)steps[PLANE] * slide_size * label_nbytes;
-            switch (label_nbytes) {
-                case 1: select_labels((const u8 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
-                case 2: select_labels((const u16 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
-                case 4: select_labels((const u32 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other); break;
-                default: select_labels((const u64 *)plane, height, width, y0, x0, ids[cell], S, work.own, work.other);
+            const int *steps = masks + m * N_MASK_COLUMNS, *previous = steps - N_MASK_COLUMNS;
+            if (m == 0 || steps[PLANE] != previous[PLANE] || steps[FILL] != previous[FILL]) {
+                const u8 *plane = labels + (size_t)steps[PLANE] * slide_size * label_nbytes;
+                const auto select = [&](auto typed) {
+                    select_labels(typed, height, width, y0, x0, ids[cell], S, work.own, work.other);
+                };
+                switch (label_nbytes) {
+                    case 1: select(plane); break;
+                    case 2: select((const u16 *)plane); break;
+                    case 4: select((const u32 *)plane); break;
+                    default: select((const u64 *)plane);
+                }
+                if (steps[FILL]) fill_holes(work.own, S, work.region, work.spare);
             }
-            if (steps[FILL]) fill_holes(work.own, S, work.region, work.spare);
             dilate(work.own, S, steps[DILATION], work.region);
             const Box region_box = bounding_box(work.region, S, box_of_mask);
             const Box box = grow(region_box, steps[BLUR], S);
@@ -272,13 +275,13 @@ extract(const Pixel *__restrict__ image,          // (C, height, width)
             const ChannelMask mask = {work.spare, work.region, work.soft, box, region_box, exclude};
             for (int c = 0; c < channels; ++c)
                 if (cut[c] == m) {
-                    const Tile<Pixel> tile = {image + c * slide_size, height, width, y0, x0};
+                    const Tile<Pixel> tile = {image + c * slide_size, height, width, y0, x0, false};
                     write_channel(tile, mask, S, options, numbers, given_limits + 2 * c, stretch[c] != 0,
                                   tile_out + (n_stored + c) * plane_size,
                                   used_limits + ((size_t)cell * channels + c) * 2);
                 }
-            // No barrier is needed here: the next mask starts by writing `own` and `other`, which are no longer read,
-            // and select_labels ends with a barrier.
+            // No barrier is needed here: the next mask writes only `own`, `other` and `region`, which are no longer
+            // read, before the first barrier that it reaches.
         }
     }
 }

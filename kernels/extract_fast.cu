@@ -1,6 +1,7 @@
 // The fused extraction for tiles of at most 128 x 128 pixels. One block computes the finished tile of one cell, from
-// labels and pixels to output values, as extract.cu does, in a quarter of the instructions: a row of a mask is one value
-// of 128 bits, masks are blurred by tables, quantiles are found from the extremes, and only boxes are computed.
+// labels and pixels to output values, as extract.cu does, in a third to a fifth of the instructions: a row of a mask
+// is one value of 128 bits, masks are blurred by tables, quantiles are found from the extremes, and only boxes are
+// computed.
 //
 // Oracle: extract_tile in gpu_extract/backends/reference.py.
 // Grid: any number of blocks; each block loops over cells with the stride of the grid.
@@ -68,7 +69,9 @@ struct Memory {
     const int *masks;       // (n_masks, N_MASK_COLUMNS)
     float *soft;            // (soft_capacity,)
 
-    __device__ __forceinline__ int steps(int mask, MaskColumn column) const { return masks[mask * N_MASK_COLUMNS + column]; }
+    __device__ __forceinline__ int steps(int mask, MaskColumn column) const {
+        return masks[mask * N_MASK_COLUMNS + column];
+    }
 };
 
 // Divide shared memory, and copy into it what all cells need. The barrier after it is the caller's.
@@ -84,9 +87,13 @@ __device__ __forceinline__ Memory make_memory(Shared &shared, const Program &pro
     const int n_weights = program.n_masks * PROFILE_SIZE, n_steps = program.n_masks * N_MASK_COLUMNS;
     int *steps = (int *)(profile + n_weights);
     float *soft = (float *)(steps + ((n_steps + 3) & ~3));  // 16-byte aligned
-    for (int i = threadIdx.x; i < n_tables * TABLE_SIZE / 4; i += THREADS) ((float4 *)table)[i] = ((const float4 *)tables)[i];
-    for (int i = threadIdx.x; i < n_weights / 4; i += THREADS) ((float4 *)profile)[i] = ((const float4 *)profiles)[i];
-    for (int i = threadIdx.x; i < (int)sizeof(ExtendedRows) / 16; i += THREADS) ((Row *)shared.extended)[i] = {0, 0, 0, 0};
+    const auto copy = [&](float *to, const float *from, int n) {
+        for (int i = threadIdx.x; i < n / 4; i += THREADS) ((float4 *)to)[i] = ((const float4 *)from)[i];
+    };
+    copy(table, tables, n_tables * TABLE_SIZE);
+    copy(profile, profiles, n_weights);
+    Row *extended = (Row *)shared.extended;
+    for (int i = threadIdx.x; i < (int)(sizeof(ExtendedRows) / sizeof(Row)); i += THREADS) extended[i] = {0, 0, 0, 0};
     for (int i = threadIdx.x; i < n_steps; i += THREADS) steps[i] = masks[i];
     if (threadIdx.x < N_OPTIONS) shared.options[threadIdx.x] = options[threadIdx.x];
     if (threadIdx.x < N_NUMBERS) shared.numbers[threadIdx.x] = numbers[threadIdx.x];
@@ -126,9 +133,9 @@ __device__ __forceinline__ MaskBoxes dilate_mask(Shared &shared, const Memory &m
                                                  int S, Row inside_tile) {
     const int y = thread_index(), radius = memory.steps(m, BLUR);
     if (y < MAX_S) {
+        const Row *own = memory.own + memory.steps(m, PLANE) * MAX_S;
         Row row = {0, 0, 0, 0};
-        if (y < S)
-            row = dilated_row(memory.own + memory.steps(m, PLANE) * MAX_S, y, memory.steps(m, DILATION), S) & inside_tile;
+        if (y < S) row = dilated_row(own, y, memory.steps(m, DILATION), S) & inside_tile;
         shared.region[y] = row;
         if (radius) extend_row(row, y, S, inside_tile, shared.extended);
         add_to_box(row, shared.box_parts);
@@ -138,6 +145,12 @@ __device__ __forceinline__ MaskBoxes dilate_mask(Shared &shared, const Memory &m
     const Box soft = aligned(grow(region, radius, S));
     if (threadIdx.x == 0) shared.boxes = {region, soft};  // for use after the next barrier
     return {region, soft};
+}
+
+// Return whether a mask's factors are needed: for a blurred mask plane, or to cut channels.
+__device__ __forceinline__ bool is_soft_needed(const Shared &shared, const Memory &memory, const Program &program,
+                                               int m) {
+    return memory.steps(m, BLUR) || (shared.options[APPLY_MASKS] && program.starts[m] < program.starts[m + 1]);
 }
 
 // Compute the factors of a mask within its box into memory.soft. The barrier after it is the caller's.
@@ -157,7 +170,8 @@ __device__ __forceinline__ void soften_mask(Shared &shared, const Memory &memory
     });
 }
 
-// Set the factors of pixels on a neighbour to 0. Ends with a barrier.
+// Set the factors of pixels on a neighbour to 0. No barrier is needed before or after, because a quad always belongs to
+// the same thread.
 __device__ __forceinline__ void exclude_neighbours(const Memory &memory, int plane, const Quads &quads) {
     const Row *own = memory.own + plane * MAX_S, *other = memory.other + plane * MAX_S;
     for_quads(quads, [&](int y, int x, int i) {
@@ -167,7 +181,6 @@ __device__ __forceinline__ void exclude_neighbours(const Memory &memory, int pla
         for (int k = 0; k < 4; ++k)
             if (bits >> k & 1u) memory.soft[4 * i + k] = 0.0f;
     });
-    __syncthreads();
 }
 
 // Remove neighbours and pixels outside the slide from shared.region, and count the others. Ends with a barrier.
@@ -233,8 +246,8 @@ __device__ __forceinline__ void for_keys_of_region(const Tile<Pixel> &tile, cons
     });
 }
 
-// The same for the products of pixels and factors. Without a region (null), the whole tile counts: the zeros outside the
-// box are visited once per thread at most, because no rank beyond the number of threads is looked for.
+// The same for the products of pixels and factors. Without a region (null), the whole tile counts: the zeros outside
+// the box are visited once per thread at most, because no rank beyond the number of threads is looked for.
 template <typename Order, typename Pixel, typename Visit>
 __device__ __forceinline__ void for_keys_of_products(const Tile<Pixel> &tile, const Quads &quads, const float4 *soft,
                                                      const Row *region, int S, const Visit &visit) {
@@ -246,8 +259,7 @@ __device__ __forceinline__ void for_keys_of_products(const Tile<Pixel> &tile, co
                              Order::key((float)pixel[2] * factor.z), Order::key((float)pixel[3] * factor.w)};
         visit(keys, region ? bits_at(region, y, x) & 15u : 15u);
     });
-    const Box &box = quads.box;
-    const int n_zeros = S * S - (box.y1 - box.y0) * (box.x1 - box.x0);
+    const int n_zeros = S * S - area(quads.box);
     const u32 zero = Order::key(0.0f), zeros[4] = {zero, zero, zero, zero};
     if (!region && (int)threadIdx.x < n_zeros) visit(zeros, 1u);
 }
@@ -367,37 +379,27 @@ __device__ __forceinline__ void write_masks(const Shared &shared, const Memory &
     }
 }
 
-// Compute the planes of a tile that depend on mask m. Ends with a barrier.
+// Compute the planes of a tile that depend on mask m, whose dilated mask is in shared.region.
 template <typename Pixel, typename Out>
-__device__ __forceinline__ void process_mask(Shared &shared, const Memory &memory, const Program &program, int m,
-                                             const Pixel *image, int height, int width, int S, Row inside_tile,
-                                             int soft_capacity,
-                                             Out *out,               // (n, M + C, S, S), written
-                                             double *used_limits) {  // (n, C, 2), written
-    const bool apply = shared.options[APPLY_MASKS] != 0, exclude = shared.options[EXCLUDE] != 0;
-    const int plane = memory.steps(m, PLANE), first = program.starts[m], end = program.starts[m + 1];
-    const MaskBoxes boxes = dilate_mask(shared, memory, program, m, S, inside_tile);
+__device__ __forceinline__ void make_tile_planes(Shared &shared, const Memory &memory, const Program &program, int m,
+                                                 const Pixel *image,  // (C, height, width)
+                                                 int height, int width, int S, const MaskBoxes &boxes,
+                                                 Out *out,               // (n, M + C, S, S), written
+                                                 double *used_limits) {  // (n, C, 2), written
+    const bool exclude = shared.options[EXCLUDE] != 0, has_channels = program.starts[m] < program.starts[m + 1];
+    const int plane = memory.steps(m, PLANE);
     const Quads quads = quads_of(boxes.soft);
-    const bool is_cutting = first < end && apply;
-    if (is_cutting || memory.steps(m, BLUR)) {
-        if ((boxes.soft.y1 - boxes.soft.y0) * (boxes.soft.x1 - boxes.soft.x0) > soft_capacity) {
-            if (threadIdx.x == 0) shared.must_redo = 1;
-            __syncthreads();
-            return;
-        }
+    if (is_soft_needed(shared, memory, program, m)) {
         soften_mask(shared, memory, program, m, S, boxes, quads);
         __syncthreads();
     }
     Out *planes = out + (size_t)shared.cell.n * (program.n_planes + program.n_channels) * S * S;
     write_masks(shared, memory, program, m, S, quads, planes);
-    if (is_cutting && exclude) {
-        __syncthreads();
-        exclude_neighbours(memory, plane, quads);
-    }
-    if (first < end && shared.options[LIMITS] == LIMITS_OF_MASK)
+    if (exclude && has_channels && shared.options[APPLY_MASKS]) exclude_neighbours(memory, plane, quads);
+    if (has_channels && shared.options[LIMITS] == LIMITS_OF_MASK)
         count_region(shared, memory, plane, exclude, height, width, S);
-    const MaskOfCell<Pixel> mask = {image, height, width, S, &shared.cell, (const float4 *)memory.soft,
-                                    shared.region};
+    const MaskOfCell<Pixel> mask = {image, height, width, S, &shared.cell, (const float4 *)memory.soft, shared.region};
+    const int first = program.starts[m], end = program.starts[m + 1];
 #pragma unroll 1
     for (int c = first; c < end; c += GROUP) {
         if (c > first) __syncthreads();
@@ -405,39 +407,39 @@ __device__ __forceinline__ void process_mask(Shared &shared, const Memory &memor
                          planes + program.n_planes * S * S,
                          used_limits + (size_t)shared.cell.n * program.n_channels * 2);
     }
-    __syncthreads();
 }
 
 // Shapes: n cells, C channels, M label planes, k masks. TILE is the tile size if it is known at compile time, else 0.
 template <typename Pixel, typename Out, int TILE>
 __global__ void __launch_bounds__(THREADS, TILE ? 3 : 2)
-extract_fast(const Pixel *__restrict__ image,          // (C, height, width)
-             int n_channels,                           // C
-             int height,
-             int width,
-             const u8 *__restrict__ labels,            // (M, height, width) unsigned integers of label_nbytes bytes each
-             int label_nbytes,                         // 1, 2 or 4
-             const u64 *__restrict__ ids,              // (n,)
-             const int *__restrict__ corners,          // (n, 2): (y, x) of each tile's first pixel, even outside the image
-             int n_cells,                              // n
-             int tile_size,                            // S, pixels
-             const int *__restrict__ masks,            // (k, N_MASK_COLUMNS), see MaskColumn; processed in this order
-             int n_masks,                              // k
-             const float *__restrict__ tables,         // (n_tables, TABLE_SIZE): sums of weights by pixels along x
-             int n_tables,
-             const float *__restrict__ profiles,       // (k, PROFILE_SIZE): weights along y
-             const int *__restrict__ stored,           // (M,): the mask of each mask plane of `out`, as a row of `masks`
-             int n_planes,                             // M
-             const int *__restrict__ order,            // (C,): the channels, those cut with the first mask first
-             const int *__restrict__ starts,           // (k + 1,): where the channels of each mask start in `order`
-             const int *__restrict__ stretch,          // (C,): 0 or 1
-             const int *__restrict__ options,          // (N_OPTIONS,), see Option
-             const double *__restrict__ numbers,       // (N_NUMBERS,), see Number
-             const double *__restrict__ given_limits,  // (C, 2), used if options[LIMITS] is LIMITS_GIVEN
-             int soft_capacity,                        // floats of dynamic shared memory for a blurred mask
-             Out *__restrict__ out,                    // (n, M + C, S, S), written
-             double *__restrict__ used_limits,         // (n, C, 2), written
-             u8 *__restrict__ redo) {                  // (n,), written: 1 if extract must compute the cell
+extract_fast(
+    const Pixel *__restrict__ image,          // (C, height, width)
+    int n_channels,                           // C
+    int height,
+    int width,
+    const u8 *__restrict__ labels,            // (M, height, width) unsigned integers of label_nbytes bytes each
+    int label_nbytes,                         // 1, 2 or 4
+    const u64 *__restrict__ ids,              // (n,)
+    const int *__restrict__ corners,          // (n, 2): (y, x) of each tile's first pixel, even outside the image
+    int n_cells,                              // n
+    int tile_size,                            // S, pixels
+    const int *__restrict__ masks,            // (k, N_MASK_COLUMNS), see MaskColumn; processed in this order
+    int n_masks,                              // k
+    const float *__restrict__ tables,         // (n_tables, TABLE_SIZE): sums of weights by pixels along x
+    int n_tables,
+    const float *__restrict__ profiles,       // (k, PROFILE_SIZE): weights along y
+    const int *__restrict__ stored,           // (M,): the mask of each mask plane of `out`, as a row of `masks`
+    int n_planes,                             // M
+    const int *__restrict__ order,            // (C,): the channels, those cut with the first mask first
+    const int *__restrict__ starts,           // (k + 1,): where the channels of each mask start in `order`
+    const int *__restrict__ stretch,          // (C,): 0 or 1
+    const int *__restrict__ options,          // (N_OPTIONS,), see Option
+    const double *__restrict__ numbers,       // (N_NUMBERS,), see Number
+    const double *__restrict__ given_limits,  // (C, 2), used if options[LIMITS] is LIMITS_GIVEN
+    int soft_capacity,                        // floats of dynamic shared memory for a blurred mask
+    Out *__restrict__ out,                    // (n, M + C, S, S), written
+    double *__restrict__ used_limits,         // (n, C, 2), written
+    u8 *__restrict__ redo) {                  // (n,), written: 1 if extract must compute the cell
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     const int S = TILE ? TILE : tile_size;
     Shared &shared = *(Shared *)dynamic_shared;
@@ -455,8 +457,13 @@ extract_fast(const Pixel *__restrict__ image,          // (C, height, width)
         __syncthreads();
         make_planes(shared, memory, program, labels, label_nbytes, height, width, S, inside_tile);
 #pragma unroll 1
-        for (int m = 0; m < n_masks; ++m)
-            process_mask(shared, memory, program, m, image, height, width, S, inside_tile, soft_capacity, out, used_limits);
+        for (int m = 0; m < n_masks; ++m) {
+            const MaskBoxes boxes = dilate_mask(shared, memory, program, m, S, inside_tile);
+            if (area(boxes.soft) <= soft_capacity || !is_soft_needed(shared, memory, program, m))
+                make_tile_planes(shared, memory, program, m, image, height, width, S, boxes, out, used_limits);
+            else if (threadIdx.x == 0) shared.must_redo = 1;
+            __syncthreads();
+        }
         if (threadIdx.x == 0) redo[shared.cell.n] = shared.must_redo != 0;
     }
 }

@@ -83,7 +83,8 @@ __device__ __forceinline__ void add_beyond(const float (*strip)[STRIP], const Bo
     if (mask_box.y1 == S && y + 7 > last - radius) {
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-            if (y + k <= last && y + k > last - radius) sums[k] += strip[last - mask_box.y0][lane] * beyond[last - y - k];
+            if (y + k <= last && y + k > last - radius)
+                sums[k] += strip[last - mask_box.y0][lane] * beyond[last - y - k];
     }
 }
 
@@ -94,7 +95,7 @@ __device__ __forceinline__ void convolve_y(const float (*strip)[STRIP],  // rows
                                            float *soft) {                // (rows, columns of box), written
     const int thread = thread_index(), lane = thread & 31, warp = thread >> 5, n_warps = blockDim.x >> 5;
     const int x = x0 + lane, stride = box.x1 - box.x0, n_rows = mask_box.y1 - mask_box.y0;
-    const int top = mask_box.y0 - ((radius + 3) & ~3);  // the distance to the mask is a multiple of 4, for aligned loads
+    const int top = mask_box.y0 - ((radius + 3) & ~3);  // a multiple of 4 from the mask, for aligned loads of weights
 #pragma unroll 1
     for (int y = top + 8 * warp; y < box.y1; y += 8 * n_warps) {
         float sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -116,7 +117,7 @@ __device__ __forceinline__ void convolve_y(const float (*strip)[STRIP],  // rows
 // barrier after the blur is the caller's.
 __device__ __forceinline__ void blur_rows(const ExtendedRows &extended, const Box &mask_box, const Box &box, int S,
                                           int radius,
-                                          const float *tables,    // (1, 3, 5 or 7, TABLE_SIZE): an odd number, for 2 R + 1 pixels
+                                          const float *tables,    // (1, 3, 5 or 7, TABLE_SIZE), for 2 R + 1 pixels
                                           const float *profile,   // (PROFILE_SIZE,)
                                           float (*strip)[STRIP],  // (MAX_S, STRIP), scratch
                                           float *soft) {          // (rows, columns of box), written

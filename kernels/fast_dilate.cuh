@@ -47,8 +47,8 @@ __device__ __forceinline__ void add_to_box(Row row, BoxParts &parts) {
     }
 }
 
-// Return the bounding box; the barrier before is the caller's. Lanes 0 .. 3 have a word of the rows, lanes 4 .. 7 one of
-// the columns.
+// Return the bounding box; the barrier before is the caller's. Lanes 0 .. 3 have a word of the rows, lanes 4 .. 7 one
+// of the columns.
 __device__ __forceinline__ Box box_of(const BoxParts &parts) {
     const int lane = thread_index() & 31, j = lane & 3;
     const bool is_rows = lane < 4;

@@ -2,11 +2,11 @@
 // does: for quantiles so close to 0 and 1 that few pixels lie beyond them.
 //
 // Each pair of threads finds the extremes of its pixels. The r-th smallest of these minima bounds the r-th smallest
-// pixel: only pixels strictly below it matter, and ties need no room. They are collected in a list, in which the rank is
-// found. A cell whose list overflows must be computed in another way.
+// pixel: only pixels strictly below it matter, and ties need no room. They are collected in a list, in which the rank
+// is found. A cell whose list overflows must be computed in another way.
 
 #pragma once
-#include "fast_quads.cuh"
+#include "quads.cuh"
 #include "limits.cuh"
 #include "warp.cuh"
 
@@ -164,7 +164,7 @@ __device__ __forceinline__ void extreme_limits(Extremes &shared, int n_channels,
                                                int n_bits,               // of a key
                                                const ForEach &for_each,
                                                const ValueOf &value_of,  // the value of a key
-                                               int &is_overflow) {       // in shared memory, set if a limit is not found
+                                               int &is_overflow) {       // in shared memory; set if it fails
     const int warp = thread_index() >> 5, n_warps = THREADS / 32;
     const u32 top = top_of(n_bits);
 #pragma unroll 1

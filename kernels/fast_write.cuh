@@ -1,53 +1,10 @@
-// Scale, mask and write planes of a tile. Only the quads of a box are computed; outside, a plane has one value.
+// The values of a channel: scaled between limits, cut with a mask, stretched.
 
 #pragma once
-#include "fast_quads.cuh"
 #include "limits.cuh"
+#include "planes.cuh"
+#include "tile.cuh"
 #include "warp.cuh"
-
-// Store four values, each rounded once, half to even. The host has checked that values fit in the type.
-__device__ __forceinline__ void store_quad(__half *out, const float (&value)[4]) {
-    const __half2 low = __floats2half2_rn(value[0], value[1]), high = __floats2half2_rn(value[2], value[3]);
-    *(uint2 *)out = {*(const u32 *)&low, *(const u32 *)&high};
-}
-__device__ __forceinline__ void store_quad(float *out, const float (&value)[4]) {
-    *(float4 *)out = {value[0], value[1], value[2], value[3]};
-}
-__device__ __forceinline__ void store_quad(u8 *out, const float (&value)[4]) {
-    *(uchar4 *)out = {(u8)__float2int_rn(value[0]), (u8)__float2int_rn(value[1]), (u8)__float2int_rn(value[2]),
-                      (u8)__float2int_rn(value[3])};
-}
-__device__ __forceinline__ void store_quad(u16 *out, const float (&value)[4]) {
-    *(ushort4 *)out = {(u16)__float2int_rn(value[0]), (u16)__float2int_rn(value[1]), (u16)__float2int_rn(value[2]),
-                       (u16)__float2int_rn(value[3])};
-}
-__device__ __forceinline__ void store_quad(short *out, const float (&value)[4]) {
-    *(short4 *)out = {(short)__float2int_rn(value[0]), (short)__float2int_rn(value[1]),
-                      (short)__float2int_rn(value[2]), (short)__float2int_rn(value[3])};
-}
-
-// Write one value to all pixels outside a box whose columns are multiples of 4.
-template <typename Out>
-__device__ __forceinline__ void write_outside(Out *plane,  // (S, S), written
-                                              const Box &box, int S, float value) {
-    const float values[4] = {value, value, value, value};
-    for_tile_quads(S, [&](int y, int x) {
-        const bool is_within = x >= box.x0 && x < box.x1 && y >= box.y0 && y < box.y1;
-        if (!is_within) store_quad(plane + y * S + x, values);
-    });
-}
-
-// Write a plane: `value(y, x, i, quad)` computes a quad within the box.
-template <typename Out, typename Value>
-__device__ __forceinline__ void write_quads(Out *plane,  // (S, S), written
-                                            const Quads &quads, int S, float outside, const Value &value) {
-    write_outside(plane, quads.box, S, outside);
-    for_quads(quads, [&](int y, int x, int i) {
-        float quad[4];
-        value(y, x, i, quad);
-        store_quad(plane + y * S + x, quad);
-    });
-}
 
 // Compute clip((x - lower) / span, 0, 1). `lower` is split, so that x - lower does not lose precision if lower is large
 // and span is small; the product with 1 / span is within 1 ulp of the quotient in the output type.
@@ -134,7 +91,8 @@ struct Stretch {
     __device__ __forceinline__ float operator()(float x) const { return (x - low) * factor; }
 };
 
-__device__ __forceinline__ Stretch stretch_between(const WarpRanges &ranges, bool has_outside, float outside, float unit) {
+__device__ __forceinline__ Stretch stretch_between(const WarpRanges &ranges, bool has_outside, float outside,
+                                                   float unit) {
     u32 lowest = ranges[0][0], highest = ranges[1][0];
 #pragma unroll
     for (int warp = 1; warp < THREADS / 32; ++warp) {

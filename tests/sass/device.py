@@ -33,6 +33,13 @@ class Launched(NamedTuple):
     run: Run
 
 
+class Done:
+    """The event of operations that have run."""
+
+    def wait(self) -> None:
+        """See `Event.wait`."""
+
+
 class SassDevice:
     """One stream of a device; operations run at once.
 
@@ -66,15 +73,26 @@ class SassDevice:
 
     empty_host = empty
 
-    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_device(self, array: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Device.to_device`."""
-        copy = self.empty(array.shape, array.dtype)
+        copy = self.empty(array.shape, array.dtype) if out is None else out
         copy[...] = array
         return copy
 
     def to_host(self, array: NDArray[Any], out: NDArray[Any]) -> None:
         """See `Device.to_host`."""
         np.copyto(out, array, casting="no")
+
+    def copy(self, array: NDArray[Any], out: NDArray[Any]) -> None:
+        """See `Device.copy`."""
+        np.copyto(out, array, casting="unsafe")
+
+    def record(self) -> Done:
+        """See `Device.record`."""
+        return Done()
+
+    def wait_for(self, stream: int) -> None:
+        """See `Device.wait_for`."""
 
     def launch(self, kernel: Kernel, n_blocks: int, arguments: tuple[Any, ...], shared_nbytes: int = 0) -> None:
         """See `Device.launch`."""

@@ -235,17 +235,17 @@ def _launch_general(
     redo: Array | None,
 ) -> None:
     """Launch the general kernel for the cells that ``redo`` marks, or for all cells."""
-    kernel = extract_kernel(program.image_dtype, program.output_dtype)
-    n_blocks = min(n, device.multiprocessors * kernel.blocks_per_multiprocessor)
     needed = workspace_nbytes(program.recipe.tile_size)
     fits = needed <= device.shared_nbytes_limit
+    kernel = extract_kernel(program.image_dtype, program.output_dtype, in_shared=fits)
+    n_blocks = min(n, device.multiprocessors * kernel.blocks_per_multiprocessor)
     n_blocks = n_blocks if fits else scratch_blocks(n_blocks, needed)
     scratch = device.empty((1 if fits else n_blocks * needed,), np.uint8)
     arguments = (
         *(*cells, arrays.masks, np.int32(len(arrays.masks)), arrays.weights, np.int32(arrays.weights.shape[1])),
         *(arrays.stored, np.int32(len(arrays.stored)), arrays.cut, arrays.stretch),
         *(arrays.options, arrays.numbers, arrays.limits),
-        *(scratch, np.uint64(0 if fits else needed), *outputs),
+        *(scratch, np.uint64(needed), *outputs),
         *(device.empty((1,), np.uint8) if redo is None else redo, np.int32(redo is not None)),
     )
     device.launch(kernel, n_blocks, arguments, needed if fits else 0)

@@ -6,15 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends.cuda.device import Array, Device
-from gpu_extract.backends.cuda.registry import Kernel
+from gpu_extract.backends.cuda.registry import PACK
 
-__all__ = ["PACK", "pack", "unpacked_index"]
+__all__ = ["pack", "unpacked_index"]
 
-# By the bytes of a pixel.
-PACK = {
-    nbytes: Kernel("pack", f"pack_planes<{bits}>", blocks_per_multiprocessor=4)
-    for nbytes, bits in {1: "u8", 2: "u16", 4: "u32", 8: "u64"}.items()
-}
 # Enum Column of kernels/pack.cu.
 N_COLUMNS = 5
 

@@ -20,6 +20,7 @@ __all__ = [
     "FILL_HOLES",
     "MULTIPLY",
     "NORMALIZE",
+    "PACK",
     "Kernel",
     "all_kernels",
     "extract_kernel",
@@ -72,6 +73,12 @@ ADD_LABELS = {
 CLEAR_LABELS = Kernel("labels", "clear_labels")
 COLLECT_LABELS = Kernel("labels", "collect_labels")
 
+# kernels/pack.cu, by the bytes of a pixel.
+PACK = {
+    nbytes: Kernel("pack", f"pack_planes<{bits}>", blocks_per_multiprocessor=4)
+    for nbytes, bits in {1: "u8", 2: "u16", 4: "u32", 8: "u64"}.items()
+}
+
 # kernels/ops.cu, by the type of the images or masks; APPLY_MASK by the bytes of a pixel.
 FILL_HOLES = Kernel("ops", "fill_holes_tiles")
 DILATE = Kernel("ops", "dilate_tiles")
@@ -84,9 +91,10 @@ MULTIPLY = {name: Kernel("ops", f"multiply_tiles<{c}>", blocks_per_multiprocesso
 NORMALIZE = {name: Kernel("ops", f"normalize_tiles<{c}>", blocks_per_multiprocessor=4) for name, c in C_TYPES.items()}
 
 
-def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any]) -> Kernel:
-    """Return the fused extraction from one pixel type to one output type."""
-    expression = f"extract<{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}>"
+def extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any], *, in_shared: bool = True) -> Kernel:
+    """Return the fused extraction from one pixel type to one output type; its workspace is in shared memory or not."""
+    types = f"{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}"
+    expression = f"extract<{types}, {str(in_shared).lower()}>"
     # Pixel types that float does not represent exactly are computed in double, which needs twice the registers.
     return Kernel("extract", expression, blocks_per_multiprocessor=1 if image_dtype.name in DOUBLE else 2)
 
@@ -150,7 +158,14 @@ def all_kernels() -> tuple[Kernel, ...]:
     pairs = [(image, output) for image in C_TYPES for output in dict.fromkeys((*OUTPUTS, image))]
     # Raw values can be stored in a wider type, too.
     pairs += [("uint8", "uint16")]
-    extract = (extract_kernel(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs))
+    types = [(np.dtype(image), np.dtype(output)) for image, output in dict.fromkeys(pairs)]
+    extract = (extract_kernel(*pair, in_shared=in_shared) for pair in types for in_shared in (True, False))
+    fast = (
+        fast_extract_kernel(*pair, tile_size)
+        for pair in types
+        for tile_size in (0, *FAST_TILES)
+        if pair[0].name in FAST_IMAGES
+    )
     labels = (*ADD_LABELS.values(), CLEAR_LABELS, COLLECT_LABELS)
     ops = (FILL_HOLES, DILATE, *BLUR.values(), *APPLY_MASK.values(), *MULTIPLY.values(), *NORMALIZE.values())
-    return (*extract, *labels, *ops)
+    return (*extract, *fast, *PACK.values(), *labels, *ops)

@@ -1,6 +1,7 @@
 """The fast kernel: which programs it takes, and that it equals the reference and the general kernel."""
 
 import dataclasses
+import re
 from unittest import mock
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from made.slides import as_slide, bare_batch, bare_window, first_cells, one_batch, small_slide
 
 from gpu_extract import Recipe
-from gpu_extract.backends.cuda.extract import blur_profile, blur_tables
-from gpu_extract.backends.cuda.registry import fast_extract_kernel, is_fast
+from gpu_extract.backends.cuda.extract import FAST_SHARED_NBYTES, blur_profile, blur_tables
+from gpu_extract.backends.cuda.registry import all_kernels, fast_extract_kernel, is_fast
+from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.recipe import gaussian_weights
 
 IS_FAST = "gpu_extract.backends.cuda.extract.is_fast"
@@ -125,6 +127,20 @@ def test_pixel_types_of_the_fast_kernel(dtype, fast):
 def test_a_plane_that_is_filled_for_some_masks_only_is_not_fast(fill_cytosol, fast):
     program = Recipe(fill_cytosol=fill_cytosol).program(("nucleus",), 3, np.dtype(np.uint16))
     assert is_fast(program, 4) is fast
+
+
+def test_all_fast_instances_are_known():
+    kernels = [kernel for kernel in all_kernels() if kernel.source == "extract_fast"]
+    assert len(kernels) == len(set(kernels)) == 2 * (4 + 4 + 5)
+    for image in ("uint8", "uint16", "int16"):
+        for output in ("float16", "float32", "uint8", "uint16", image):
+            for size in (40, 128):
+                assert fast_extract_kernel(np.dtype(image), np.dtype(output), size) in kernels
+
+
+def test_the_host_knows_the_size_of_the_kernels_shared_memory():
+    (nbytes,) = re.findall(r"sizeof\(Shared\) == (\d+)", kernel_source("extract_fast"))
+    assert int(nbytes) == FAST_SHARED_NBYTES
 
 
 # Tables of the blur

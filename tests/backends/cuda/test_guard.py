@@ -3,6 +3,7 @@
 The checks themselves are tested: they must fail for a kernel with a missing barrier or a wrong index.
 """
 
+import dataclasses
 from functools import cache
 from unittest import mock
 
@@ -73,8 +74,8 @@ class Recorder:
         return np.zeros(shape, dtype)
 
     def launch(self, kernel, n_blocks, arguments, shared_nbytes=0):
-        launch = Launch(kernel.expression, (n_blocks,), (kernel.threads,), arguments, shared_nbytes)
-        self.launches.append((kernel, launch))
+        launched = Launch(kernel.expression, (n_blocks,), (kernel.threads,), arguments, shared_nbytes)
+        self.launches.append((kernel, launched))
 
 
 def cases():
@@ -87,14 +88,23 @@ def cases():
     wide[(cytosol == 0) & (np.arange(70) < middle[cell_id])] = cell_id
     # Rows of 32 pixels are whole words, rows of 40 pixels are not.
     yield image, nucleus, wide, Recipe.preset("standard").replace(tile_size=32)
-    for preset in ("sparcspy", "scportrait"):
-        yield image, nucleus, cytosol, Recipe.preset(preset).replace(tile_size=40, neighbours="exclude")
+    # The first cells have a neighbour all around them.
+    crowded = np.where(cytosol == 0, cytosol.max(), cytosol)
+    for preset, labels in (("sparcspy", cytosol), ("scportrait", crowded)):
+        yield image, nucleus, labels, Recipe.preset(preset).replace(tile_size=40, neighbours="exclude")
     # Without quantiles, there is no barrier between one stretched channel and the next, nor between groups of four.
     ranged = Recipe(tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
     yield np.concatenate([image, image]), nucleus, cytosol, ranged
     # With empty masks there are no pixels for quantiles, so no barrier either.
     empty = np.where(cytosol == cell_id, 0, cytosol)
     yield image, nucleus, empty, Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None)
+
+
+def reversed_masks(program):
+    """Return a program with its masks in the opposite order: the cut masks come before the stored ones."""
+    last = len(program.masks) - 1
+    stored, cut = (tuple(last - m for m in indices) for indices in (program.stored, program.cut))
+    return dataclasses.replace(program, masks=program.masks[::-1], stored=stored, cut=cut)
 
 
 @cache
@@ -104,19 +114,29 @@ def launches(name):
     with mock.patch("gpu_extract.backends.cuda.extract.is_fast", return_value=name == "extract_fast"):
         for image, nucleus, cytosol, recipe in cases():
             window, batch, program = one_batch(as_slide(image, nucleus, cytosol), recipe.replace(border="keep"))
-            n = 3
-            launch_extract(
-                device,
-                program,
-                program_arrays(program, None),
-                window.image,
-                np.stack(window.labels),
-                batch.ids[:n],
-                batch.corners[:n].astype(np.int32),
-                np.zeros((n, *program.tile_shape), np.float16),
-                np.zeros((n, len(program.cut), 2)),
-            )
-    return tuple(launch for kernel, launch in device.launches if kernel.source == name)
+            launch(device, window, batch, program)
+            if recipe.base == "standard" and recipe.normalization == "quantile":
+                launch(device, window, batch, reversed_masks(program))
+            if recipe.base == "sparcspy":  # there is no room for the blurred masks
+                device.shared_nbytes_limit = 50_000
+                launch(device, window, batch, program)
+                device.shared_nbytes_limit = Recorder.shared_nbytes_limit
+    return tuple(launched for kernel, launched in device.launches if kernel.source == name)
+
+
+def launch(device, window, batch, program, n=3):
+    """Launch the extraction of the first cells of a batch."""
+    launch_extract(
+        device,
+        program,
+        program_arrays(program, None),
+        window.image,
+        np.stack(window.labels),
+        batch.ids[:n],
+        batch.corners[:n].astype(np.int32),
+        np.zeros((n, *program.tile_shape), np.float16),
+        np.zeros((n, len(program.cut), 2)),
+    )
 
 
 def outcome(name, source, check):
@@ -165,8 +185,8 @@ WRONG = {
     "a pixel beyond the slide": ("y0 + y < height &&", "y0 + y <= height &&"),
     "a tile beyond the output": ("out + (size_t)cell *", "out + (size_t)(cell + 1) *"),
     "the wrong width of a label": (
-        "case 4: select_labels((const u32 *)plane",
-        "case 4: select_labels((const u16 *)plane",
+        "case 4: select((const u32 *)plane",
+        "case 4: select((const u16 *)plane",
     ),
 }
 

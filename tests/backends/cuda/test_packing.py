@@ -11,7 +11,8 @@ from nvrtc import ARCHITECTURES, CompileCase, violations
 
 from gpu_extract import Recipe
 from gpu_extract.backends.cpu.packed import deflated, unpacked
-from gpu_extract.backends.cuda.packing import N_COLUMNS, PACK, pack, unpacked_index
+from gpu_extract.backends.cuda.packing import N_COLUMNS, pack, unpacked_index
+from gpu_extract.backends.cuda.registry import PACK
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.backends.interface import PackedCells
 

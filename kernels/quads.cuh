@@ -20,7 +20,7 @@ struct Quads {
 __device__ __forceinline__ Quads quads_of(const Box &box) {
     const int per_row = (box.x1 - box.x0) >> 2;
     if (per_row == 0) return {box, box.y1, 0, 1, 0};
-    // Exact for these small numbers: no quotient lies closer to an integer than 1/64.
+    // Exact for tiles of up to 4096 pixels: no quotient lies closer to an integer than 1/2048.
     const float reciprocal = __fdividef(1.0f, (float)per_row);
     const int dy = (int)(((float)THREADS + 0.5f) * reciprocal);
     const int thread = thread_index(), y = (int)(((float)thread + 0.5f) * reciprocal);
@@ -42,31 +42,12 @@ template <typename Visit> __device__ __forceinline__ void for_quads(const Quads 
     }
 }
 
-// Call visit(y, x) for the quads of a whole tile. A lane has four columns, a warp a row.
+// Call visit(y, x) for the quads of a whole tile. A lane has four columns of 128, a warp a row.
 template <typename Visit> __device__ __forceinline__ void for_tile_quads(int S, const Visit &visit) {
-    const int thread = thread_index(), x = 4 * (thread & 31);
-    if (x >= S) return;
+    const int thread = thread_index();
+#pragma unroll 1
+    for (int x = 4 * (thread & 31); x < S; x += 128) {
 #pragma unroll 4
-    for (int y = thread >> 5; y < S; y += THREADS / 32) visit(y, x);
-}
-
-// A cell's tile in one channel of the image. Pixels outside the slide are 0.
-template <typename Pixel> struct Tile {
-    const Pixel *channel;  // (height, width)
-    int height, width, y0, x0;
-    bool is_inside;  // the whole tile is on the slide
-
-    // Load a quad of the tile.
-    __device__ __forceinline__ void load(int y, int x, Pixel (&pixel)[4]) const {
-        const Pixel *first = channel + (long long)(y0 + y) * width + x0 + x;
-        if (is_inside) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) pixel[k] = first[k];
-            return;
-        }
-        const bool is_row = y0 + y >= 0 && y0 + y < height;
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-            pixel[k] = is_row && x0 + x + k >= 0 && x0 + x + k < width ? first[k] : (Pixel)0;
+        for (int y = thread >> 5; y < S; y += THREADS / 32) visit(y, x);
     }
-};
+}
