@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"machine code can
 class SassGpu:
     """What the checks need of `gpu_evidence.Gpu`, on the simulator."""
 
-    libraries = SimpleNamespace(xp=SimpleNamespace(asarray=on_gpu))
+    xp = SimpleNamespace(asarray=on_gpu)
 
     def __init__(self, seed=0):
         self.seed = seed
