@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cuda_on_cpu import mutants
-from gpu_checks import checks, first_cells, sanitizer_checks, small
+from gpu_checks import checks, first_cells, large_mask, sanitizer_checks, small
 from made.device_arrays import on_gpu
 from made.slides import as_slide, one_batch, small_slide
 from sass.building import why_not
@@ -99,6 +99,8 @@ def tasks(file):
         yield small(11, labels=labels, preset=preset, tile_size=40, neighbours="exclude")
     # Without quantiles, there is no barrier between one stretched channel and the next.
     yield small(11, labels=labels, tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
+    # A hole in rows of two warps.
+    yield large_mask("sparcspy", 64)
     # With an empty mask there are no pixels for quantiles, so no barrier either.
     image, nucleus, cytosol = small_slide(11, label_dtype=labels)
     recipe = Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None, border="keep")
