@@ -1,21 +1,22 @@
 """The checks of bench/gpu_checks.py on the machine code for sm_90; the default run has those of a few cells each."""
 
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_on_cpu import mutants
-from gpu_checks import checks, first_cells, sanitizer_checks, small
+from gpu_checks import checks, first_cells, large_mask, sanitizer_checks, small
 from made.device_arrays import on_gpu
 from made.slides import as_slide, one_batch, small_slide
-from sass.building import cubin_of, why_not
+from sass.building import why_not
 
 from gpu_extract import Recipe
 from gpu_extract.backends import Backend
 from gpu_extract.backends.cuda import backend as cuda
 from gpu_extract.backends.cuda.batches import DeviceExtraction
-from gpu_extract.backends.cuda.registry import extract_kernel
+from gpu_extract.backends.cuda.registry import all_kernels
 from gpu_extract.backends.cuda.source import kernel_source
 from gpu_extract.model import BatchSize
 
@@ -80,54 +81,59 @@ def test_a_few_cells_in_random_order(check, one, seed):
 
 # Barriers. The simulator must notice that one is missing, whatever order the warps run in.
 
+FUSED = sorted({kernel.source for kernel in all_kernels() if kernel.source.startswith("extract")})
+# What a missing __syncwarp changes happens within a warp, whose lanes run together here.
+MUTANTS = {
+    f"{file}, {name}": (file, source)
+    for file in FUSED
+    for name, source in mutants(kernel_source(file))
+    if "__syncthreads" in name
+}
 
-def tasks():
-    """Yield tasks that together need every barrier of the fused kernel."""
-    yield small(11, tile_size=32)
+
+def tasks(file):
+    """Yield tasks that together need every barrier of a fused kernel."""
+    labels = "uint64" if file == "extract" else "uint32"  # the general kernel takes all types
+    yield small(11, labels=labels, tile_size=32)
     for preset in ("sparcspy", "scportrait"):
-        yield small(11, preset=preset, tile_size=40, neighbours="exclude")
+        yield small(11, labels=labels, preset=preset, tile_size=40, neighbours="exclude")
     # Without quantiles, there is no barrier between one stretched channel and the next.
-    yield small(11, tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
+    yield small(11, labels=labels, tile_size=32, normalization="range", value_range=(0, 50000), minmax=True)
+    # A hole in rows of two warps.
+    yield large_mask("sparcspy", 64)
     # With an empty mask there are no pixels for quantiles, so no barrier either.
-    image, nucleus, cytosol = small_slide(11)
+    image, nucleus, cytosol = small_slide(11, label_dtype=labels)
     recipe = Recipe(tile_size=32, on_mismatch="keep", nuclear_channel=None, border="keep")
     yield one_batch(as_slide(image, nucleus, np.where(cytosol < 4, 0, cytosol)), recipe)
 
 
-def failure(source, seed=0):
-    """Return the error of the fused kernel with another source, or None."""
+def failure(file, source, seed=0):
+    """Return the error of a fused kernel with another source, or None."""
     from sass import device
-    from sass.device import program_of
-    from sass.program import MachineError, Program
+    from sass.program import MachineError
 
-    kernel = extract_kernel(np.dtype("uint16"), np.dtype("float16"), in_shared=True)
-    program = Program(cubin_of(source, kernel.expression), kernel.expression)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpu_extract.backends.cuda.extract.is_fast", lambda *program: False)
-        patch.setattr(device, "program_of", lambda launched: program if launched == kernel else program_of(launched))
+        patch.setattr(device, "kernel_source", lambda name: source if name == file else kernel_source(name))
+        patch.setattr(device, "program_of", cache(device.program_of.__wrapped__))
         try:
-            for task in tasks():
+            for task in tasks(file):
                 DeviceExtraction([device.SassDevice(seed=seed)], print).extract(*first_cells(task, 4))
         except MachineError as error:
             return str(error)
     return None
 
 
-SOURCE = kernel_source("extract")
-# What a missing __syncwarp changes happens within a warp, whose lanes run together here.
-MUTANTS = {name: source for name, source in mutants(SOURCE) if "__syncthreads" in name}
-
-
-def test_the_fused_kernel_has_all_barriers():
-    assert failure(SOURCE, seed=1) is None
+@pytest.mark.parametrize("file", FUSED)
+def test_the_fused_kernel_has_all_barriers(file):
+    assert failure(file, kernel_source(file), seed=1) is None
 
 
 @pytest.mark.parametrize("name", list(MUTANTS)[4:5])
 def test_a_missing_barrier_is_noticed(name):
-    assert re.search("without a barrier in between|was never written", failure(MUTANTS[name]))
+    assert re.search("without a barrier in between|was never written", failure(*MUTANTS[name]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_missing_barrier_is_noticed(name):
-    assert failure(MUTANTS[name])
+    assert failure(*MUTANTS[name])

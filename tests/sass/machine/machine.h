@@ -95,13 +95,14 @@ struct Counter {
 
 // Modifiers that change what an instruction does. The names are those of the disassembler, except: UNIFORM_DATAPATH, an
 // instruction of the scalar unit; OF_ATOMIC, a load that begins an atomic operation made of several instructions.
-#define FLAGS(F)                                                                                                   \
-    F(X)                                                                                                           \
-    F(EX)                                                                                                          \
-    F(U32)                                                                                                         \
-    F(S32)                                                                                                         \
-    F(U16) F(S16) F(U8) F(S8) F(U64) F(S64) F(HI) F(L) F(W) F(WIDE) F(FTZ) F(SAT) F(NAN) F(FLOOR) F(CEIL) F(TRUNC) \
-        F(RP) F(SX32) F(SH) F(F32) F(ALL) F(UNIFORM_DATAPATH) F(OF_ATOMIC)
+#define FLAGS(F)                                                                                                  \
+    F(X)                                                                                                          \
+    F(EX)                                                                                                         \
+    F(U32)                                                                                                        \
+    F(S32)                                                                                                        \
+    F(U16)                                                                                                        \
+    F(S16) F(U8) F(S8) F(U64) F(S64) F(HI) F(L) F(W) F(WIDE) F(FTZ) F(SAT) F(NAN) F(FLOOR) F(CEIL) F(TRUNC) F(RP) \
+        F(SX32) F(SH) F(F32) F(ALL) F(UNIFORM_DATAPATH) F(OF_ATOMIC)
 enum FlagNumber {
 #define NUMBER(name) NUMBER_##name,
     FLAGS(NUMBER)

@@ -76,9 +76,9 @@ u8 *SharedMemory::write(u64 address, int nbytes, int warp, const u8 *value) {
         if (nbytes >= 4) {
             const bool same =
                 word.written == 15 && memcmp(&bytes_[byte], value + (byte + SHARED_BEGIN - address), 4) == 0;
-            if (!same) {
+            check_readers(byte / 4, byte + SHARED_BEGIN, warp);
+            if (!same) {  // several warps may write one value
                 check_writer(word, byte + SHARED_BEGIN, warp);
-                check_readers(byte / 4, byte + SHARED_BEGIN, warp);
                 word.atomic = 0;
                 word.writer = u8(warp);
                 word.write_time = clocks_[warp * n_warps_ + warp];

@@ -2,7 +2,7 @@
 //
 // Accesses that are misaligned or out of bounds are faults. So are uses of shared memory that was never written, and
 // accesses of two warps to the same word of shared memory of which at least one is a write, if no barrier separates
-// them: on a GPU, their order is not defined. Words that are written with the value that they have do not count.
+// them: on a GPU, their order is not defined. Several warps may write the same value.
 #pragma once
 #include "machine.h"
 
