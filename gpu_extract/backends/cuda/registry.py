@@ -99,9 +99,9 @@ FAST_TILE_SIZE = 128
 FAST_RADIUS = 31
 # The tile sizes that are compiled as a constant, which saves instructions and registers.
 FAST_TILES = (128,)
-# The kernel finds values by their rank from the nearer end. It collects at most 96 pixels beyond each quantile, and
-# about twice as many as the rank are beyond its first guess.
-FAST_RANK = 40
+# The kernel finds values by their rank from the nearer end. It lists at most 256 pixels beyond its first guess of a
+# quantile, which are about twice as many as the rank, and up to five times if dark or bright pixels lie together.
+FAST_RANK = 48
 # A mask is smaller than this part of its tile; larger ones are only slower, as they may be computed twice.
 MASK_PART = 0.25
 
