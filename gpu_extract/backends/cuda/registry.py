@@ -110,7 +110,8 @@ def fast_extract_kernel(image_dtype: np.dtype[Any], output_dtype: np.dtype[Any],
     """Return the fast fused extraction from one pixel type to one output type."""
     types = f"{C_TYPES[image_dtype.name]}, {C_TYPES[output_dtype.name]}"
     constant = tile_size if tile_size in FAST_TILES else 0
-    return Kernel("extract_fast", f"extract_fast<{types}, {constant}>", blocks_per_multiprocessor=3 if constant else 2)
+    n_blocks = 3 if constant and image_dtype.kind == "u" else 2
+    return Kernel("extract_fast", f"extract_fast<{types}, {constant}>", blocks_per_multiprocessor=n_blocks)
 
 
 def is_fast(program: Program, label_nbytes: int) -> bool:
