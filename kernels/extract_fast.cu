@@ -409,9 +409,13 @@ __device__ __forceinline__ void make_tile_planes(Shared &shared, const Memory &m
     }
 }
 
+// How many blocks fit on a multiprocessor by their registers; backends/cuda/registry.py has the same numbers. Tile sizes
+// that are not constant, and the order of signed products, take more registers.
+template <typename Pixel, int TILE> constexpr int FAST_BLOCKS = TILE && (Pixel)-1 > 0 ? 3 : 2;
+
 // Shapes: n cells, C channels, M label planes, k masks. TILE is the tile size if it is known at compile time, else 0.
 template <typename Pixel, typename Out, int TILE>
-__global__ void __launch_bounds__(THREADS, TILE ? 3 : 2)
+__global__ void __launch_bounds__(THREADS, FAST_BLOCKS<Pixel, TILE>)
 extract_fast(
     const Pixel *__restrict__ image,          // (C, height, width)
     int n_channels,                           // C

@@ -4,11 +4,12 @@
 #include "fast_rows.cuh"
 #include "warp.cuh"
 
-// Widen a row by `reach` pixels to both sides. Runs that have grown by n can be moved by 2 n + 1 and leave no gap.
+// Widen a row by `reach` pixels to both sides. A run that has grown by n can be moved by n + 1 and leaves no gap, even
+// at the end of the row, where it has grown to one side only.
 __device__ __forceinline__ Row widened(Row row, int reach) {
 #pragma unroll 1
     for (int n = 0; n < reach;) {
-        const int step = min(2 * n + 1, reach - n);
+        const int step = min(n + 1, reach - n);
         row = row | moved_up(row, step) | moved_down(row, step);
         n += step;
     }

@@ -44,19 +44,12 @@ __device__ __forceinline__ u32 top_of(int n_bits) { return 0xffffffffu >> (32 - 
 // Return the k-th smallest (k >= 1) of the first n of 32 PER_LANE keys of n_bits bits; by one warp. Keys beyond n count
 // as the largest. The bits of the result are decided from the top.
 template <int PER_LANE>
-__device__ __forceinline__ u32 kth_smallest(const u32 *keys,  // (32 PER_LANE,), 16-byte aligned
+__device__ __forceinline__ u32 kth_smallest(const u32 *keys,  // (32 PER_LANE,)
                                             u32 n, u32 k, int n_bits) {
     const u32 lane = threadIdx.x & 31;
     u32 key[PER_LANE];
 #pragma unroll
-    for (int i = 0; i < PER_LANE; i += 4) {
-        const u32 first = 32 * i + 4 * lane;
-        const uint4 four = *(const uint4 *)(keys + first);
-        key[i] = first < n ? four.x : ALL_LANES;
-        key[i + 1] = first + 1 < n ? four.y : ALL_LANES;
-        key[i + 2] = first + 2 < n ? four.z : ALL_LANES;
-        key[i + 3] = first + 3 < n ? four.w : ALL_LANES;
-    }
+    for (int i = 0; i < PER_LANE; ++i) key[i] = 32 * i + lane < n ? keys[32 * i + lane] : ALL_LANES;
     u32 found = 0;
 #pragma unroll 1
     for (u32 bit = 1u << (n_bits - 1); bit; bit >>= 1) {
@@ -89,7 +82,10 @@ __device__ __forceinline__ void find_limit(Extremes &shared, int c, int side, u3
     const u32 *listed = shared.listed[c][side];
     const bool is_first = (threadIdx.x & 31) == 0;
     if (n > MAX_LISTED || at.rank + 2 > N_KEYS) {
-        if (is_first) atomicExch(&is_overflow, 1);
+        if (is_first) {
+            atomicExch(&is_overflow, 1);
+            shared.limits[c][side] = 0.0;
+        }
         return;
     }
     // All keys that are not listed and matter equal the bound.

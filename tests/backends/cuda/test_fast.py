@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made.slides import as_slide, bare_batch, bare_window, first_cells, one_batch, small_slide
 
 from gpu_extract import Recipe
+from gpu_extract.backends import reference
 from gpu_extract.backends.cuda.extract import FAST_SHARED_NBYTES, blur_profile, blur_tables
 from gpu_extract.backends.cuda.registry import all_kernels, fast_extract_kernel, is_fast
 from gpu_extract.backends.cuda.source import kernel_source
@@ -103,6 +104,7 @@ def test_presets_are_fast(preset):
         ({"cytosol_sigma": 7.9}, False),
         ({"stored_sigma": 8.0}, False),
         ({"quantiles": (0.0, 1.0)}, True),
+        ({"quantiles": (0.01, 0.99)}, True),
         ({"quantiles": (0.05, 0.999)}, False),
         ({"quantiles": (0.001, 0.75)}, False),
         ({"quantiles": (0.01, 0.99), "quantile_pixels": "tile"}, False),
@@ -194,6 +196,32 @@ def test_masks_at_the_edges_of_a_tile_with_radius_20(where):
     cytosol[grown[where]] = 1
     recipe = Recipe.preset("sparcspy").replace(tile_size=64, neighbours="exclude")
     check(as_slide(noise((3, 140, 150)), labels, cytosol), recipe, 1)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 5, 9, 31])
+@pytest.mark.parametrize("size", [44, 128])
+def test_dilation_of_pixels_at_the_edges_of_a_tile(size, radius):
+    labels = np.zeros((size, size), np.uint32)
+    labels[[0, 3, size - 1, size - 2], [0, size - 1, size // 2, 1]] = [1, 2, 3, 4]
+    recipe = Recipe(
+        tile_size=size,
+        nucleus_dilation=radius,
+        nucleus_sigma=0.0,
+        neighbours="keep",
+        normalization="range",
+        value_range=(0, 1),
+    )
+    program = recipe.program(("nucleus",), 1, np.dtype(np.uint16))
+    corners = np.zeros((4, 2), int)
+    task = (
+        bare_window(np.ones((1, size, size), np.uint16), labels),
+        bare_batch(range(1, 5), corners, (size, size)),
+        program,
+    )
+    cells, general, _ = both(task)
+    expected = reference.extract(*task)
+    assert (cells.images == expected.images).all()
+    assert (general.images == expected.images).all()
 
 
 @pytest.mark.parametrize("preset", ["standard", "sparcspy", "scportrait"])
