@@ -223,3 +223,15 @@ def test_nonfinite_zero_is_the_same_as_zeros_in_the_image():
     )
     assert (found == expected).all()
     assert np.isfinite(found).all()
+
+
+def test_results_before_an_error_come_first():
+    def items():
+        yield from range(5)
+        raise BoomError("boom")
+
+    with ThreadPoolExecutor(2) as workers:
+        results = in_order(workers, lambda item: 10 * item, items(), ahead=3)
+        assert [next(results) for _ in range(5)] == [0, 10, 20, 30, 40]
+        with pytest.raises(BoomError):
+            next(results)
