@@ -158,6 +158,8 @@ def info(file: Annotated[Path, typer.Argument(callback=expand_home, metavar="FIL
         print(f"{file}: {len(cells)} cells, {len(cells.planes)} planes of {_square(cells.tile_size)} {cells.dtype}")
         print(f"planes: {', '.join(cells.planes)}")
         for name, value in cells.info.items():
+            if name in ("inputs", "cells_digest"):  # for programs
+                continue
             text = str(value).strip()
             print(f"{name}:" + ("\n  " + text.replace("\n", "\n  ") if "\n" in text else f" {text}"))
 
@@ -317,13 +319,17 @@ def _saying_what_was_kept() -> Iterator[None]:
 
 
 def _print_report(report: Report) -> None:
-    print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
+    size = f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB"
+    if report.resumed and not report.seconds:
+        print(f"{size}; complete before, nothing was left to do")
+        return
+    print(size + (f"; {report.resumed:,} of them were written before" if report.resumed else ""))
     for reason, n in report.dropped.items():
         print(f"dropped {n:,}: {reason}")
     seconds = time.perf_counter() - STARTED
     print(
         f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "
-        f"{report.n_cells / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
+        f"{(report.n_cells - report.resumed) / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
         f"{report.cells_per_second:,.0f} cells/s"
     )
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends import Backend, Extract, ExtractInParts
-from gpu_extract.errors import InputError
+from gpu_extract.errors import InputError, RunStoppedError
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Window
 from gpu_extract.parallel import in_order
@@ -29,7 +29,7 @@ from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
 from gpu_extract.planning import Plan, batches
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
-__all__ = ["Progress", "Report", "run", "tiles"]
+__all__ = ["Progress", "Report", "report_of_finished", "run", "tiles"]
 
 In = TypeVar("In")
 
@@ -54,7 +54,7 @@ class Report:
     path : Path
         The finished file.
     n_cells, n_truncated : int
-        Number of cells written, and how many of them have a mask that does not fit in the tile.
+        Number of cells in the file, and how many of them have a mask that does not fit in the tile.
     dropped : dict of str to int
         Number of cells dropped for each reason.
     device : str
@@ -65,6 +65,8 @@ class Report:
         Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
     warnings : tuple of str
         Warnings about the input and the file, one line each.
+    resumed : int
+        Number of those cells that an earlier run has written; see ``resume``.
     """
 
     path: Path
@@ -76,11 +78,12 @@ class Report:
     seconds: float
     stage_seconds: dict[str, float]
     warnings: tuple[str, ...]
+    resumed: int = 0
 
     @property
     def cells_per_second(self) -> float:
         """Cells written per second, over the whole run."""
-        return self.n_cells / self.seconds
+        return (self.n_cells - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -119,29 +122,39 @@ class Stopwatch:
 def run(
     plan: Plan, backend: Backend, store: CellStore, threads: int, progress: Progress = lambda written, total: None
 ) -> Report:
-    """Extract the plan's cells into a store and finish it.
+    """Extract the plan's cells into a store and finish it; cells that the store has from an earlier run are left out.
 
-    On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
-    next to the output.
+    On any error the cells written so far are kept in the partial file next to the output.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read, and no cell was written.
+    RunStoppedError
+        If the input cannot be read any more, or the output cannot be written.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    n_flat = np.zeros(len(plan.program.cut), np.int64)
-    announce("extracting %s cells", f"{len(plan.cells):,}")
+    n_flat, written = np.zeros(len(plan.program.cut), np.int64), store.n_resumed
+    if written:
+        plan = replace(plan, rows=store.rows_to_do())
+        n_flat += sum(_n_flat(record.limits) for record in store.resumed)
+    announce("extracting %s cells", f"{len(plan.cells) - written:,}")
     try:
         with ThreadPoolExecutor(threads, "gpu-extract") as workers:
-            written = 0
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                n_flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
+                n_flat += _n_flat(chunks.limits)
                 written += len(chunks)
                 progress(written, len(plan.cells))
         announce("finishing the file")
         with watch.stage("write"):
             path = store.finish()
-    except InputError:
-        store.abandon()
-        raise
+    except InputError as error:
+        store.keep()
+        if not store.n_kept:
+            raise
+        raise RunStoppedError(f"{error}; {store.kept()}") from error
     except BaseException:
         store.keep()
         raise
@@ -155,6 +168,23 @@ def run(
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
         warnings=(*plan.warnings, *_warnings(plan, n_flat.tolist()), *backend.warnings, *store.warnings),
+        resumed=store.n_resumed,
+    )
+
+
+def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -> Report:
+    """Return the report of a run that found its file complete."""
+    return Report(
+        path=path,
+        n_cells=len(plan.cells),
+        n_truncated=int(plan.cells.truncated.sum()),
+        dropped=plan.cells.dropped.counts(),
+        device=backend.device,
+        threads=threads,
+        seconds=0.0,
+        stage_seconds={},
+        warnings=(*plan.warnings, *_warnings(plan, [0] * len(plan.program.cut))),
+        resumed=len(plan.cells),
     )
 
 
@@ -249,10 +279,16 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
     InputError
         If pixels are not finite and the recipe has ``nonfinite="error"``.
     """
+    indices = plan.slides_to_read
     if plan.program.recipe.nonfinite == "error":
-        for slide in plan.slides:
-            check_finite(slide)
-    return slide_limits(plan.slides, plan.program)
+        for index in indices:
+            check_finite(plan.slides[index])
+    if plan.program.recipe.quantile_scope == "dataset" and indices:
+        return slide_limits(plan.slides, plan.program)
+    limits: list[NDArray[np.float64] | None] = [None] * len(plan.slides)
+    for index, of_slide in zip(indices, slide_limits([plan.slides[i] for i in indices], plan.program), strict=True):
+        limits[index] = of_slide
+    return limits
 
 
 @contextmanager
@@ -281,6 +317,11 @@ def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:
         for start in range(0, len(cells), ENCODE_CELLS):
             part = slice(start, start + ENCODE_CELLS)
             yield CellImages(cells.rows[part], cells.ids[part], cells.images[part], cells.limits[part])
+
+
+def _n_flat(limits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of cells in which each channel is flat, (C,), from limits (n, C, 2)."""
+    return np.asarray(np.count_nonzero(limits[:, :, 0] == limits[:, :, 1], axis=0))
 
 
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:

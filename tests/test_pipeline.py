@@ -110,10 +110,11 @@ def test_an_error_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypatc
     assert not path.exists()
 
 
-def test_an_input_error_during_the_run_removes_all_output(tmp_path, monkeypatch, no_thread_is_left):
+@pytest.mark.parametrize("n_read", [0, 5])
+def test_an_input_error_during_the_run_keeps_what_was_written(tmp_path, monkeypatch, no_thread_is_left, n_read):
     make_batches_small(monkeypatch)
     plan = plan_of()
-    calls = iter(range(5))
+    calls = iter(range(n_read))
 
     def read(slide, box):
         if next(calls, None) is None:
@@ -122,9 +123,12 @@ def test_an_input_error_during_the_run_removes_all_output(tmp_path, monkeypatch,
 
     original = type(plan.slides[0]).read
     monkeypatch.setattr(type(plan.slides[0]), "read", read)
-    with pytest.raises(SourceError):
+    match = (
+        r"went away; 20 of 58 cells are kept in .*; go on with --resume \(resume=True\)$" if n_read else "went away$"
+    )
+    with pytest.raises(RunStoppedError if n_read else SourceError, match=match):
         pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / "cells.h5sc"), 2)
-    assert list(tmp_path.iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == (2 if n_read else 0)
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread_is_left):

@@ -34,10 +34,12 @@ class ChunkLog:
     ----------
     partial, journal : int
         Descriptors of the two files; the caller closes them.
-    chunks_end, journal_end : int, bytes
-        Offsets of the next chunk and the next record.
+    chunks_start, journal_end : int, bytes
+        Offsets of the first chunk and of the next record.
     row_nbytes : int, bytes, optional
         Size of each row, if rows are stored at fixed offsets instead of in order of arrival.
+    records : sequence of Record
+        Records of an earlier run that are in the journal.
 
     Attributes
     ----------
@@ -49,17 +51,25 @@ class ChunkLog:
     """
 
     def __init__(
-        self, partial: int, journal: int, *, chunks_end: int, journal_end: int, row_nbytes: int | None = None
+        self,
+        partial: int,
+        journal: int,
+        *,
+        chunks_start: int,
+        journal_end: int,
+        row_nbytes: int | None = None,
+        records: Sequence[Record] = (),
     ) -> None:
         self.partial = partial
-        self.records: list[Record] = []
-        self.n_durable = 0
+        self.records = list(records)
+        self.n_durable = sum(map(len, records))
         self._journal = journal
-        self._chunks_start = self._chunks_end = chunks_end
+        self._chunks_start = chunks_start
+        self._chunks_end = chunks_start + sum(record.nbytes for record in records)
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
-        self._preallocated_end: float = chunks_end
-        self._n_records_durable = 0
+        self._preallocated_end: float = self._chunks_end
+        self._n_records_durable = len(records)
         self._pending_nbytes = 0
         self._failure: OSError | None = None
         self._sync_lock = threading.Lock()

@@ -9,11 +9,12 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from made.cells import make_contents, make_images, write
+from made.cells import make_contents, make_images, part, write
 
 import gpu_extract as gx
 from gpu_extract.errors import OutputError
-from gpu_extract.store import CellStore, encode, verify
+from gpu_extract.store import CellStore, claim_output, encode, verify
+from gpu_extract.store.journal import Owner
 from gpu_extract.store.locks import NO_LOCKS, lock
 
 
@@ -53,7 +54,7 @@ def test_with_locks_there_is_no_warning(tmp_path):
 def test_a_second_run_is_refused_without_locks(no_locks, tmp_path):
     path, contents = tmp_path / "cells.h5sc", make_contents(5)
     first = CellStore.create(path, contents)
-    with pytest.raises(OutputError, match=r"unfinished run|just begun"):
+    with pytest.raises(OutputError, match=r"another run is writing .* \(process \d+ on"):
         CellStore.create(path, contents)
     first.append(encode(make_images(contents), first.format))
     assert first.finish() == path
@@ -63,9 +64,39 @@ def test_a_run_that_began_between_check_and_claim_is_not_disturbed(no_locks, tmp
     path = tmp_path / "cells.h5sc"
     first = CellStore.create(path, make_contents(5))
     monkeypatch.setattr("gpu_extract.store.target.Target.check", lambda self: None)
-    with pytest.raises(OutputError, match="another run has just"):
+    with pytest.raises(OutputError, match="another run is writing"):
         CellStore.create(path, make_contents(5))
     first.abandon()
+
+
+def test_a_run_is_resumed_without_locks(no_locks, tmp_path):
+    path, contents = tmp_path / "cells.h5sc", make_contents(10)
+    images = make_images(contents)
+    first = CellStore.create(path, contents)
+    first.append(encode(part(images, 0, 5), first.format))
+    with pytest.raises(OutputError, match=r"another run is writing .* \(process \d+ on"):
+        claim_output(path, resume=True)
+    first.keep()
+    with claim_output(path, resume=True) as claim:
+        store = CellStore.open(claim, contents)
+        store.append(encode(part(images, 5, 10), store.format))
+        store.finish()
+    assert verify(path).n_cells == 10
+
+
+@pytest.mark.parametrize(("host", "is_taken"), [("elsewhere", True), (None, False)])
+def test_without_locks_a_run_is_dead_if_its_process_is(no_locks, tmp_path, host, is_taken):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    path, journal = tmp_path / "cells.h5sc", tmp_path / "cells.h5sc.journal"
+    journal.write_bytes(Owner(child.pid, host or Owner.this().host, "2026-01-01 00:00:00 UTC").pack())
+    if is_taken:
+        with pytest.raises(OutputError, match=r"process .* on elsewhere, since 2026-01-01 00:00:00 UTC"):
+            claim_output(path)
+        claim_output(path, resume=True).release()  # the user says that the other one has ended
+    else:
+        claim_output(path).release()
+    assert not journal.exists()
 
 
 def test_another_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
