@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from gpu_extract.backends import Backend, Extract, ExtractInParts
 from gpu_extract.errors import InputError, RunStoppedError
 from gpu_extract.messages import announce
-from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.model import Batch, CellImages, Slide, Window
 from gpu_extract.parallel import in_order
 from gpu_extract.pixels import check_finite, slide_limits, zero_nonfinite
 from gpu_extract.planning import Plan, batches
+from gpu_extract.sources.retries import read_patiently
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
 __all__ = ["Progress", "Report", "report_of_finished", "run", "tiles"]
@@ -299,13 +300,21 @@ def read_windows(
 
     def read(batch: Batch) -> tuple[Batch, Window]:
         with watch.stage("read"):
-            window = plan.slides[batch.slide].read(batch.box)
+            window = _read(plan.slides[batch.slide], batch.box, is_named=len(plan.slides) > 1)
             if plan.program.recipe.nonfinite == "zero" and window.image.dtype.kind == "f":
                 window = Window(zero_nonfinite(window.image), window.labels, window.y0, window.x0)
             return batch, window
 
     with ThreadPoolExecutor(1, "gpu-extract-read") as reader:
         yield in_order(reader, read, batches(plan, backend.batch_size, chunk_cells), ahead=WINDOWS_AHEAD)
+
+
+def _read(slide: Slide, box: tuple[int, int, int, int], *, is_named: bool) -> Window:
+    """Return a window of a slide; with ``is_named`` an error names the slide."""
+    try:
+        return read_patiently(lambda: slide.read(box))
+    except InputError as error:
+        raise type(error)(f"slide {slide.name}: {error}" if is_named else str(error)) from error
 
 
 def split_batches(batches: Iterable[CellImages]) -> Iterator[CellImages]:

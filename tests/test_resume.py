@@ -1,5 +1,6 @@
 """`resume=True` and ``--resume``: from any end to the file of an uninterrupted run, or an error that says why not."""
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from made.slides import small_slide
 import gpu_extract as gx
 from gpu_extract import pipeline, planning
 from gpu_extract.model import BatchSize, Slide
+from gpu_extract.sources import retries
 from gpu_extract.store import chunk_log
 
 IDS = list(range(1, 60))
@@ -211,6 +213,57 @@ def test_the_file_says_what_it_was_made_from(slides, tmp_path):
         assert cells.info["device"] == "cpu"
     assert inputs["slide"]["image"].keys() == {"shape", "dtype", "sample"}
     assert inputs["image"]["image"][str(tmp_path / "image.tif")]["bytes"] == (tmp_path / "image.tif").stat().st_size
+
+
+def failing_read(monkeypatch, n, error, times=1000):
+    """Make the n-th read of a window fail with an error of the system, some times."""
+    calls = iter(range(n + times))
+    original = Slide.read
+
+    def read(slide, box):
+        if next(calls, -1) >= n:
+            try:
+                raise OSError(error, os.strerror(error))
+            except OSError as cause:
+                raise gx.SourceError("image a.tif cannot be read: it fails") from cause
+        return original(slide, box)
+
+    monkeypatch.setattr(Slide, "read", read)
+    monkeypatch.setattr(retries, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr("gpu_extract.api.with_checked_images", lambda plan, trust: plan)
+    return calls
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_failure_that_passes_is_not_noticed(slides, tmp_path, monkeypatch, error):
+    calls = failing_read(monkeypatch, 10, error, times=3)
+    report = gx.extract_many(slides, output=tmp_path / "cells.h5sc", **OPTIONS)
+    assert report.n_cells > 70
+    assert next(calls, None) is None
+
+
+def test_a_failure_that_lasts_keeps_all_that_is_durable(slides, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing_read(patch, 15, errno.EIO)
+        with pytest.raises(gx.RunStoppedError) as error:
+            gx.extract_many(slides, output=tmp_path / "cells.h5sc", **OPTIONS)
+    assert re.fullmatch(
+        r"slide slide: image a.tif cannot be read: it fails; \d+ of \d+ cells are kept in .*cells.h5sc.partial; go on "
+        r"with --resume \(resume=True\)",
+        str(error.value),
+    )
+    assert isinstance(error.value.__cause__, gx.SourceError)
+    report = gx.extract_many(slides, output=tmp_path / "cells.h5sc", resume=True, **OPTIONS)
+    assert report.resumed > 0
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_damage_in_mid_run_ends_with_exit_code_3_if_anything_is_kept(files, call, monkeypatch, n):
+    failing_read(monkeypatch, n, errno.ENOENT)
+    code, _, err = call(*RUN, "--size", "16", "--border", "keep")
+    assert code == (3 if n else 1)
+    assert len(list(files.glob("cells*"))) == (2 if n else 0)
+    assert ("go on with --resume" in err) == bool(n)
 
 
 # Runs until it has reported some cells, and kills itself.
