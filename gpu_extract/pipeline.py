@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends import Backend, Extract, ExtractInParts
-from gpu_extract.errors import InputError, RunStoppedError
+from gpu_extract.errors import DeviceError, InputError, RunStoppedError
 from gpu_extract.messages import announce
 from gpu_extract.model import Batch, CellImages, Slide, Window
 from gpu_extract.parallel import in_order
@@ -129,10 +129,10 @@ def run(
 
     Raises
     ------
-    InputError
-        If the input cannot be read, and no cell was written.
+    InputError, DeviceError
+        If the input cannot be read, or the device fails, and no cell was written.
     RunStoppedError
-        If the input cannot be read any more, or the output cannot be written.
+        If that happens later, or the output cannot be written.
     """
     start, watch = time.perf_counter(), Stopwatch()
     n_flat, written = np.zeros(len(plan.program.cut), np.int64), store.n_resumed
@@ -151,7 +151,7 @@ def run(
         announce("finishing the file")
         with watch.stage("write"):
             path = store.finish()
-    except InputError as error:
+    except (InputError, DeviceError) as error:
         store.keep()
         if not store.n_kept:
             raise

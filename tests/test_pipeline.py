@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made.slides import as_slide, small_slide
 
-from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
+from gpu_extract import DeviceError, Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends import reference as reference_backend
 from gpu_extract.model import BatchSize
@@ -129,6 +129,21 @@ def test_an_input_error_during_the_run_keeps_what_was_written(tmp_path, monkeypa
     with pytest.raises(RunStoppedError if n_read else SourceError, match=match):
         pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / "cells.h5sc"), 2)
     assert len(list(tmp_path.iterdir())) == (2 if n_read else 0)
+
+
+def test_a_device_that_fails_during_the_run_keeps_what_was_written(tmp_path, monkeypatch, no_thread_is_left):
+    make_batches_small(monkeypatch)
+    plan, calls = plan_of(), iter(range(5))
+
+    def extract(*task):
+        if next(calls, None) is None:
+            raise DeviceError("it fell off the bus")
+        return reference_backend.extract(*task)
+
+    with pytest.raises(
+        RunStoppedError, match=r"it fell off the bus; \d+ of 58 cells are kept in .*; go on with --resume"
+    ):
+        pipeline.run(plan, Backend("reference", extract), store_for(plan, tmp_path / "cells.h5sc"), 1)
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread_is_left):

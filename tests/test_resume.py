@@ -180,7 +180,7 @@ def test_other_options_are_refused_by_name(refused, slides):
     refused("compression: zstd now, gzip then", compression="zstd")
     refused("device: reference now, cpu then", device="reference")
     refused("number of cells: ", n_cells=30)
-    refused("slide slide labels dose: 9 now, 1 then", [slides[0] | {"dose": "9"}, slides[1]])
+    refused("slide slide metadata dose: 9 now, 1 then", [slides[0] | {"dose": "9"}, slides[1]])
     refused("slide image ", slides[:1])
 
 

@@ -84,11 +84,16 @@ def _fingerprint(
         "planes": list(planes),
         "unique ids": texts.get("unique_ids", "no"),
         "recipe": tomllib.loads(texts["recipe"]),
-        "slide": {slide.pop("slide"): slide for slide in json.loads(texts["sources"])},
+        "slide": {slide["slide"]: _slide(slide) for slide in json.loads(texts["sources"])},
         "input of": json.loads(texts.get("inputs", "{}")),
         "number of cells": n_cells,
         "digest of the cells' ids, places and sizes": texts["cells_digest"],
     }
+
+
+def _slide(source: dict[str, Any]) -> dict[str, Any]:
+    """Return what the file says of a slide, in words of this version."""
+    return {"metadata" if key == "labels" else key: value for key, value in source.items() if key != "slide"}
 
 
 def _differences(asked: Fingerprint, stated: Fingerprint, within: str = "") -> Iterator[str]:

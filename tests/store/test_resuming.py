@@ -244,7 +244,7 @@ def test_what_differs_is_named_and_nothing_is_touched(path, monkeypatch):
         ("recipe nucleus_dilation: 4 now, 2 then", make_contents(N, n_dropped=3, recipe=recipe), {}),
         ("number of cells: 41 now, 40 then", make_contents(41, n_dropped=3), {}),
         ("digest of the cells' ids, places and sizes", make_contents(N, n_dropped=4), {}),
-        ("slide slide labels dose: 2 now, none then", make_contents(N, [slide], 3), {}),
+        ("slide slide metadata dose: 2 now, none then", make_contents(N, [slide], 3), {}),
         ("slide other", make_contents(N, [make_slide("other")], 3), {}),
         ("input of slide image a.tif modified: 2 now, none then", replace(contents, texts=INPUTS), {}),
         ("device: cuda now, unknown then", replace(contents, texts={"device": "cuda"}), {}),
