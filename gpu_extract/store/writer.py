@@ -168,13 +168,19 @@ class CellStore:
     def _continue_log(self, partial: Partial) -> ChunkLog:
         """Cut both files after the last durable cells, and go on there."""
         journal, n_head = partial.journal, len(partial.journal.skeleton)
-        os.ftruncate(self._claim.journal, journal.nbytes)
-        if self._row_nbytes is None:
-            os.ftruncate(partial.descriptor, n_head + sum(record.nbytes for record in journal.records))
-        else:
-            preallocate(partial.descriptor, n_head + self._row_nbytes * self._n_cells)
-        # Whatever a finish wrote there, this is no HDF5 file yet.
-        write_all(partial.descriptor, bytes(len(HDF5_SIGNATURE)), 0)
+        try:
+            os.ftruncate(self._claim.journal, journal.nbytes)
+            # Before other chunks take the place of those that the journal listed.
+            os.fsync(self._claim.journal)
+            if self._row_nbytes is None:
+                os.ftruncate(partial.descriptor, n_head + sum(record.nbytes for record in journal.records))
+            else:
+                preallocate(partial.descriptor, n_head + self._row_nbytes * self._n_cells)
+            # Whatever a finish wrote there, this is no HDF5 file yet.
+            write_all(partial.descriptor, bytes(len(HDF5_SIGNATURE)), 0)
+        except BaseException:
+            os.close(partial.descriptor)
+            raise
         return self._log_of(partial.descriptor, n_head, journal.nbytes, journal.records)
 
     def _log_of(self, partial: int, n_head: int, journal_end: int, records: Sequence[Record] = ()) -> ChunkLog:

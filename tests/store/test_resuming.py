@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -287,6 +288,25 @@ def test_a_file_of_another_program_is_not_resumed(path):
 def test_resume_and_overwrite_exclude_each_other(path):
     with pytest.raises(OutputError, match="resume and overwrite were both given"):
         claim_output(path, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["ftruncate", "fsync", "posix_fallocate"])
+def test_a_resume_that_fails_keeps_what_is_there(path, monkeypatch, name):
+    contents, images = stopped(path, compression="none")
+    before = files(path)
+
+    def broken(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, claim_output(path, resume=True) as claim:
+        patch.setattr(os, name, broken)
+        store = CellStore.open(claim, contents, compression="none")
+        with pytest.raises(OutputError, match="cannot be written: Input/output error"):
+            store.append(encode(part(images, 16, 24), store.format))
+        store.keep()
+        assert store.n_kept == 16
+    assert files(path) == before
+    assert resume(path, contents, images, compression="none") == N - 16
 
 
 def test_a_journal_that_lists_a_cell_twice_is_damaged(path):
