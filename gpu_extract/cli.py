@@ -142,6 +142,7 @@ def demo(
             output=cells,
             tile_size=64,
             overwrite=_is_demo_file(cells),
+            resume=not cells.exists(),
             progress=not quiet,
         )
     _print_report(report)

@@ -168,6 +168,19 @@ def test_demo_twice(tmp_path, monkeypatch, call):
         assert cells.planes[2:] == ("DNA", "pH3", "actin")
 
 
+def test_a_stopped_demo_goes_on(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpu_extract.store.CellStore.finish", stop)
+        assert call("demo")[0] == 3
+    code, out, _ = call("demo")
+    assert (code, "of them were written before" in out) == (0, True)
+
+
+def stop(*values):
+    raise KeyboardInterrupt
+
+
 def test_demo_replaces_only_its_own_file(files, call):
     call(*RUN)
     before = (files / "cells.h5sc").read_bytes()
@@ -392,9 +405,6 @@ cli.main()
 
 
 def test_a_run_after_a_stopped_one_needs_overwrite(files, call, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("gpu_extract.store.CellStore.finish", stop)
         assert call(*RUN)[0] == 3

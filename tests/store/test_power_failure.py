@@ -130,7 +130,7 @@ def fail_twice(tmp_path, monkeypatch, compression, seeds):
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_a_run_is_resumed_after_a_power_failure(tmp_path, monkeypatch, compression):
-    fail_twice(tmp_path, monkeypatch, compression, range(4))
+    fail_twice(tmp_path, monkeypatch, compression, range(3))
 
 
 @pytest.mark.slow

@@ -74,10 +74,15 @@ def resume(path, contents, images, **choices):
     return len(rows)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("compression", "chunk_cells", "first"),
-    [*((codec, 1, 0) for codec in CODECS), ("gzip", 8, 16), ("zstd", 8, 0), ("none", 1, 16)],
+    ("layout", "compression", "chunk_cells", "first"),
+    [
+        *(("h5sc", codec, 1, 0) for codec in CODECS),
+        ("h5sc", "gzip", 8, 16),
+        ("sparcspy", "zstd", 8, 0),
+        ("sparcspy", "gzip", 1, 16),
+        ("sparcspy", "none", 1, 16),
+    ],
 )
 def test_a_resumed_file_is_that_of_an_uninterrupted_run(tmp_path, layout, compression, chunk_cells, first):
     choices = {"layout": layout, "compression": compression, "chunk_cells": chunk_cells}
@@ -116,7 +121,7 @@ def test_a_torn_journal_and_a_longer_partial_file_are_cut(tmp_path, compression)
     expected = logical_content(write(tmp_path / "b.h5sc", contents, images, compression=compression))
     whole, chunks = journal.read_bytes(), partial.read_bytes()
     record_nbytes = 16 + 8 * (16 + 2 * 16) + 4
-    for cut in (0, 1, 4, record_nbytes - 1, record_nbytes, record_nbytes + 20, 4 * record_nbytes):
+    for cut in (1, record_nbytes, record_nbytes + 20, 4 * record_nbytes):
         journal.write_bytes(whole[: len(whole) - cut])
         partial.write_bytes(chunks + b"torn")
         n_lost = -(-cut // record_nbytes)
@@ -159,7 +164,7 @@ def test_nothing_durable_is_begun_anew(path):
     images = make_images(contents)
     assert resume(path, contents, images) == N  # there is nothing at all
     path.unlink()
-    for n_bytes in (0, 100, 256, 600):
+    for n_bytes in (0, 600):
         store = CellStore.create(path, contents)
         append(store, images, 0, 8)
         partial, journal = partial_and_journal(path)
@@ -404,7 +409,7 @@ def resumed_after_every_call(tmp_path, layout, compression, step):
 
 
 def test_a_run_killed_at_any_file_operation_is_resumed(tmp_path):
-    resumed_after_every_call(tmp_path, "h5sc", "gzip", 5)
+    resumed_after_every_call(tmp_path, "h5sc", "gzip", 7)
 
 
 @pytest.mark.slow
