@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -67,13 +68,13 @@ class Target:
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a folder; give the name of a file")
         for path in (self.path, self.partial, self.journal):
-            if _is_there(path) and not path.is_file():
+            if not _is_regular_or_absent(path):
                 raise OutputError(f"{path} is not a regular file; choose another name")
         if self.path.exists() and not (self.overwrite or self.resume):
             raise OutputError(
                 f"{self.path} exists; choose another name, or replace it with --overwrite (overwrite=True)"
             )
-        if not os.access(folder, os.W_OK):
+        if not os.access(folder, os.W_OK) and folder.exists():  # another run may have removed it
             raise OutputError(f"{self.path} cannot be written: folder {folder} is read-only")
         if _is_locked(self.journal):
             raise self._taken()
@@ -90,7 +91,7 @@ class Target:
         if self.overwrite:
             return
         journal = self.unfinished_journal()
-        if journal is None and not self.journal.exists() and self.partial.exists():
+        if journal is None and self._is_orphaned():
             raise self._orphan()
         if journal is not None and not self.resume:
             raise OutputError(f"{_description(self, journal)}; {GO_ON}")
@@ -108,6 +109,8 @@ class Target:
         except BlankError:
             return None
         except OutputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # another run has just removed it
+                return None
             raise OutputError(f"{error}; move it away, or {START_AGAIN}") from error
         return journal if journal is not None and journal.n_written and self.partial.exists() else None
 
@@ -169,6 +172,10 @@ class Target:
             with suppress(BlankError):
                 read_journal(self.journal)
             os.pwrite(journal, Owner.this().pack(), 0)
+
+    def _is_orphaned(self) -> bool:
+        # A run creates its journal first and removes it last, so that one which begins or ends now is not meant.
+        return not self.journal.exists() and self.partial.exists() and not self.journal.exists()
 
     def _orphan(self) -> OutputError:
         return OutputError(f"{self.partial} is of a run whose journal is missing; move it away, or {START_AGAIN}")
@@ -359,13 +366,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
 
 
-def _is_there(path: Path) -> bool:
-    """Return whether a path exists, as a broken link also does; unlike `os.path.lexists`, raise other errors."""
+def _is_regular_or_absent(path: Path) -> bool:
+    """Return whether a path is a regular file, or does not exist; another run may create or remove it meanwhile."""
     try:
-        path.lstat()
+        return stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
-        return False
-    return True
+        return not path.is_symlink()  # a broken one
 
 
 def _is_locked(journal: Path) -> bool:

@@ -153,6 +153,62 @@ def test_a_file_may_be_open_twice_in_one_process(tmp_path):
         assert len(cells) == 5
 
 
+# Several processes claim one output again and again, leave it in different states, and must never be in it together.
+RACE = """
+import os, random, sys, time
+from gpu_extract.errors import OutputError
+from gpu_extract.store import claim_output
+
+folder, seconds = sys.argv[1], float(sys.argv[2])
+path, mutex = f"{folder}/made/cells.h5sc", f"{folder}/mutex"
+
+def race(seed):
+    dice, n_claimed, end = random.Random(seed), 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with claim_output(path, **dice.choice([{}, {"resume": True}, {"overwrite": True}])) as claim:
+                os.close(os.open(mutex, os.O_CREAT | os.O_EXCL))
+                if dice.random() < 0.5:
+                    claim.clear()
+                if dice.random() < 0.3:
+                    open(f"{path}.partial", "wb").close()
+                os.unlink(mutex)
+                n_claimed += 1
+                claim.release(discard=dice.random() < 0.7)
+        except OutputError as error:
+            assert "another run is writing" in str(error), error
+    assert n_claimed
+
+children = []
+for seed in range(4):
+    child = os.fork()
+    if not child:
+        try:
+            race(seed)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    children.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def never_two_at_once(tmp_path, seconds):
+    command = [sys.executable, "-c", RACE, str(tmp_path), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_one_of_several_processes_has_an_output(tmp_path):
+    never_two_at_once(tmp_path, 0.5)
+
+
+@pytest.mark.slow
+def test_only_one_of_several_processes_has_an_output_for_long(tmp_path):
+    never_two_at_once(tmp_path, 20)
+
+
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")
 OS_NAMES = (
     *("pwritev", "preadv", "fdatasync", "posix_fallocate", "sched_getaffinity", "getuid"),
