@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from gpu_extract.overwriting import check_not_read
 from gpu_extract.parallel import worker_threads
 from gpu_extract.planning import Plan
 from gpu_extract.progress import shown
+from gpu_extract.sources.fingerprints import slide_fingerprint
 from gpu_extract.sources.selectors import input_paths
 from gpu_extract.sources.slide_table import SlideInput, as_slide_input
-from gpu_extract.store import CellStore, Contents, check_output, choose_layout
+from gpu_extract.store import CellStore, Claim, Contents, FinishedError, check_output, choose_layout, claim_output
 from gpu_extract.surveying import Survey
 
 __all__ = ["extract", "extract_many", "iter_cells", "survey", "survey_many"]
@@ -51,7 +53,7 @@ def extract(
     **options
         `PlanOptions`, among them ``recipe``, ``tile_size``, ``channels``, ``ids`` and every parameter of a `Recipe`;
         and `RunOptions`: ``device``, ``threads``, ``gpu_memory``, ``compression``, ``layout``, ``chunk_cells``,
-        ``unique_ids``, ``overwrite``.
+        ``unique_ids``, ``overwrite``, ``resume``.
 
     Returns
     -------
@@ -64,7 +66,8 @@ def extract(
     UnknownOptionError
         If there is no option of that name. It is an `InputError` and a `TypeError`.
     RunStoppedError
-        If the output can no longer be written, for example because the disk is full.
+        If the output can no longer be written, for example because the disk is full, or an input can no longer be
+        read. The cells written so far are kept; ``resume=True`` goes on with them.
     KeyboardInterrupt
         On Ctrl-C; its message says how many cells were kept, and where.
 
@@ -106,17 +109,11 @@ def extract_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output", "progress")
+    inputs = [as_slide_input(given) for given in slides]
     path = Path(os.path.expanduser(output))
-    with shown(progress) as show:
-        job = _prepare(slides, path, options)
-        lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
-        provenance = {name: "\n".join(found) for name, found in lines.items() if found}
-        contents = Contents(job.plan.cells, job.plan.slides, job.plan.program, provenance, job.plan.planes)
-        store = CellStore.create(path, contents, **job.storage)
-        try:
-            report = pipeline.run(job.plan, job.backend, store, job.threads, show)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_what_was_kept(store, len(job.plan.cells))) from None
+    with shown(progress) as show, _claimed(inputs, path, options) as claim:
+        job = _prepare(inputs, claim.target.path, options)
+        report = _extracted(job, claim, show)
     warn(report.warnings[len(job.plan.warnings) :])
     return report
 
@@ -181,7 +178,12 @@ def survey_many(
         As for `extract`.
     """
     check_options(options, ExtractOptions, "slides", "output")
-    job = _prepare(slides, None if output is None else Path(os.path.expanduser(output)), options)
+    inputs = [as_slide_input(given) for given in slides]
+    path = None if output is None else Path(os.path.expanduser(output))
+    if path is not None:
+        _check_not_an_input(path, inputs, options)
+        check_output(path, **_target_options(options))
+    job = _prepare(inputs, path, options)
     return surveying.survey(job.plan, job.backend, job.threads, job.storage)
 
 
@@ -260,7 +262,7 @@ class _Job:
     backend : Backend
     threads : int
     storage : dict
-        ``compression``, ``layout``, ``chunk_cells``, ``unique_ids`` and ``overwrite``, for `CellStore.create`.
+        ``compression``, ``layout``, ``chunk_cells`` and ``unique_ids``, for `CellStore.open`.
     """
 
     plan: Plan
@@ -269,38 +271,62 @@ class _Job:
     storage: dict[str, Any]
 
 
-def _prepare(slides: Sequence[SlideInput | Mapping[str, Any]], output: Path | None, options: ExtractOptions) -> _Job:
-    """Check the options and the output, and make the plan. The output must not be one of the inputs."""
+def _extracted(job: _Job, claim: Claim, progress: pipeline.Progress) -> pipeline.Report:
+    """Write the output, or what an earlier run has left of it."""
+    plan = job.plan
+    contents = Contents(plan.cells, plan.slides, plan.program, _provenance(job), plan.planes)
+    try:
+        store = CellStore.open(claim, contents, **job.storage)
+    except FinishedError:
+        claim.release(discard=True)
+        return pipeline.report_of_finished(plan, job.backend, claim.target.path, job.threads)
+    try:
+        return pipeline.run(plan, job.backend, store, job.threads, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_was_kept(store, len(plan.cells))) from None
+
+
+def _provenance(job: _Job) -> dict[str, str]:
+    """Return the texts that the file holds beside the recipe."""
+    inputs = {slide.name: slide_fingerprint(slide) for slide in job.plan.slides}
+    lines = {"notices": job.plan.warnings, "trusted": job.plan.trusted}
+    texts = {name: "\n".join(found) for name, found in lines.items() if found}
+    return texts | {"device": job.backend.numbers, "inputs": json.dumps(inputs)}
+
+
+def _claimed(inputs: Sequence[SlideInput], output: Path, options: ExtractOptions) -> Claim:
+    """Lock the output, so that a second run is refused before it plans. The output must not be one of the inputs."""
+    _check_not_an_input(output, inputs, options)
+    return claim_output(output, **_target_options(options))
+
+
+def _target_options(options: ExtractOptions) -> dict[str, Any]:
+    """Return the options of `check_output`."""
+    return {
+        "compression": options.get("compression", "gzip"),
+        "layout": options.get("layout", "h5sc"),
+        "overwrite": options.get("overwrite", False),
+        "resume": options.get("resume", False),
+    }
+
+
+def _prepare(inputs: Sequence[SlideInput], output: Path | None, options: ExtractOptions) -> _Job:
+    """Check the options, and make the plan. The output must not be one of the files that the slides have."""
     backend = choose_backend(options.get("device", "auto"), options.get("gpu_memory"))
     threads = as_threads(options.get("threads"))
-    compression, overwrite = options.get("compression", "gzip"), options.get("overwrite", False)
-    layout, chunk_cells = options.get("layout", "h5sc"), options.get("chunk_cells", 1)
-    choose_layout(layout)  # refuse an unknown layout before anything is read
-    inputs = [as_slide_input(given) for given in slides]
-    if output is not None:
-        check_not_read(output, _recipe_file(options))
-        for given in inputs:
-            check_not_read(output, input_paths(given.image, given.nucleus, given.cytosol))
-        check_output(output, compression, layout=layout, overwrite=overwrite)
+    storage: dict[str, Any] = {
+        "compression": options.get("compression", "gzip"),
+        "layout": options.get("layout", "h5sc"),
+        "chunk_cells": options.get("chunk_cells", 1),
+        "unique_ids": options.get("unique_ids", False),
+    }
+    choose_layout(storage["layout"])  # refuse an unknown layout before anything is read
     plan = plan_slides(inputs, options, backend.statistics)
     if output is not None:
         for slide in plan.slides:  # which files a project's folder holds is known only after it was opened
             check_not_read(output, input_paths(slide.image.source, *(raster.source for raster in slide.masks.values())))
     warn(plan.warnings)
-    storage = {
-        "compression": compression,
-        "layout": layout,
-        "chunk_cells": chunk_cells,
-        "unique_ids": options.get("unique_ids", False),
-        "overwrite": overwrite,
-    }
     return _Job(plan, backend, threads, storage)
-
-
-def _recipe_file(options: ExtractOptions) -> list[str | os.PathLike[str]]:
-    """Return the file that the recipe is read from, if it is one."""
-    recipe = options.get("recipe")
-    return [recipe] if isinstance(recipe, (str, os.PathLike)) else []
 
 
 def _what_was_kept(store: CellStore, n_cells: int) -> str:
@@ -308,6 +334,15 @@ def _what_was_kept(store: CellStore, n_cells: int) -> str:
     if not store.n_kept:
         return "stopped before any cell was written"
     return (
-        f"stopped at {store.n_kept:,} of {n_cells:,} cells, which are kept in {store.partial}; resuming comes "
-        "with a later version, use --overwrite (overwrite=True) to start again"
+        f"stopped at {store.n_kept:,} of {n_cells:,} cells, which are kept in {store.partial}; go on with --resume "
+        "(resume=True)"
     )
+
+
+def _check_not_an_input(output: Path, inputs: Sequence[SlideInput], options: ExtractOptions) -> None:
+    """Raise OutputError if the output is a file that is read."""
+    recipe = options.get("recipe")
+    if isinstance(recipe, (str, os.PathLike)):
+        check_not_read(output, [recipe])
+    for given in inputs:
+        check_not_read(output, input_paths(given.image, given.nucleus, given.cytosol))

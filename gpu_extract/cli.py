@@ -179,6 +179,7 @@ def demo(
             output=cells,
             tile_size=64,
             overwrite=_is_demo_file(cells),
+            resume=not cells.exists(),
             progress=not quiet,
         )
     _print_report(report)
@@ -415,13 +416,17 @@ def _stopped_cleanly(otherwise: str = "stopped") -> Iterator[None]:
 
 
 def _print_report(report: Report) -> None:
-    print(f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB")
+    size = f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB"
+    if report.resumed and not report.seconds:
+        print(f"{size}; complete before, nothing was left to do")
+        return
+    print(size + (f"; {report.resumed:,} of them were written before" if report.resumed else ""))
     for reason, n in report.dropped.items():
         print(f"dropped {n:,}: {reason}")
     seconds = time.perf_counter() - interrupts.STARTED
     print(
         f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "
-        f"{report.n_cells / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
+        f"{(report.n_cells - report.resumed) / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
         f"{report.cells_per_second:,.0f} cells/s"
     )
 

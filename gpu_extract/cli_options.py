@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from gpu_extract.errors import InputError, OutputError
+from gpu_extract.errors import InputError
 from gpu_extract.options import RunOptions
 from gpu_extract.recipe import Recipe
 from gpu_extract.settings import recipe_changes
@@ -329,7 +329,12 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Replace an existing OUT once the new file is complete.", rich_help_panel=OUTPUT),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Not available yet; comes with a later version.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an unfinished run of the same inputs and options; begin if there is none.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress on stderr.", rich_help_panel=OUTPUT)]
 
@@ -395,8 +400,6 @@ def _request(
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> Request:
-    if resume:
-        raise OutputError("--resume comes with a later version; use --overwrite to start again")
     named = {
         "tile_size": ("--size", size),
         "border": ("--border", border),
@@ -431,6 +434,7 @@ def _request(
         "chunk_cells": chunk_cells,
         "unique_ids": unique_ids,
         "overwrite": overwrite,
+        "resume": resume,
     }
     given = {name: value for name, value in options.items() if value is not None}
     read = tuple(file for file in (slides, ids) if file is not None)

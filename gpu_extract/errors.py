@@ -12,7 +12,8 @@
     ├── OutputError        the output cannot be written there, or is not a file of cells
     ├── DeviceError        the requested device does not work on this machine
     ├── LibraryError       a library is missing or does not fit the others; an ImportError too
-    └── RunStoppedError    the run stopped early (Ctrl-C, SIGTERM, a full disk); cells written so far are kept
+    └── RunStoppedError    the run stopped early (Ctrl-C, SIGTERM, a full disk, an input that cannot be read any more);
+                           cells written so far are kept, and a run with ``resume`` goes on with them
 
 Each message is one line: what was given, what is allowed, what to do. The command line prints it and exits
 with code 1, or 3 for `RunStoppedError`. What a careful reader should know, and no error, is an `ExtractionWarning`.

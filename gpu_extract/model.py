@@ -6,8 +6,9 @@ Points are (y, x) and boxes are half-open (y0, x0, y1, x1), in pixels of the sli
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -353,6 +354,17 @@ class CellTable:
             f"CellTable(n={len(self)}, ids={_id_range(self.ids)}, n_slides={len(np.unique(self.slide))}, "
             f"n_truncated={np.count_nonzero(self.truncated)}, n_dropped={len(self.dropped)})"
         )
+
+    def digest(self) -> str:
+        """Return a digest of all columns, and of those of the dropped cells; equal tables have equal digests."""
+        digest = hashlib.blake2b(digest_size=16)
+        for table in (self, self.dropped):
+            for column in fields(table):
+                values = getattr(table, column.name)
+                if isinstance(values, np.ndarray):
+                    digest.update(f"{column.name} {values.shape}".encode())
+                    digest.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"))).data)
+        return digest.hexdigest()
 
     def part(self, rows: NDArray[Any], dropped: DroppedCells) -> CellTable:
         """Return a subset, selected by indices or by a boolean mask, with the given dropped cells."""

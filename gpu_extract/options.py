@@ -185,6 +185,10 @@ class RunOptions(TypedDict, total=False):
         those.
     overwrite : bool, default False
         Replace an existing output once the new file is complete, and delete the remains of an unfinished run.
+    resume : bool, default False
+        Go on with an unfinished run of the same inputs and options, and end with the file that it would have written.
+        If there is none, begin; if the file is complete, do nothing. Anything that differs is an error that names it.
+        Not together with ``overwrite``.
     """
 
     device: str
@@ -195,6 +199,7 @@ class RunOptions(TypedDict, total=False):
     chunk_cells: int
     unique_ids: bool
     overwrite: bool
+    resume: bool
 
 
 class ExtractOptions(PlanOptions, RunOptions, total=False):

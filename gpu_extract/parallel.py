@@ -35,16 +35,26 @@ def worker_threads(n_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
 def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:
     """Yield ``function(item)`` for each item in order, computed by ``workers`` up to ``ahead`` items ahead.
 
-    If the consumer stops or an item fails, calls that have not started are cancelled.
+    If ``items`` raises an error, the results of the items before come first. If the consumer stops or a call fails,
+    calls that have not started are cancelled.
     """
     waiting: deque[Future[Out]] = deque()
+    failure: Exception | None = None
+    remaining = iter(items)
     try:
-        for item in items:
-            waiting.append(workers.submit(function, item))
+        while failure is None:
+            try:
+                waiting.append(workers.submit(function, next(remaining)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
     finally:
         for future in waiting:
             future.cancel()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_extract.backends import Backend, Extract, ExtractInParts, PackedCells
-from gpu_extract.errors import InputError
+from gpu_extract.errors import DeviceError, InputError, RunStoppedError
 from gpu_extract.html_table import html_table
 from gpu_extract.listing import first_lines
 from gpu_extract.messages import announce
-from gpu_extract.model import Batch, CellImages, Window
+from gpu_extract.model import Batch, CellImages, Slide, Window
 from gpu_extract.parallel import in_order, worker_threads
 from gpu_extract.pixels import check_finite, slide_limits, with_finite_pixels
 from gpu_extract.planning import Plan, batches
+from gpu_extract.sources.retries import read_patiently
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
-__all__ = ["Progress", "Report", "run", "tiles"]
+__all__ = ["Progress", "Report", "report_of_finished", "run", "tiles"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -60,7 +61,7 @@ class Report:
     path : Path
         The finished file.
     n_cells, n_truncated : int
-        Number of cells written, and how many of them have a mask that does not fit in the tile.
+        Number of cells in the file, and how many of them have a mask that does not fit in the tile.
     dropped : dict of str to int
         Number of cells dropped for each reason.
     device : str
@@ -71,6 +72,8 @@ class Report:
         Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
     warnings : tuple of str
         Warnings about the input and the file, one line each.
+    resumed : int
+        Number of those cells that an earlier run has written; see ``resume``.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class Report:
     seconds: float
     stage_seconds: dict[str, float]
     warnings: tuple[str, ...]
+    resumed: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -104,7 +108,7 @@ class Report:
     @property
     def cells_per_second(self) -> float:
         """Cells written per second, over the whole run."""
-        return self.n_cells / self.seconds
+        return (self.n_cells - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -143,29 +147,39 @@ class Stopwatch:
 def run(
     plan: Plan, backend: Backend, store: CellStore, threads: int, progress: Progress = lambda written, total: None
 ) -> Report:
-    """Extract the plan's cells into a store and finish it.
+    """Extract the plan's cells into a store and finish it; cells that the store has from an earlier run are left out.
 
-    On an InputError all output is removed. On any other error the cells written so far are kept in the partial file
-    next to the output.
+    On any error the cells written so far are kept in the partial file next to the output.
+
+    Raises
+    ------
+    InputError, DeviceError
+        If the input cannot be read, or the device fails, and no cell was written.
+    RunStoppedError
+        If that happens later, or the output cannot be written.
     """
     start, watch = time.perf_counter(), Stopwatch()
-    n_flat = np.zeros(len(plan.program.cut), np.int64)
-    announce("extracting %s cells", f"{len(plan.cells):,}")
+    n_flat, written = np.zeros(len(plan.program.cut), np.int64), store.n_resumed
+    if written:
+        plan = replace(plan, rows=store.rows_to_do())
+        n_flat += sum(_n_flat(record.limits) for record in store.resumed)
+    announce("extracting %s cells", f"{len(plan.cells) - written:,}")
     try:
         with worker_threads(threads, "gpu-extract") as workers:
-            written = 0
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
                 with watch.stage("write"):
                     store.append(chunks)
-                n_flat += (chunks.limits[:, :, 0] == chunks.limits[:, :, 1]).sum(axis=0)
+                n_flat += _n_flat(chunks.limits)
                 written += len(chunks)
                 progress(written, len(plan.cells))
         announce("finishing the file")
         with watch.stage("write"):
             path = store.finish()
-    except InputError:
-        store.abandon()
-        raise
+    except (InputError, DeviceError) as error:
+        store.keep()
+        if not store.n_kept:
+            raise
+        raise RunStoppedError(f"{error}; {store.kept()}") from error
     except BaseException:
         store.keep()
         raise
@@ -179,6 +193,23 @@ def run(
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
         warnings=(*plan.warnings, *_warnings(plan, n_flat.tolist()), *backend.warnings, *store.warnings),
+        resumed=store.n_resumed,
+    )
+
+
+def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -> Report:
+    """Return the report of a run that found its file complete."""
+    return Report(
+        path=path,
+        n_cells=len(plan.cells),
+        n_truncated=int(plan.cells.truncated.sum()),
+        dropped=plan.cells.dropped.counts(),
+        device=backend.device,
+        threads=threads,
+        seconds=0.0,
+        stage_seconds={},
+        warnings=(*plan.warnings, *_warnings(plan, [0] * len(plan.program.cut))),
+        resumed=len(plan.cells),
     )
 
 
@@ -315,10 +346,16 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
     InputError
         If pixels are not finite and the recipe has ``nonfinite="error"``.
     """
+    indices = plan.slides_to_read
     if plan.program.recipe.nonfinite == "error":
-        for slide in plan.slides:
-            check_finite(slide)
-    return slide_limits(plan.slides, plan.program)
+        for index in indices:
+            check_finite(plan.slides[index])
+    if plan.program.recipe.quantile_scope == "dataset" and indices:
+        return slide_limits(plan.slides, plan.program)
+    limits: list[NDArray[np.float64] | None] = [None] * len(plan.slides)
+    for index, of_slide in zip(indices, slide_limits([plan.slides[i] for i in indices], plan.program), strict=True):
+        limits[index] = of_slide
+    return limits
 
 
 @contextmanager
@@ -333,9 +370,8 @@ def read_windows(
     def read(batch: Batch) -> tuple[Batch, Window]:
         slide = slides[batch.slide]
         with watch.stage("read"):
-            if backend.read and is_covered[batch.slide]:
-                return batch, backend.read(slide, batch.box)
-            return batch, slide.read(batch.box)
+            read_box = backend.read if backend.read and is_covered[batch.slide] else Slide.read
+            return batch, _read(read_box, slide, batch.box, is_named=len(slides) > 1)
 
     with ExitStack() as stack:
         stack.callback(backend.release)
@@ -352,6 +388,20 @@ def covered(plan: Plan) -> list[bool]:
     return [n >= slide.size[0] * slide.size[1] for n, slide in zip(n_pixels.tolist(), plan.slides, strict=True)]
 
 
+def _read(
+    read: Callable[[Slide, tuple[int, int, int, int]], Window],
+    slide: Slide,
+    box: tuple[int, int, int, int],
+    *,
+    is_named: bool,
+) -> Window:
+    """Return a window of a slide; with ``is_named`` an error names the slide."""
+    try:
+        return read_patiently(lambda: read(slide, box))
+    except InputError as error:
+        raise type(error)(f"slide {slide.name}: {error}" if is_named else str(error)) from error
+
+
 def part_cells(plan: Plan, backend: Backend, threads: int) -> int:
     """Return the number of cells of an encoding task, such that all threads work on few of a GPU's batches."""
     batch_cells = min(backend.batch_size.n_cells, backend.batch_size.nbytes // plan.program.tile_nbytes)
@@ -366,6 +416,11 @@ def split_batches(batches: Iterable[PackedCells], n_cells: int) -> Iterator[Pack
     for cells in batches:
         for start in range(0, len(cells), n_cells):
             yield cells.part(slice(start, start + n_cells))
+
+
+def _n_flat(limits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of cells in which each channel is flat, (C,), from limits (n, C, 2)."""
+    return np.asarray(np.count_nonzero(limits[:, :, 0] == limits[:, :, 1], axis=0))
 
 
 def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:

@@ -78,6 +78,8 @@ class Plan:
         What the checks found and the user accepted, one line each.
     unsure : tuple of (n,) uint64
         For each slide the ids, ascending, whose boxes are not those of one cell; empty if there are none.
+    rows : (n,) int64, ascending, or None
+        Rows to extract; None for all. The others were written before, in whole chunks of the output.
     """
 
     slides: tuple[Slide, ...]
@@ -87,6 +89,7 @@ class Plan:
     planes: tuple[int, ...] = ()
     trusted: tuple[str, ...] = ()
     unsure: tuple[NDArray[np.uint64], ...] = ()
+    rows: NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         tile = (len(self.plane_names), *self.program.tile_shape[1:])
@@ -122,6 +125,12 @@ class Plan:
         """Names of the planes of a tile to keep, in order."""
         names = self.slides[0].mask_names + self.slides[0].channel_names
         return tuple(names[plane] for plane in self.planes or range(len(names)))
+
+    @property
+    def slides_to_read(self) -> tuple[int, ...]:
+        """Indices of the slides with cells to extract."""
+        slides = self.cells.slide if self.rows is None else self.cells.slide[self.rows]
+        return tuple(np.unique(slides).tolist())
 
     def fitting_tile_size(self, share: float) -> int:
         """Return the smallest even tile size, in pixels, at which that share of the cells fits; 0 without cells.
@@ -435,14 +444,15 @@ def _concatenate(tables: Sequence[Table], kind: type[Table]) -> Table:
 
 
 def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator[Batch]:
-    """Yield the cells of the plan in batches of neighbors, band by band down each slide, left to right in a band.
+    """Yield the cells to extract in batches of neighbors, band by band down each slide, left to right in a band.
 
     If a chunk of the output holds several cells (``chunk_cells``), the order is group by group. A group is a range of
     rows that consists of whole chunks and is small enough to be kept in memory until complete. This is slow if ids
     are scattered over the slide, because each group reads the slide again.
     """
     cells, S = plan.cells, plan.program.recipe.tile_size
-    if not len(cells):
+    rows = np.arange(len(cells)) if plan.rows is None else plan.rows
+    if not len(rows):
         return
     corners = cells.centers - S // 2
     bands = cells.centers[:, 0] // (BAND_TILES * S)
@@ -450,7 +460,7 @@ def batches(plan: Plan, batch_size: BatchSize, chunk_cells: int = 1) -> Iterator
     if chunk_cells > 1:
         per_group = chunk_cells * max(GROUP_NBYTES // (chunk_cells * plan.program.tile_nbytes), 1)
     groups = np.arange(len(cells)) // per_group
-    order = np.lexsort((cells.ids, corners[:, 1], bands, cells.slide, groups))
+    order = rows[np.lexsort((cells.ids[rows], corners[rows, 1], bands[rows], cells.slide[rows], groups[rows]))]
     breaks = np.flatnonzero(np.diff(groups[order]) | np.diff(cells.slide[order]) | np.diff(bands[order])) + 1
     for band in np.split(order, breaks):
         for rows in _cut_band(plan, band, corners[band, 1], batch_size):

@@ -221,8 +221,8 @@ def survey(plan: Plan, backend: Backend, threads: int, storage: Mapping[str, Any
     backend : Backend
     threads : int
     storage : mapping
-        ``compression``, ``layout``, ``chunk_cells``, ``unique_ids`` and ``overwrite``, as for `gpu_extract.extract`;
-        its defaults where they are missing.
+        ``compression``, ``layout``, ``chunk_cells`` and ``unique_ids``, as for `gpu_extract.extract`; its defaults
+        where they are missing.
 
     Raises
     ------

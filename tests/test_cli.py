@@ -216,6 +216,19 @@ def test_demo_twice(tmp_path, monkeypatch, call):
         assert cells.planes[2:] == ("DNA", "pH3", "actin")
 
 
+def test_a_stopped_demo_goes_on(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpu_extract.store.CellStore.finish", stop)
+        assert call("demo")[0] == 3
+    code, out, _ = call("demo")
+    assert (code, "of them were written before" in out) == (0, True)
+
+
+def stop(*values):
+    raise KeyboardInterrupt
+
+
 def test_demo_replaces_only_its_own_file(files, call):
     call(*RUN)
     before = (files / "cells.h5sc").read_bytes()
@@ -279,15 +292,8 @@ def test_the_classic_layout(files, call):
         assert sorted(file) == ["single_cell_data", "single_cell_index"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["report", "cells.h5sc", "-o", "report.html"],
-        [*RUN, "--resume"],
-    ],
-)
-def test_options_of_a_later_version_are_an_error(files, call, arguments):
-    code, out, err = call(*arguments)
+def test_a_command_of_a_later_version_is_an_error(files, call):
+    code, out, err = call("report", "cells.h5sc", "-o", "report.html")
     assert (code, out) == (1, "")
     assert "later version" in err
     assert len(err.splitlines()) == 1
@@ -464,13 +470,10 @@ __main__.main()
 
 
 def test_a_run_after_a_stopped_one_needs_overwrite(files, call, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("gpu_extract.store.CellStore.finish", stop)
         assert call(*RUN)[0] == 3
     code, _, err = call(*RUN)
-    assert (code, "unfinished run" in err) == (1, True)
+    assert (code, "cells of an unfinished run; go on with --resume" in err) == (1, True)
     assert call(*RUN, "--overwrite")[0] == 0
     assert not (files / "cells.h5sc.partial").exists()

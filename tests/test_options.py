@@ -160,7 +160,7 @@ def test_a_name_that_resembles_none_is_answered_with_all():
         check_options({"xyz": 1}, gx.RunOptions, "output")
     assert str(caught.value) == (
         "unknown option 'xyz'; known are output, device, threads, gpu_memory, compression, layout, chunk_cells, "
-        "unique_ids, overwrite"
+        "unique_ids, overwrite, resume"
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made.slides import as_slide, small_slide
 
-from gpu_extract import Recipe, RunStoppedError, SourceError, pipeline, planning
+from gpu_extract import DeviceError, Recipe, RunStoppedError, SourceError, pipeline, planning
 from gpu_extract.backends import Backend, choose
 from gpu_extract.backends import reference as reference_backend
 from gpu_extract.model import BatchSize
@@ -110,10 +110,11 @@ def test_an_error_in_any_stage_stops_all_and_is_raised_once(tmp_path, monkeypatc
     assert not path.exists()
 
 
-def test_an_input_error_during_the_run_removes_all_output(tmp_path, monkeypatch, no_thread_is_left):
+@pytest.mark.parametrize("n_read", [0, 5])
+def test_an_input_error_during_the_run_keeps_what_was_written(tmp_path, monkeypatch, no_thread_is_left, n_read):
     make_batches_small(monkeypatch)
     plan = plan_of()
-    calls = iter(range(5))
+    calls = iter(range(n_read))
 
     def read(slide, box):
         if next(calls, None) is None:
@@ -122,9 +123,27 @@ def test_an_input_error_during_the_run_removes_all_output(tmp_path, monkeypatch,
 
     original = type(plan.slides[0]).read
     monkeypatch.setattr(type(plan.slides[0]), "read", read)
-    with pytest.raises(SourceError):
+    match = (
+        r"went away; 20 of 58 cells are kept in .*; go on with --resume \(resume=True\)$" if n_read else "went away$"
+    )
+    with pytest.raises(RunStoppedError if n_read else SourceError, match=match):
         pipeline.run(plan, choose("cpu"), store_for(plan, tmp_path / "cells.h5sc"), 2)
-    assert list(tmp_path.iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == (2 if n_read else 0)
+
+
+def test_a_device_that_fails_during_the_run_keeps_what_was_written(tmp_path, monkeypatch, no_thread_is_left):
+    make_batches_small(monkeypatch)
+    plan, calls = plan_of(), iter(range(5))
+
+    def extract(*task):
+        if next(calls, None) is None:
+            raise DeviceError("it fell off the bus")
+        return reference_backend.extract(*task)
+
+    with pytest.raises(
+        RunStoppedError, match=r"it fell off the bus; \d+ of 58 cells are kept in .*; go on with --resume"
+    ):
+        pipeline.run(plan, Backend("reference", extract), store_for(plan, tmp_path / "cells.h5sc"), 1)
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(tmp_path, monkeypatch, no_thread_is_left):
@@ -223,3 +242,15 @@ def test_nonfinite_zero_is_the_same_as_zeros_in_the_image():
     )
     assert (found == expected).all()
     assert np.isfinite(found).all()
+
+
+def test_results_before_an_error_come_first():
+    def items():
+        yield from range(5)
+        raise BoomError("boom")
+
+    with ThreadPoolExecutor(2) as workers:
+        results = in_order(workers, lambda item: 10 * item, items(), ahead=3)
+        assert [next(results) for _ in range(5)] == [0, 10, 20, 30, 40]
+        with pytest.raises(BoomError):
+            next(results)

@@ -140,3 +140,8 @@ class Backend:
     extract_in_parts: ExtractInParts | None = None
     extract_deflated: ExtractDeflated | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> str:
+        """The device without the number of a GPU; backends of equal names compute equal values."""
+        return self.device.partition(":")[0] if self.device.startswith("cuda:") else self.device

@@ -17,7 +17,14 @@ from gpu_extract.sources.placement import Placement
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.stacks import Indices, Stack, out_of_range, selector
 from gpu_extract.sources.tiles import Box, TiledPlanes, tile_size
-from gpu_extract.sources.zarr_checks import check_array, check_chunks, check_remote_chunks, stored_files
+from gpu_extract.sources.zarr_checks import (
+    Listing,
+    StoredFiles,
+    check_array,
+    check_chunks,
+    check_remote_chunks,
+    stored_files,
+)
 from gpu_extract.sources.zarr_stores import array_at, array_axes, multiscale, zarr_element
 
 __all__ = ["ZarrPlanes", "open_zarr"]
@@ -35,10 +42,13 @@ class ZarrPlanes(TiledPlanes):
         Used in messages.
     array : zarr.Array
         In a `StrictStore`. It is pickled as the path of the store and the metadata of the array; no file stays open.
+    listing : Listing or None
+        Of its files; None if they are at a URL or in an archive.
     """
 
     location: Location
     array: Any
+    listing: Listing | None = None
 
     def read_boxes(self, indices: Indices, boxes: Sequence[Box]) -> Iterator[NDArray[Any]]:
         """See `TiledPlanes.read_boxes`."""
@@ -77,14 +87,15 @@ def open_zarr(location: Location) -> Stack:
             raise SourceError(
                 f"{location} is damaged: its metadata name the axes {axes}, and its shape is {array.shape}"
             )
-        path, stamp, warnings = _stored(location, array)
+        path, files, warnings = _stored(location, array)
     planes = ZarrPlanes(
-        key=(path, array.path, stamp, location.selection.missing),
+        key=(path, array.path, files.stamp, location.selection.missing),
         size=array.shape[-2:],
         tile=tile_size(array.chunks),
         dtype=np.dtype(array.dtype).newbyteorder("="),
         location=location,
         array=array,
+        listing=files.listing,
     )
     return Stack(
         location,
@@ -114,12 +125,12 @@ def _element(location: Location) -> _Element:
     )
 
 
-def _stored(location: Location, array: Any) -> tuple[str, str, tuple[str, ...]]:
-    """Return where an array is stored, a stamp of its files, and a warning if chunks are absent."""
+def _stored(location: Location, array: Any) -> tuple[str, StoredFiles, tuple[str, ...]]:
+    """Return where an array is stored, its files, and a warning if chunks are absent."""
     if location.is_url:  # not every server lists its files
-        return location.path, uuid.uuid4().hex, check_remote_chunks(location, array)
+        return location.path, StoredFiles(frozenset(), uuid.uuid4().hex), check_remote_chunks(location, array)
     files = stored_files(location, array)
     warnings = check_chunks(location, array, files.chunks)
     if not warnings and location.selection.missing is None:
         array.store.strict = True  # a chunk that is absent when it is read was deleted meanwhile
-    return absolute_path(location.path), files.stamp, warnings
+    return absolute_path(location.path), files, warnings

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 import os
 import re
 import stat
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from gpu_extract.sources.files import Stamp, stamp_of
 from gpu_extract.sources.selectors import Location
 from gpu_extract.sources.zarr_access import METADATA
 
-__all__ = ["StoredFiles", "check_array", "check_chunks", "check_remote_chunks", "stored_files"]
+__all__ = ["Listing", "StoredFiles", "check_array", "check_chunks", "check_remote_chunks", "stored_files"]
 
 # Writers make chunks of some MB. Larger ones are malicious, or useless for reading by region.
 MAX_CHUNK_NBYTES = 2**30
@@ -28,6 +30,8 @@ MAX_CHUNK_NBYTES = 2**30
 ABSENT = 2**64 - 1
 # Chunks at a URL that are looked for before a run: a second's worth of requests.
 MAX_REQUESTED = 64
+# Chunks of an array whose bytes are compared when a run is resumed.
+N_SAMPLED = 8
 
 
 def check_array(location: Location, array: Any) -> None:
@@ -50,6 +54,29 @@ def check_array(location: Location, array: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A summary of the files of an array in a folder, the same for a copy with the same times.
+
+    Parameters
+    ----------
+    n_files : int
+    nbytes : int
+    modified : int, ns
+        When the last of them was written.
+    digest : str
+        Of their names, sizes and times.
+    sampled : tuple of str
+        Metadata files, and some chunks that their names choose.
+    """
+
+    n_files: int
+    nbytes: int
+    modified: int
+    digest: str
+    sampled: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StoredFiles:
     """The files of an array in a folder.
 
@@ -59,10 +86,13 @@ class StoredFiles:
         Their names relative to the folder of the array, without metadata files.
     stamp : str
         A digest of the names and `Stamp` of all files. It changes when any file is rewritten.
+    listing : Listing or None
+        None if they are in an archive.
     """
 
     chunks: frozenset[str]
     stamp: str
+    listing: Listing | None = None
 
 
 def stored_files(location: Location, array: Any) -> StoredFiles:
@@ -73,18 +103,29 @@ def stored_files(location: Location, array: Any) -> StoredFiles:
     SourceError
         If one is a link to a target outside the store.
     """
-    chunks, total = set(), 0
     archive = array.store.archive
     if archive is not None:
         names = (name for name in archive.names(array.path) if name.rpartition("/")[2] not in METADATA)
         return StoredFiles(frozenset(names), repr(archive.stamp))
+    chunks, metadata, n_files, total, newest, stamps, listed = set(), [], 0, 0, 0, 0, 0
     for name, stamp in _files(location, os.path.join(location.path, array.path)):
-        if name.rpartition("/")[2] not in METADATA:
+        if name.rpartition("/")[2] in METADATA:
+            metadata.append(name)
+        else:
             chunks.add(name)
-        # A sum, because folders list their files in any order.
-        digest = hashlib.blake2b(f"{name} {stamp}".encode(errors="surrogateescape"), digest_size=16).digest()
-        total += int.from_bytes(digest, "little")
-    return StoredFiles(frozenset(chunks), f"{total % 2**128:x}")
+        n_files, total, newest = n_files + 1, total + stamp[1], max(newest, stamp[2])
+        # Sums, because folders list their files in any order.
+        stamps += _digest(name, *stamp)
+        listed += _digest(name, *stamp[1:])
+    chosen = heapq.nsmallest(N_SAMPLED, chunks, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
+    sampled = (*sorted(metadata), *chosen)
+    listing = Listing(n_files, total, newest, f"{listed % 2**128:x}", sampled)
+    return StoredFiles(frozenset(chunks), f"{stamps % 2**128:x}", listing)
+
+
+def _digest(name: str, *facts: int) -> int:
+    data = f"{name} {facts}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "little")
 
 
 def check_chunks(location: Location, array: Any, files: Collection[str]) -> tuple[str, ...]:

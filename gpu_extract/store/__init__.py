@@ -4,7 +4,8 @@
 
 ``OUT.partial`` starts with a hole for the HDF5 file without its tiles (`hdf5.layouts.skeleton`). Encoded tiles
 (`chunks`) are appended to it (`chunk_log`), and ``OUT.journal`` (`journal`) records which of them are durable.
-At the end the index of the chunks is filled in (`hdf5.index`), and the file is renamed (`target`).
+At the end the index of the chunks is filled in (`hdf5.index`), and the file is renamed (`target`). A run that goes on
+after another one (`resuming`) checks that it is the same (`fingerprint`) and appends what is missing.
 
 Names are imported on first use, so that reading a file does not load the writer.
 """
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from gpu_extract.store.hdf5.layouts import choose_layout
     from gpu_extract.store.journal import Journal, Record, read_journal
     from gpu_extract.store.reader import Cells, open_cells
-    from gpu_extract.store.target import check_output
+    from gpu_extract.store.resuming import FinishedError
+    from gpu_extract.store.target import Claim, check_output, claim_output
     from gpu_extract.store.verification import Verified, verify
     from gpu_extract.store.writer import CellStore
 
@@ -28,13 +30,16 @@ __all__ = [
     "CellStore",
     "Cells",
     "ChunkFormat",
+    "Claim",
     "Contents",
     "EncodedCells",
+    "FinishedError",
     "Journal",
     "Record",
     "Verified",
     "check_output",
     "choose_layout",
+    "claim_output",
     "encode",
     "open_cells",
     "read_journal",
@@ -46,13 +51,16 @@ _HOME = {
     "CellStore": "writer",
     "Cells": "reader",
     "ChunkFormat": "chunks",
+    "Claim": "target",
     "Contents": "contents",
     "EncodedCells": "chunks",
+    "FinishedError": "resuming",
     "Journal": "journal",
     "Record": "journal",
     "Verified": "verification",
     "check_output": "target",
     "choose_layout": "hdf5.layouts",
+    "claim_output": "target",
     "encode": "chunks",
     "open_cells": "reader",
     "read_journal": "journal",

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_extract.store.chunks import EncodedCells
 from gpu_extract.store.codecs import Chunk
-from gpu_extract.store.journal import Record, join, pack_record
+from gpu_extract.store.journal import Record, join, pack_record, packed_nbytes
 from gpu_extract.store.system import preallocate_beyond_end, sync_data, trim_beyond_end
 
 __all__ = ["ChunkLog", "write_all"]
@@ -21,8 +21,10 @@ __all__ = ["ChunkLog", "write_all"]
 # 512 MB, a run of a few seconds waits for all of its bytes at the end; with 64 MB, it waits for 3 % of its time.
 CHECKPOINT_SECONDS = 2.0
 CHECKPOINT_NBYTES = 32 << 20
-# Disk space preallocated at a time.
+# Disk space preallocated at a time, for chunks and for records. Room for the record of a batch is taken before its
+# chunks are written, so that a disk that is full then has room for it.
 PREALLOCATE_NBYTES = 32 << 20
+JOURNAL_NBYTES = 1 << 20
 # Linux limit on the number of buffers per call.
 IOV_MAX = 1024
 
@@ -34,10 +36,12 @@ class ChunkLog:
     ----------
     partial, journal : int
         Descriptors of the two files; the caller closes them.
-    chunks_end, journal_end : int, bytes
-        Offsets of the next chunk and the next record.
+    chunks_start, journal_end : int, bytes
+        Offsets of the first chunk and of the next record.
     row_nbytes : int, bytes, optional
         Size of each row, if rows are stored at fixed offsets instead of in order of arrival.
+    records : sequence of Record
+        Records of an earlier run that are in the journal.
 
     Attributes
     ----------
@@ -49,17 +53,27 @@ class ChunkLog:
     """
 
     def __init__(
-        self, partial: int, journal: int, *, chunks_end: int, journal_end: int, row_nbytes: int | None = None
+        self,
+        partial: int,
+        journal: int,
+        *,
+        chunks_start: int,
+        journal_end: int,
+        row_nbytes: int | None = None,
+        records: Sequence[Record] = (),
     ) -> None:
         self.partial = partial
-        self.records: list[Record] = []
-        self.n_durable = 0
+        self.records = list(records)
+        self.n_durable = sum(map(len, records))
         self._journal = journal
-        self._chunks_start = self._chunks_end = chunks_end
+        self._chunks_start = chunks_start
+        self._chunks_end = chunks_start + sum(record.nbytes for record in records)
         self._journal_end = journal_end
         self._row_nbytes = row_nbytes
-        self._preallocated_end: float = chunks_end
-        self._n_records_durable = 0
+        self._preallocated_end: float = self._chunks_end
+        self._records_end = self._journal_end
+        self._journal_preallocated_end: float = self._journal_end
+        self._n_records_durable = len(records)
         self._pending_nbytes = 0
         self._failure: OSError | None = None
         self._sync_lock = threading.Lock()
@@ -79,6 +93,7 @@ class ChunkLog:
         if self._failure is not None:
             raise self._failure
         record = Record(encoded.rows, encoded.sizes, encoded.checksums, encoded.limits)
+        self._preallocate_record(packed_nbytes(record))
         if self._row_nbytes is None:
             self._preallocate(record.nbytes)
             _write_chunks(self.partial, encoded.chunks, self._chunks_end)
@@ -97,11 +112,26 @@ class ChunkLog:
         """Preallocate disk space, in large steps, until the next ``nbytes`` fit."""
         while self._chunks_end + nbytes > self._preallocated_end:
             succeeded = preallocate_beyond_end(self.partial, int(self._preallocated_end), PREALLOCATE_NBYTES)
+            if not succeeded:
+                trim_beyond_end(self.partial)
             # After a failure, infinity prevents further attempts.
             self._preallocated_end = self._preallocated_end + PREALLOCATE_NBYTES if succeeded else math.inf
 
+    def _preallocate_record(self, nbytes: int) -> None:
+        """Preallocate disk space for a record, in large steps; if that is too much, just for this one."""
+        self._records_end += nbytes
+        start = self._journal_preallocated_end
+        if self._records_end <= start:
+            return
+        for n in (JOURNAL_NBYTES, nbytes):
+            # Trimming what a failure leaves could cut a record that the other thread writes.
+            if n >= self._records_end - start and preallocate_beyond_end(self._journal, int(start), n):
+                self._journal_preallocated_end = start + n
+                return
+        self._journal_preallocated_end = math.inf
+
     def _trim(self) -> None:
-        """Release preallocated space that was not used."""
+        """Release preallocated space of the partial file that was not used."""
         if self._preallocated_end > self._chunks_end:
             trim_beyond_end(self.partial)
             self._preallocated_end = self._chunks_end
@@ -152,6 +182,7 @@ class ChunkLog:
         self._thread.join()
         with contextlib.suppress(OSError):
             self._trim()
+            trim_beyond_end(self._journal)
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:

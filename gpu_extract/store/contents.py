@@ -122,7 +122,10 @@ class Contents:
         return tuple(dict.fromkeys(key for slide in self.slides for key in slide.metadata))
 
     def provenance(self) -> dict[str, str]:
-        """Return the texts needed to repeat the extraction: ``version``, ``recipe`` (TOML), ``sources`` (JSON)."""
+        """Return the texts needed to repeat the extraction: ``version``, ``recipe`` (TOML), ``sources`` (JSON).
+
+        By ``cells_digest`` and some of ``texts`` a run that goes on after another finds out whether it is the same.
+        """
         sources = [
             {
                 "slide": slide.name,
@@ -141,6 +144,7 @@ class Contents:
             "recipe": self.program.recipe.to_toml(),
             # JSON escapes non-ASCII characters, including undecodable bytes in paths.
             "sources": json.dumps(sources, indent=1),
+            "cells_digest": self.cells.digest(),
         }
 
 

@@ -2,23 +2,28 @@
 
 ::
 
-    header   "gxcells" and a zero byte, format, C, N, sizes of the skeleton
-             (unpacked, packed), fingerprint | skeleton | CRC-32
+    owner    "gxcells" and a zero byte, format | process, host and start of the run as JSON, up to byte 256
+    header   N, C, sizes of the skeleton (unpacked, packed), whether an existing file is replaced, CRC-32
+             | skeleton | CRC-32
     record   n, m | rows and limits of n cells, sizes and checksums of their m chunks | CRC-32
     record   ...
 
-All numbers are little-endian. In the partial file the chunks of the records follow the skeleton in the same order;
-without compression each row has a fixed offset instead.
+All numbers are little-endian. The owner is written when a run begins, before it plans, and again when another run goes
+on; nothing depends on it but messages. In the partial file the chunks of the records follow the skeleton in the same
+order; without compression each row has a fixed offset instead.
 Records are only appended, and only after their chunks are durable. After a kill or a power failure, all records up to
 the first damaged one are therefore valid.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
+import platform
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +34,89 @@ from numpy.typing import NDArray
 from gpu_extract.errors import OutputError
 from gpu_extract.store.chunks import checksum
 
-__all__ = ["Journal", "Record", "join", "pack_header", "pack_record", "read_journal"]
+__all__ = [
+    "OWNER_NBYTES",
+    "BlankError",
+    "Journal",
+    "Owner",
+    "Record",
+    "join",
+    "pack_header",
+    "pack_record",
+    "packed_nbytes",
+    "read_journal",
+]
 
 MAGIC = b"gxcells\0"
-FORMAT = 2
-HEADER = struct.Struct("<8sIIQQQ32s")
+FORMAT = 3
+BEGINNING = struct.Struct("<8sI")
+OWNER_NBYTES = 256
+HEADER = struct.Struct("<QIQQ?")
 RECORD = struct.Struct("<QQ")
 CRC = struct.Struct("<I")
+
+
+class BlankError(OutputError):
+    """A journal ends before its first record: nothing is durable."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that writes a journal.
+
+    Parameters
+    ----------
+    pid : int
+    host : str
+    started : str
+        Date and time, in UTC.
+    """
+
+    pid: int
+    host: str
+    started: str
+
+    @classmethod
+    def this(cls) -> Owner:
+        """Return this process, as one that starts now."""
+        return cls(os.getpid(), platform.node()[:64], datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.started}"
+
+    @property
+    def may_be_alive(self) -> bool:
+        """Whether the process runs; of one on another host this is not known, and so true."""
+        if self.host != platform.node()[:64]:
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # it is another user's
+            return True
+        return True
+
+    def pack(self) -> bytes:
+        """Return the beginning of a journal."""
+        text = json.dumps([self.pid, self.host, self.started]).encode()
+        return (BEGINNING.pack(MAGIC, FORMAT) + text).ljust(OWNER_NBYTES, b"\0")
+
+    @classmethod
+    def nobody(cls) -> bytes:
+        """Return the beginning of a journal that no run writes to."""
+        return BEGINNING.pack(MAGIC, FORMAT).ljust(OWNER_NBYTES, b"\0")
+
+    @classmethod
+    def read(cls, path: Path) -> Owner | None:
+        """Return the owner of a journal; None if there is none."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(OWNER_NBYTES)
+            pid, host, started = json.loads(data[BEGINNING.size :].rstrip(b"\0"))
+            return cls(int(pid), str(host), str(started))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -72,23 +153,22 @@ class Journal:
 
     Parameters
     ----------
-    fingerprint : bytes
-        SHA-256 of the skeleton, which includes the cells, the recipe and the sources. Two runs with the same
-        fingerprint write the same file.
     n_cells, n_channels : int
         N and C of the finished file.
     skeleton : bytes
-        The HDF5 file without its tiles.
+        The HDF5 file without its tiles. It says what is extracted from what, and how; see `fingerprint`.
+    overwrite : bool
+        Whether the finished file replaces an existing one.
     records : tuple of Record
         The durable cells, in the order of the partial file.
     nbytes : int, bytes
         Length of the journal up to the first damaged record.
     """
 
-    fingerprint: bytes
     n_cells: int
     n_channels: int
     skeleton: bytes
+    overwrite: bool
     records: tuple[Record, ...]
     nbytes: int
 
@@ -96,6 +176,10 @@ class Journal:
     def n_written(self) -> int:
         """Number of durable cells."""
         return sum(map(len, self.records))
+
+    def first(self, n: int) -> Journal:
+        """Return the journal with only its first ``n`` records."""
+        return replace(self, records=self.records[:n], nbytes=self.nbytes - sum(map(packed_nbytes, self.records[n:])))
 
 
 def join(records: Sequence[Record]) -> Record:
@@ -108,12 +192,11 @@ def join(records: Sequence[Record]) -> Record:
     )
 
 
-def pack_header(skeleton: bytes, n_cells: int, n_channels: int) -> bytes:
-    """Return the header of a new journal."""
+def pack_header(skeleton: bytes, n_cells: int, n_channels: int, *, overwrite: bool = False) -> bytes:
+    """Return the header of a new journal, which follows its `Owner`."""
     packed = isal_zlib.compress(skeleton, 1)
-    fingerprint = hashlib.sha256(skeleton).digest()
-    fields = HEADER.pack(MAGIC, FORMAT, n_channels, n_cells, len(skeleton), len(packed), fingerprint)
-    return _with_crc(fields + packed)
+    fields = _with_crc(HEADER.pack(n_cells, n_channels, len(skeleton), len(packed), overwrite))
+    return fields + _with_crc(packed)
 
 
 def pack_record(record: Record) -> bytes:
@@ -132,6 +215,8 @@ def read_journal(path: str | Path) -> Journal:
 
     Raises
     ------
+    BlankError
+        If it ends before its first record.
     OutputError
         If the file cannot be read, is not a journal, or its header is damaged.
     """
@@ -139,19 +224,28 @@ def read_journal(path: str | Path) -> Journal:
         data = memoryview(Path(path).read_bytes())
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
-    if bytes(data[: len(MAGIC)]) != MAGIC:
+    begin, start = OWNER_NBYTES, OWNER_NBYTES + HEADER.size + CRC.size
+    if not any(data[: len(MAGIC)]):
+        raise BlankError(f"{path} is cut short")
+    if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
         raise OutputError(f"{path} is not the journal of an unfinished run")
-    if len(data) < HEADER.size:
-        raise OutputError(f"{path} is cut short")
-    _, version, n_channels, n_cells, n_skeleton, n_packed, fingerprint = HEADER.unpack_from(data)
+    # The header is durable before the first record is written. Until then a kill or a power failure may tear it.
+    if not any(data[begin:start]) or len(data) < start:
+        raise BlankError(f"{path} is cut short")
+    version = BEGINNING.unpack_from(data)[1]
     if version != FORMAT:
         raise OutputError(f"{path} has format {version}; this version of gpu-extract reads {FORMAT}")
-    header = _without_crc(data[: HEADER.size + n_packed + CRC.size])
-    if header is None:
+    fields = _without_crc(data[begin:start])
+    if fields is None:
         raise OutputError(f"{path} is damaged")
-    skeleton = isal_zlib.decompress(header[HEADER.size :], bufsize=n_skeleton)
-    records, nbytes = _read_records(data, HEADER.size + n_packed + CRC.size, n_channels)
-    return Journal(fingerprint, n_cells, n_channels, skeleton, records, nbytes)
+    n_cells, n_channels, n_skeleton, n_packed, overwrite = HEADER.unpack(fields)
+    end = start + n_packed + CRC.size
+    packed = _without_crc(data[start:end])
+    if packed is None:
+        raise (OutputError(f"{path} is damaged") if end < len(data) else BlankError(f"{path} is cut short"))
+    skeleton = isal_zlib.decompress(packed, bufsize=n_skeleton)
+    records, nbytes = _read_records(data, end, n_channels)
+    return Journal(n_cells, n_channels, skeleton, overwrite, records, nbytes)
 
 
 def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[Record, ...], int]:
@@ -159,13 +253,22 @@ def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[
     records = []
     while len(data) - start >= RECORD.size:
         n, m = RECORD.unpack_from(data, start)
-        end = start + RECORD.size + n * (8 + 16 * n_channels) + m * 8 + CRC.size
+        end = start + _packed_nbytes(n, m, n_channels)
         body = _without_crc(data[start:end]) if end <= len(data) else None
         if body is None:
             break
         records.append(_unpack_record(body[RECORD.size :], n, m, n_channels))
         start = end
     return tuple(records), start
+
+
+def packed_nbytes(record: Record) -> int:
+    """Return the size of a record in the journal; a joined one is not larger than its parts."""
+    return _packed_nbytes(len(record), len(record.sizes), record.limits.shape[1])
+
+
+def _packed_nbytes(n_cells: int, n_chunks: int, n_channels: int) -> int:
+    return RECORD.size + n_cells * (8 + 16 * n_channels) + n_chunks * 8 + CRC.size
 
 
 def _unpack_record(body: memoryview, n: int, m: int, n_channels: int) -> Record:

@@ -41,13 +41,12 @@ def preallocate_beyond_end(descriptor: int, start: int, nbytes: int) -> bool:
     Returns
     -------
     bool
-        Whether the space was allocated.
+        Whether the space was allocated. Otherwise a part of it may be; see `trim_beyond_end`.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         place = ctypes.c_long(start), ctypes.c_long(nbytes)
-        if ctypes.CDLL(None).fallocate(descriptor, FALLOC_FL_KEEP_SIZE, *place) == 0:
-            return True
-        trim_beyond_end(descriptor)  # a part may have been allocated
+        allocated: bool = ctypes.CDLL(None).fallocate(descriptor, FALLOC_FL_KEEP_SIZE, *place) == 0
+        return allocated
     return False
 
 

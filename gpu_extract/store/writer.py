@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpu_extract.errors import RunStoppedError
 from gpu_extract.libraries import reporting_libraries
 from gpu_extract.store.chunk_log import ChunkLog, write_all
 from gpu_extract.store.chunks import ChunkFormat, EncodedCells
 from gpu_extract.store.contents import Contents
+from gpu_extract.store.fingerprint import asked_for
 from gpu_extract.store.hdf5.index import check_index, finished_head
 from gpu_extract.store.hdf5.layout import Layout
 from gpu_extract.store.hdf5.layouts import choose_layout, skeleton
-from gpu_extract.store.journal import pack_header, read_journal
+from gpu_extract.store.journal import OWNER_NBYTES, Record, pack_header, read_journal
+from gpu_extract.store.resuming import Partial, open_partial
 from gpu_extract.store.system import preallocate, trim_heap
-from gpu_extract.store.target import Claim, Target, check_output, sync_folder
+from gpu_extract.store.target import Claim, claim_output, sync_folder
 
 __all__ = ["CellStore"]
 
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # With this many cells, planning and tables have used tens of megabytes, worth the milliseconds of trimming the heap.
 TRIM_HEAP_CELLS = 30_000
 
@@ -41,24 +48,33 @@ class CellStore:
         Final path.
     format : ChunkFormat
         The format that `encode` must be called with.
+    resumed : tuple of Record
+        The cells that an earlier run has written.
     n_kept : int
         Number of cells in the partial file after `keep`.
     """
 
-    def __init__(self, target: Target, contents: Contents, layout: Layout, format: ChunkFormat, claim: Claim) -> None:
-        self.path = target.path
+    def __init__(
+        self, claim: Claim, contents: Contents, layout: Layout, format: ChunkFormat, partial: Partial | None = None
+    ) -> None:
+        self.path = claim.target.path
         self.format = format
         self._layout_warnings = layout.warnings(contents)
-        self._target = target
+        self._claim, self._target = claim, claim.target
+        if partial is not None:
+            self._target = replace(claim.target, overwrite=partial.journal.overwrite)
         self._n_cells = len(contents.cells)
-        self._journal, self._is_locked, self._made = claim
         executor = ThreadPoolExecutor(1, "gpu-extract-tables")
-        self._opening = executor.submit(self._open_log, contents, layout)
+        if partial is None:
+            self._opening = executor.submit(self._create_log, contents, layout)
+        else:
+            self._opening = executor.submit(self._continue_log, partial)
         if self._n_cells > TRIM_HEAP_CELLS:
             self._opening.add_done_callback(lambda _: trim_heap())
         executor.shutdown(wait=False)
         self._is_open = True
-        self.n_kept = 0
+        self.resumed = () if partial is None else partial.journal.records
+        self.n_kept = self.n_resumed
 
     @classmethod
     def create(
@@ -94,23 +110,105 @@ class CellStore:
             If the output cannot be written, exists already or is locked by another run, or if the layout does not
             support the contents.
         """
+        claim = claim_output(path, compression, layout=layout, overwrite=overwrite)
+        try:
+            return cls.open(
+                claim,
+                contents,
+                compression=compression,
+                layout=layout,
+                chunk_cells=chunk_cells,
+                unique_ids=unique_ids,
+            )
+        except BaseException:
+            claim.release()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        claim: Claim,
+        contents: Contents,
+        *,
+        compression: str = "gzip",
+        layout: str = "h5sc",
+        chunk_cells: int = 1,
+        unique_ids: bool = False,
+    ) -> CellStore:
+        """Create a store for an output that is locked already; see `create`. The store releases the claim.
+
+        If the claim is to resume an unfinished run, the store goes on after its last durable cell; see `resumed`.
+
+        Raises
+        ------
+        FinishedError
+            If the claim is to resume, and the file is complete.
+        OutputError
+            If the layout does not support the contents, or what is to be resumed was made from other inputs or in
+            another way. The claim is then still held.
+        """
         if unique_ids:
             contents = replace(contents, unique_ids=True)
-        target = check_output(path, compression, layout=layout, overwrite=overwrite)
         chosen = choose_layout(layout)
         format = chosen.format(contents, compression, chunk_cells)
-        with target.writing():
-            claim = target.claim()
-        return cls(target, contents, chosen, format, claim)
+        if not claim.target.resume:
+            return cls(claim, contents, chosen, format)
+        with reporting_libraries(), claim.target.writing():
+            partial = open_partial(claim.target, asked_for(contents, chosen, format), format)
+        return cls(claim, contents, chosen, format, partial)
 
-    def _open_log(self, contents: Contents, layout: Layout) -> ChunkLog:
+    def _create_log(self, contents: Contents, layout: Layout) -> ChunkLog:
         """Create the partial file and the journal, up to the first tile."""
         with reporting_libraries():
             head = skeleton(contents, layout, self.format)
-        header = pack_header(head, self._n_cells, len(contents.program.cut))
-        row_nbytes = self.format.nbytes if self.format.is_contiguous else None
-        partial = _create_partial(self._target, len(head), header, self._journal, (row_nbytes or 0) * self._n_cells)
-        return ChunkLog(partial, self._journal, chunks_end=len(head), journal_end=len(header), row_nbytes=row_nbytes)
+        header = pack_header(head, self._n_cells, len(contents.program.cut), overwrite=self._target.overwrite)
+        partial = _create_partial(self._claim, len(head), header, (self._row_nbytes or 0) * self._n_cells)
+        return self._log_of(partial, len(head), OWNER_NBYTES + len(header))
+
+    def _continue_log(self, partial: Partial) -> ChunkLog:
+        """Cut both files after the last durable cells, and go on there."""
+        journal, n_head = partial.journal, len(partial.journal.skeleton)
+        try:
+            os.ftruncate(self._claim.journal, journal.nbytes)
+            # Before other chunks take the place of those that the journal listed.
+            os.fsync(self._claim.journal)
+            if self._row_nbytes is None:
+                os.ftruncate(partial.descriptor, n_head + sum(record.nbytes for record in journal.records))
+            else:
+                preallocate(partial.descriptor, n_head + self._row_nbytes * self._n_cells)
+            # Whatever a finish wrote there, this is no HDF5 file yet.
+            write_all(partial.descriptor, bytes(len(HDF5_SIGNATURE)), 0)
+        except BaseException:
+            os.close(partial.descriptor)
+            raise
+        return self._log_of(partial.descriptor, n_head, journal.nbytes, journal.records)
+
+    def _log_of(self, partial: int, n_head: int, journal_end: int, records: Sequence[Record] = ()) -> ChunkLog:
+        return ChunkLog(
+            partial,
+            self._claim.journal,
+            chunks_start=n_head,
+            journal_end=journal_end,
+            row_nbytes=self._row_nbytes,
+            records=records,
+        )
+
+    @property
+    def _row_nbytes(self) -> int | None:
+        """Size of a row if rows have fixed offsets."""
+        return self.format.nbytes if self.format.is_contiguous else None
+
+    @property
+    def n_resumed(self) -> int:
+        """Number of cells that an earlier run has written."""
+        return sum(map(len, self.resumed))
+
+    def rows_to_do(self) -> NDArray[np.int64]:
+        """Return the rows that no earlier run has written, ascending."""
+        is_missing = np.ones(self._n_cells, bool)
+        for record in self.resumed:
+            is_missing[record.rows] = False
+        return np.flatnonzero(is_missing)
 
     @property
     def partial(self) -> Path:
@@ -126,7 +224,7 @@ class CellStore:
                 f"{self.format.compression} is read by gpu-extract itself, and by other programs with the HDF5 "
                 "plugins only (Python: pip install hdf5plugin; import hdf5plugin)"
             )
-        if not self._is_locked:
+        if not self._claim.is_locked:
             warnings.append(
                 f"the file system of {self.path} has no file locks, so nothing kept another run from writing to the "
                 "same file; give every run an output of its own"
@@ -200,8 +298,7 @@ class CellStore:
         """Remove the partial file and the journal."""
         if self._is_open:
             self._opening.exception()  # wait for the thread
-            self._target.discard(self._made)
-            self._close()
+            self._close(discard=True)
 
     @property
     def _log(self) -> ChunkLog:
@@ -209,21 +306,27 @@ class CellStore:
         with self._target.writing():
             return self._opening.result()
 
-    def _close(self) -> None:
+    def _close(self, *, discard: bool = False) -> None:
         self._is_open = False
         if self._opening.exception() is None:
             log = self._opening.result()
             log.stop()
             os.close(log.partial)
-        os.close(self._journal)  # this releases the lock
+        self._claim.release(discard=discard)
 
     def _stopped(self, error: OSError) -> RunStoppedError:
         self.keep()
-        kept = f"{self.n_kept} of {self._n_cells} cells are kept in {self._target.partial}"
-        return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {kept}")
+        return RunStoppedError(f"{self.path} cannot be written: {error.strerror or error}; {self.kept()}")
+
+    def kept(self) -> str:
+        """Return what the run has left after `keep`, and how to go on, as text."""
+        if not self.n_kept:
+            return "no cell is kept"
+        kept = f"{self.n_kept:,} of {self._n_cells:,} cells are kept in {self._target.partial}"
+        return f"{kept}; go on with --resume (resume=True)"
 
 
-def _create_partial(target: Target, n_head: int, header: bytes, journal: int, n_values: int) -> int:
+def _create_partial(claim: Claim, n_head: int, header: bytes, n_values: int) -> int:
     """Create the partial file, preallocated for the head and ``n_values`` bytes, and write the journal's header.
 
     Returns
@@ -231,13 +334,15 @@ def _create_partial(target: Target, n_head: int, header: bytes, journal: int, n_
     int
         Descriptor of the partial file.
     """
+    claim.clear()
+    target = claim.target
     partial = os.open(target.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         os.ftruncate(partial, n_head)
         preallocate(partial, n_head + n_values)
         os.fsync(partial)
-        write_all(journal, header, 0)
-        os.fsync(journal)
+        write_all(claim.journal, header, OWNER_NBYTES)
+        os.fsync(claim.journal)
         sync_folder(target.path.parent)
     except BaseException:
         os.close(partial)

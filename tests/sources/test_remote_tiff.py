@@ -14,6 +14,7 @@ from made.stores import BOX, IMAGE, LABELS, crop
 import gpu_extract as gx
 from gpu_extract.errors import SourceError
 from gpu_extract.sources import open_image, open_labels, open_slide, remote_files
+from gpu_extract.sources.fingerprints import slide_fingerprint
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -82,6 +83,14 @@ def test_tiff_over_http(served, stored, monkeypatch):
     assert raster.names == (("DNA", "pH3", "actin") if stored == "ome" else ())
     np.testing.assert_array_equal(raster.read(*BOX), crop(IMAGE))
     np.testing.assert_array_equal(open_image(f"{url}/a.tif#c=2").read(*BOX), crop(IMAGE[2:]))
+
+
+def test_a_remote_file_has_a_fingerprint_of_its_version_and_some_pixels(served):
+    folder, url, _ = served
+    tifffile.imwrite(folder / "a.tif", IMAGE, **GRAY)
+    found = slide_fingerprint(open_slide(f"{url}/a.tif", nucleus=LABELS))["image"]
+    assert found[f"{url}/a.tif"].keys() == {"bytes", "version"}
+    assert found["sample"] == slide_fingerprint(open_slide(IMAGE, nucleus=LABELS))["image"]["sample"]
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (32, 32), "compression": "zlib"}])

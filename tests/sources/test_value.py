@@ -1,8 +1,10 @@
 """A slide is a value: its pickle is small, and copies of it read the same pixels, in this process and in another."""
 
 import copy
+import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -22,6 +24,7 @@ from gpu_extract.planning import make_plan
 from gpu_extract.recipe import Recipe
 from gpu_extract.sources import caches, open_image, open_slide, open_slides
 from gpu_extract.sources.caches import OpenedCache, SegmentCache, WholeCache
+from gpu_extract.sources.fingerprints import slide_fingerprint
 from gpu_extract.sources.physical import rescaled
 
 IMAGE, NUCLEUS, CYTOSOL = small_slide(5, size=(120, 150))
@@ -238,6 +241,61 @@ def test_pickled_slides_are_small_before_and_after_reading(slides):
         slide.read((0, 0, *slide.size))
         # Zarr's metadata cache their chunk grid.
         assert len(pickle.dumps(slide)) < len(pickled) + 500
+
+
+def facts(slides):
+    return [slide_fingerprint(slide) for slide in slides]
+
+
+@makers
+def test_fingerprints_are_values_and_the_same_for_copies(slides, monkeypatch, tmp_path):
+    found = facts(slides)
+    assert json.loads(json.dumps(found)) == found
+    (tmp_path / "elsewhere").mkdir()
+    copies = [copy.deepcopy(slide) for slide in slides]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fresh_caches(monkeypatch)
+    assert facts(copies) == found
+
+
+@pytest.mark.parametrize("slides", SLIDES.values(), indirect=True)
+def test_fingerprints_of_files_name_every_file(slides, tmp_path):
+    named = {path for each in facts(slides) for raster in each.values() for path in raster}
+    named -= {"shape", "dtype"}
+    assert all(os.path.exists(path) for path in named)  # so that no pixels had to be sampled
+    assert {path.name for path in tmp_path.iterdir()} == {os.path.normpath(path).split(os.sep)[0] for path in named}
+
+
+@pytest.mark.parametrize("slides", [of_arrays], indirect=True)
+def test_fingerprints_of_arrays_sample_pixels(slides):
+    for each in facts(slides):
+        assert all(raster.keys() == {"shape", "dtype", "sample"} for raster in each.values())
+    assert (
+        facts([open_slide(IMAGE + 1, nucleus=NUCLEUS)])[0]["image"]
+        != facts([open_slide(IMAGE, nucleus=NUCLEUS)])[0]["image"]
+    )
+
+
+def test_a_chunk_of_zarr_that_was_written_again_changes_the_fingerprint(tmp_path):
+    path = write_ome_zarr(tmp_path / "a.zarr", IMAGE, labels=LABELS)
+    before = facts([open_slide(path)])[0]
+    copied = shutil.copytree(path, tmp_path / "copy.zarr")  # times are copied, too
+    (of_copy,) = (value for key, value in facts([open_slide(copied)])[0]["image"].items() if "copy" in key)
+    assert of_copy in before["image"].values()
+    zarr.open_array(path / "s0")[1, 50, 60] = 9
+    after = facts([open_slide(path)])[0]
+    changed = {key for key in before["image"] if before["image"][key] != after["image"][key]}
+    (name,) = changed
+    assert before["image"][name]["files"] == after["image"][name]["files"]
+    assert before["nucleus"] == after["nucleus"]
+
+
+def test_a_file_that_changes_while_it_is_compared_is_an_error(tmp_path):
+    np.save(tmp_path / "image.npy", IMAGE)
+    slide = open_slide(tmp_path / "image.npy", nucleus=NUCLEUS)
+    os.utime(tmp_path / "image.npy", (1, 1))
+    with pytest.raises(SourceError, match="has changed since it was opened"):
+        slide_fingerprint(slide)
 
 
 def test_a_dataset_of_h5py_pickles_as_a_reference(tmp_path, monkeypatch):

@@ -9,11 +9,12 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from made.cells import make_contents, make_images, write
+from made.cells import make_contents, make_images, part, write
 
 import gpu_extract as gx
 from gpu_extract.errors import OutputError
-from gpu_extract.store import CellStore, encode, verify
+from gpu_extract.store import CellStore, claim_output, encode, verify
+from gpu_extract.store.journal import Owner
 from gpu_extract.store.locks import NO_LOCKS, lock
 
 
@@ -53,7 +54,7 @@ def test_with_locks_there_is_no_warning(tmp_path):
 def test_a_second_run_is_refused_without_locks(no_locks, tmp_path):
     path, contents = tmp_path / "cells.h5sc", make_contents(5)
     first = CellStore.create(path, contents)
-    with pytest.raises(OutputError, match=r"unfinished run|just begun"):
+    with pytest.raises(OutputError, match=r"another run is writing .* \(process \d+ on"):
         CellStore.create(path, contents)
     first.append(encode(make_images(contents), first.format))
     assert first.finish() == path
@@ -63,9 +64,39 @@ def test_a_run_that_began_between_check_and_claim_is_not_disturbed(no_locks, tmp
     path = tmp_path / "cells.h5sc"
     first = CellStore.create(path, make_contents(5))
     monkeypatch.setattr("gpu_extract.store.target.Target.check", lambda self: None)
-    with pytest.raises(OutputError, match="another run has just"):
+    with pytest.raises(OutputError, match="another run is writing"):
         CellStore.create(path, make_contents(5))
     first.abandon()
+
+
+def test_a_run_is_resumed_without_locks(no_locks, tmp_path):
+    path, contents = tmp_path / "cells.h5sc", make_contents(10)
+    images = make_images(contents)
+    first = CellStore.create(path, contents)
+    first.append(encode(part(images, 0, 5), first.format))
+    with pytest.raises(OutputError, match=r"another run is writing .* \(process \d+ on"):
+        claim_output(path, resume=True)
+    first.keep()
+    with claim_output(path, resume=True) as claim:
+        store = CellStore.open(claim, contents)
+        store.append(encode(part(images, 5, 10), store.format))
+        store.finish()
+    assert verify(path).n_cells == 10
+
+
+@pytest.mark.parametrize(("host", "is_taken"), [("elsewhere", True), (None, False)])
+def test_without_locks_a_run_is_dead_if_its_process_is(no_locks, tmp_path, host, is_taken):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    path, journal = tmp_path / "cells.h5sc", tmp_path / "cells.h5sc.journal"
+    journal.write_bytes(Owner(child.pid, host or Owner.this().host, "2026-01-01 00:00:00 UTC").pack())
+    if is_taken:
+        with pytest.raises(OutputError, match=r"process .* on elsewhere, since 2026-01-01 00:00:00 UTC"):
+            claim_output(path)
+        claim_output(path, resume=True).release()  # the user says that the other one has ended
+    else:
+        claim_output(path).release()
+    assert not journal.exists()
 
 
 def test_another_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
@@ -120,6 +151,62 @@ def test_a_file_may_be_open_twice_in_one_process(tmp_path):
         assert len(cells) == 5
     with h5py.File(path), gx.open_cells(path) as cells:
         assert len(cells) == 5
+
+
+# Several processes claim one output again and again, leave it in different states, and must never be in it together.
+RACE = """
+import os, random, sys, time
+from gpu_extract.errors import OutputError
+from gpu_extract.store import claim_output
+
+folder, seconds = sys.argv[1], float(sys.argv[2])
+path, mutex = f"{folder}/made/cells.h5sc", f"{folder}/mutex"
+
+def race(seed):
+    dice, n_claimed, end = random.Random(seed), 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with claim_output(path, **dice.choice([{}, {"resume": True}, {"overwrite": True}])) as claim:
+                os.close(os.open(mutex, os.O_CREAT | os.O_EXCL))
+                if dice.random() < 0.5:
+                    claim.clear()
+                if dice.random() < 0.3:
+                    open(f"{path}.partial", "wb").close()
+                os.unlink(mutex)
+                n_claimed += 1
+                claim.release(discard=dice.random() < 0.7)
+        except OutputError as error:
+            assert "another run is writing" in str(error), error
+    assert n_claimed
+
+children = []
+for seed in range(4):
+    child = os.fork()
+    if not child:
+        try:
+            race(seed)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    children.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def never_two_at_once(tmp_path, seconds):
+    command = [sys.executable, "-c", RACE, str(tmp_path), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_one_of_several_processes_has_an_output(tmp_path):
+    never_two_at_once(tmp_path, 0.5)
+
+
+@pytest.mark.slow
+def test_only_one_of_several_processes_has_an_output_for_long(tmp_path):
+    never_two_at_once(tmp_path, 20)
 
 
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios")

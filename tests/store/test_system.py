@@ -4,9 +4,9 @@ import ctypes
 import os
 
 import pytest
-from made.cells import make_contents, make_images, write
+from made.cells import make_contents, make_images, part, write
 
-from gpu_extract.store import CellStore, encode, verify
+from gpu_extract.store import CellStore, chunk_log, encode, verify
 from gpu_extract.store.chunk_log import PREALLOCATE_NBYTES
 from gpu_extract.store.system import preallocate_beyond_end, trim_beyond_end, trim_heap
 
@@ -45,6 +45,30 @@ def test_no_preallocated_space_is_left(tmp_path, file):
         store.finish() if name == "finished" else store.keep()
         assert on_disk(path if name == "finished" else partial) < PREALLOCATE_NBYTES / 2
     verify(tmp_path / "finished.h5sc")
+
+
+def test_room_for_a_record_is_taken_before_its_chunks_are_written(tmp_path, file, monkeypatch):
+    contents = make_contents(40)
+    images = make_images(contents)
+    monkeypatch.setattr(chunk_log, "JOURNAL_NBYTES", 2000)
+    store = CellStore.create(tmp_path / "cells.h5sc", contents)
+    assert store._log.n_durable == 0  # the header is written
+    journal = tmp_path / "cells.h5sc.journal"
+    real = os.pwritev
+    written = []
+
+    def full(descriptor, chunks, offset):
+        header = journal.stat().st_size - sum(written)
+        assert on_disk(journal) >= header + sum(written) + 16 + 8 * (16 + 2 * 16) + 4
+        written.append(0)
+        return real(descriptor, chunks, offset)
+
+    monkeypatch.setattr(os, "pwritev", full)
+    for start in range(0, 40, 8):
+        store.append(encode(part(images, start, start + 8), store.format))
+    assert len(written) == 5
+    store.keep()
+    assert on_disk(journal) < 1 << 16
 
 
 @pytest.mark.parametrize("missing", [OSError("no such library"), TypeError("None is not the name of a library")])

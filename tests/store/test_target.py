@@ -10,7 +10,8 @@ import pytest
 from made.cells import fill, make_contents, make_images, only_file, write
 
 from gpu_extract.errors import OutputError, RunStoppedError
-from gpu_extract.store import CellStore, check_output, verify
+from gpu_extract.store import CellStore, check_output, claim_output, verify
+from gpu_extract.store.target import unfinished
 
 
 @pytest.fixture
@@ -101,19 +102,47 @@ def test_an_unfinished_run_is_kept_unless_overwritten(path):
     assert set(before) == {"cells.h5sc.partial", "cells.h5sc.journal"}
     refused(
         path,
-        r"cells.h5sc.partial holds 20 cells of an unfinished run; start again with --overwrite \(overwrite=True\)$",
+        r"cells.h5sc.partial holds 20 of 20 cells of an unfinished run; go on with --resume \(resume=True\), or start "
+        r"again with --overwrite \(overwrite=True\)$",
     )
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
     write(path, contents, overwrite=True)
     assert only_file(path)
 
 
-@pytest.mark.parametrize("name", ["cells.h5sc.partial", "cells.h5sc.journal"])
-def test_a_single_file_of_an_unfinished_run(path, name):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("cells.h5sc.partial", "is of a run whose journal is missing; move it away, or start again with --overwrite"),
+        ("cells.h5sc.journal", "is not the journal of an unfinished run; move it away, or start again with"),
+    ],
+)
+def test_a_single_file_of_an_unfinished_run(path, name, problem):
     (path.parent / name).write_text("something")
-    refused(path, "holds 0 cells of an unfinished run")
+    refused(path, problem)
     assert (path.parent / name).read_text() == "something"
+    assert len(list(path.parent.iterdir())) == 1
     write(path, make_contents(2), overwrite=True)
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("name", ["cells.h5sc.partial", "cells.h5sc.journal"])
+def test_a_pipe_in_the_place_of_a_file_of_the_run(path, name):
+    os.mkfifo(path.parent / name)
+    refused(path, "is not a regular file")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 256, 500, None])
+@pytest.mark.parametrize("has_partial", [False, True])
+def test_a_dead_run_that_wrote_nothing_is_in_nobodys_way(path, n_bytes, has_partial):
+    store = CellStore.create(path.with_name("other.h5sc"), make_contents(3))
+    assert store._log.n_durable == 0  # the header is written
+    path.with_name("cells.h5sc.journal").write_bytes(path.with_name("other.h5sc.journal").read_bytes()[:n_bytes])
+    store.abandon()
+    if has_partial:
+        path.with_name("cells.h5sc.partial").write_bytes(bytes(5000))
+    assert unfinished(path).endswith("is left of a run that has written nothing")
+    write(path, make_contents(2))
     assert only_file(path)
 
 
@@ -121,18 +150,41 @@ def test_a_single_file_of_an_unfinished_run(path, name):
 def test_a_second_run_is_refused(path, overwrite):
     contents = make_contents(2)
     store = CellStore.create(path, contents)
-    refused(path, "another run is writing", overwrite=overwrite)
+    refused(path, rf"another run is writing .* \(process {os.getpid()} on .*, since .*\); wait", overwrite=overwrite)
     fill(store, make_images(contents))
     assert store.finish() == path
     assert verify(path).n_cells == 2
 
 
 def test_a_run_between_check_and_lock_is_detected(path, monkeypatch):
-    monkeypatch.setattr("gpu_extract.store.target.unfinished", lambda path: None)
-    path.with_name("cells.h5sc.partial").write_text("theirs")
-    with pytest.raises(OutputError, match="another run has just written"):
+    monkeypatch.setattr("gpu_extract.store.target.Target.check", lambda self: None)
+    contents = make_contents(20)
+    store = CellStore.create(path, contents)
+    fill(store, make_images(contents), batch=10)
+    store.keep()
+    theirs = path.with_name("cells.h5sc.partial").read_bytes()
+    with pytest.raises(OutputError, match="holds 20 of 20 cells of an unfinished run"):
         CellStore.create(path, make_contents(1))
-    assert path.with_name("cells.h5sc.partial").read_text() == "theirs"
+    assert path.with_name("cells.h5sc.partial").read_bytes() == theirs
+
+
+def test_a_claim_that_is_released_leaves_nothing(tmp_path):
+    path = tmp_path / "a" / "cells.h5sc"
+    with claim_output(path):
+        assert os.listdir(path.parent) == ["cells.h5sc.journal"]
+        with pytest.raises(OutputError, match="another run is writing"):
+            claim_output(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_to_overwrite_keeps_what_is_there_until_the_store_is_opened(path):
+    contents = make_contents(20)
+    store = CellStore.create(path, contents)
+    fill(store, make_images(contents), batch=10)
+    store.keep()
+    with claim_output(path, overwrite=True):
+        pass
+    assert "20 of 20 cells" in unfinished(path)
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -234,12 +234,12 @@ def test_an_unfinished_run_is_reported(path):
     with pytest.raises(OutputError, match="does not exist; another run is writing"):
         verify(path)
     store.keep()
-    with pytest.raises(OutputError, match=r"does not exist; .*partial holds 20 cells of an unfinished run"):
+    with pytest.raises(OutputError, match=r"does not exist; .*partial holds 20 of 20 cells of an unfinished run"):
         verify(path)
-    with pytest.raises(OutputError, match="partial holds 20 cells of an unfinished run"):
+    with pytest.raises(OutputError, match="partial holds 20 of 20 cells of an unfinished run"):
         verify(f"{path}.partial")
 
 
 def test_remains_next_to_an_intact_file_are_a_note(sound):
     sound.with_name("cells.h5sc.partial").write_bytes(b"")
-    assert str(verify(sound)).endswith("cells.h5sc.partial holds 0 cells of an unfinished run")
+    assert str(verify(sound)).endswith("cells.h5sc.partial is of a run whose journal is missing")

@@ -67,7 +67,7 @@ class Sparcspy:
                 "layout 'sparcspy' has no place for ids that are unique over the file (unique_ids, --unique-ids), its "
                 "cells are told apart by their rows; leave that out, or use layout 'h5sc'"
             )
-        n_planes = contents.program.n_planes if compression == "none" else 1
+        n_planes = len(contents.plane_names) if compression == "none" else 1
         return ChunkFormat((min(chunk_cells, max(len(contents.cells), 1)), n_planes, S, S), dtype, compression)
 
     def warnings(self, contents: Contents) -> tuple[str, ...]:

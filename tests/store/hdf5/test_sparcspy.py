@@ -12,6 +12,7 @@ import gpu_extract as gx
 from gpu_extract.errors import OutputError
 from gpu_extract.recipe import Recipe
 from gpu_extract.store import CellStore, verify
+from gpu_extract.store.hdf5.layouts import LAYOUTS
 from gpu_extract.store.reader import open_cells
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the team's data, ../shared, which is not here")
@@ -248,3 +249,10 @@ def test_a_time_course_is_what_sparcspy_wrote(path):
         device="cpu",
     )
     assert_equals_sparcspy(path, TIME_COURSE / "single_cells.s48.h5")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_chosen_planes_are_a_format_of_their_own(compression):
+    contents = make_contents(3, planes=(0, 3))
+    planes = LAYOUTS["sparcspy"].format(contents, compression).shape[1]
+    assert planes == (2 if compression == "none" else 1)
