@@ -101,7 +101,7 @@ def test_only_cells_that_are_not_durable_are_read_again(slides, tmp_path, monkey
     original = Slide.read
     monkeypatch.setattr(Slide, "read", lambda slide, box: read.append(slide.name) or original(slide, box))
     monkeypatch.setattr("gpu_extract.inputs.announce", lambda *values: None)
-    monkeypatch.setattr("gpu_extract.api.with_checked_images", lambda plan, trust: plan)
+    monkeypatch.setattr("gpu_extract.planning.with_checked_images", lambda plan, trust, statistics: plan)
     report = gx.extract_many(slides, output=tmp_path / "cells.h5sc", resume=True, quantile_scope="slide", **OPTIONS)
     assert len(read) <= -(-(report.n_cells - report.resumed) // 4) + 16  # bands end with smaller batches
     assert set(read) == {"image"}
@@ -230,7 +230,7 @@ def failing_read(monkeypatch, n, error, times=1000):
 
     monkeypatch.setattr(Slide, "read", read)
     monkeypatch.setattr(retries, "PAUSES", (0, 0, 0))
-    monkeypatch.setattr("gpu_extract.api.with_checked_images", lambda plan, trust: plan)
+    monkeypatch.setattr("gpu_extract.planning.with_checked_images", lambda plan, trust, statistics: plan)
     return calls
 
 
