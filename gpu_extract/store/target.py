@@ -21,6 +21,8 @@ __all__ = ["START_AGAIN", "Claim", "Target", "check_output", "claim_output", "un
 
 # Errors of link(2) on file systems without hard links (FAT, many network and FUSE mounts).
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+# A run that ends removes the folders that it made, perhaps just when another one needs them.
+N_TRIES = 10
 START_AGAIN = "start again with --overwrite (overwrite=True)"
 GO_ON = f"go on with --resume (resume=True), or {START_AGAIN}"
 
@@ -63,7 +65,7 @@ class Target:
         """
         # Missing folders are made by `claim`.
         folder = nearest_existing(self.path.parent)
-        if not folder.is_dir():
+        if not folder.is_dir() and os.path.lexists(folder):  # another run may have removed it
             raise OutputError(f"{self.path} cannot be written: {folder} is not a folder")
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a folder; give the name of a file")
@@ -74,7 +76,7 @@ class Target:
             raise OutputError(
                 f"{self.path} exists; choose another name, or replace it with --overwrite (overwrite=True)"
             )
-        if not os.access(folder, os.W_OK) and folder.exists():  # another run may have removed it
+        if not os.access(folder, os.W_OK) and folder.exists():
             raise OutputError(f"{self.path} cannot be written: folder {folder} is read-only")
         if _is_locked(self.journal):
             raise self._taken()
@@ -124,6 +126,12 @@ class Target:
         OSError
             If a folder or the journal cannot be created.
         """
+        for _ in range(N_TRIES):
+            with suppress(FileNotFoundError, FileExistsError):
+                return self._claim_in_folders()
+        return self._claim_in_folders()
+
+    def _claim_in_folders(self) -> Claim:
         with ExitStack() as on_failure:
             made = make_folders(self.path.parent)
             on_failure.callback(remove_folders, made)
