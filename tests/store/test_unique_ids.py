@@ -39,7 +39,7 @@ def test_cells_are_looked_up_by_the_ids_on_their_slide(unique):
         np.testing.assert_array_equal(cells["B", 2], images[3])
         np.testing.assert_array_equal(cells["A", 2], images[1])
         np.testing.assert_array_equal(cells[3], images[4])
-        with pytest.raises(UnknownCellError, match="2 cells 2, of slides A, B"):
+        with pytest.raises(UnknownCellError, match=r"id 2 is in 2 slides \(A, B\); name one, as in cells\['A', 2\]"):
             cells[2]
         with pytest.raises(UnknownCellError, match="no cell 5"):
             cells[5]
