@@ -35,7 +35,7 @@ def test_the_figures_of_a_recipe(few_cells, capsys):
         if name not in ("cycles", "lanes_per_instruction"):
             assert sum(stage[name] for stage in stages.values()) == pytest.approx(total, abs=len(stages))
     assert recipe["per_cell"]["barriers"] > 20
-    assert 0.8 < sum(recipe["instructions"].values()) < 1
+    assert 0.5 < sum(recipe["instructions"].values()) < 1  # the most frequent ones
     assert recipe["cells_per_s_by_the_model"] > 0
     assert recipe["kernels"][0]["spills"] == 0
     printed = capsys.readouterr().out
