@@ -15,14 +15,19 @@ def main() -> None:
     interrupts.install()
     from gpu_extract import cli
 
+    code: object = None
     try:
         cli.main()
     except SystemExit as done:
-        if done.code == 3:
-            # A thread may still compile or compute; the interpreter would wait for it.
-            sys.stdout.flush()
-            os._exit(3)
-        raise
+        code = done.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        interrupts.discard_stdout()
+        sys.exit(f"gpu-extract: results cannot be printed: {error.strerror}")
+    if code == 3:
+        os._exit(3)  # a thread may still compile or compute; the interpreter would wait for it
+    sys.exit(code)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ run was stopped before it was complete. Results go to stdout, progress and warni
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -344,6 +345,8 @@ def warm(
 
 def main() -> None:
     """Run the command line ``gpu-extract``; `gpu_extract.__main__` also handles signals."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in a terminal that lacks their letters
     try:
         with _printed_warnings():
             app(prog_name="gpu-extract")  # also as python -m gpu_extract: completion needs the name of a program
@@ -351,11 +354,20 @@ def main() -> None:
         sys.exit(_fail(error, 3))
     except GpuExtractError as error:
         sys.exit(_fail(error, 1))
+    except OSError as error:  # a full disk behind stdout; what is read and written has errors of its own
+        interrupts.discard_stdout()
+        sys.exit(_fail(OutputError(f"stopped by an error of the system: {error}"), 1))
 
 
 def _fail(error: GpuExtractError, code: int) -> int:
-    print(f"gpu-extract: {error}", file=sys.stderr)
+    _say(f"gpu-extract: {error}")
     return code
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr; a log that cannot be written changes nothing."""
+    with suppress(OSError, ValueError):  # a closed stream raises ValueError
+        print(line, file=sys.stderr, flush=True)
 
 
 def _types(text: str | None, default: Sequence[str], kinds: str = "iuf") -> list[str]:
@@ -416,15 +428,24 @@ def _stopped_cleanly(otherwise: str = "stopped") -> Iterator[None]:
 
 
 def _print_report(report: Report) -> None:
+    """Print the report of a run, whose file is complete even if nothing can be printed any more."""
+    try:
+        print(*_report_lines(report), sep="\n", flush=True)
+    except OSError as error:
+        interrupts.discard_stdout()
+        _say(f"gpu-extract: {report.path} is complete; its report is not printed: {error.strerror}")
+
+
+def _report_lines(report: Report) -> Iterator[str]:
     size = f"{report.path}: {report.n_cells:,} cells, {report.path.stat().st_size / 1e6:,.1f} MB"
     if report.resumed and not report.seconds:
-        print(f"{size}; complete before, nothing was left to do")
+        yield f"{size}; complete before, nothing was left to do"
         return
-    print(size + (f"; {report.resumed:,} of them were written before" if report.resumed else ""))
+    yield size + (f"; {report.resumed:,} of them were written before" if report.resumed else "")
     for reason, n in report.dropped.items():
-        print(f"dropped {n:,}: {reason}")
+        yield f"dropped {n:,}: {reason}"
     seconds = time.perf_counter() - interrupts.STARTED
-    print(
+    yield (
         f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "
         f"{(report.n_cells - report.resumed) / seconds:,.0f} cells/s; extraction {report.seconds:.1f} s, "
         f"{report.cells_per_second:,.0f} cells/s"
@@ -438,7 +459,7 @@ def _printed_warnings() -> Iterator[None]:
 
     def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ExtractionWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            _say(f"warning: {message}")
         else:
             show(message, category, *place, **more)
 

@@ -9,10 +9,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["STARTED", "install", "raised"]
+__all__ = ["STARTED", "discard_stdout", "install", "raised"]
 
 # The report of a run counts from here.
 STARTED = time.perf_counter()
@@ -33,6 +33,12 @@ def install() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+def discard_stdout() -> None:
+    """Discard what is still to be printed, after printing has failed; the interpreter would try again at its end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextmanager
