@@ -149,9 +149,10 @@ def plan_slides(
         inputs = [each for given in inputs for each in plate_inputs(given)]
     check_listed_once(inputs)
     trust = as_trust(options.get("trust"))
+    in_um = tile_size_um is not None or options.get("scale") is not None
     check = None
     if on_bad_slide == "skip":
-        check = partial(_check_slide, recipe=recipe, statistics=statistics, trust=trust)
+        check = partial(_check_slide, recipe=recipe, statistics=statistics, trust=trust, in_um=in_um)
     opened, warnings = _opened(inputs, lambda given: _open(given, options, trust), check)
     names = unique_names([slide.name for slide in opened], len(opened))
     named = [replace(slide, name=name) for slide, name in zip(opened, names, strict=True)]
@@ -161,7 +162,7 @@ def plan_slides(
     if "nuclear_channel" not in options:
         warnings += _nuclear_warnings(recipe, named[0], were_chosen=channels is not None)
     allow_empty = options.get("allow_empty", False)
-    planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty, trust=trust)
+    planned = planning.make_plan(named, recipe, subset, statistics, allow_empty=allow_empty, trust=trust, in_um=in_um)
     planned = planning.with_checked_images(planned, trust, statistics)
     return replace(
         planned,
@@ -213,8 +214,9 @@ def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> li
     for slide in slides:
         known = slide.pixel_size if size is None else as_pixel_size(size)
         labelled = replace(slide, metadata={**slide.metadata, **given.metadata}, pixel_size=known)
-        if size is not None:
-            labelled = replace(labelled, pixel_size_source="as given")
+        if size is not None:  # what was doubtful of the file's own does not matter
+            own = tuple(line for line in labelled.warnings if not line.startswith("pixel size"))
+            labelled = replace(labelled, pixel_size_source="as given", warnings=own)
         if size is None and (scale is not None or options.get("tile_size_um") is not None):
             labelled = replace(labelled, warnings=(*labelled.warnings, *pixel_size_warning(labelled)))
         if ids is not None:
@@ -223,14 +225,16 @@ def _open(given: SlideInput, options: PlanOptions, trust: Collection[str]) -> li
     return found
 
 
-def _check_slide(slide: Slide, recipe: Recipe, statistics: Statistics, trust: Collection[Trust]) -> None:
+def _check_slide(
+    slide: Slide, recipe: Recipe, statistics: Statistics, trust: Collection[Trust], *, in_um: bool
+) -> None:
     """Check what a run would refuse of the labels of a slide.
 
     Raises
     ------
     LabelError
     """
-    check_labels(slide, planning.slide_statistics(slide, statistics), recipe, trust)
+    check_labels(slide, planning.slide_statistics(slide, statistics), recipe, trust, in_um=in_um)
 
 
 def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> list[str]:
@@ -253,7 +257,7 @@ def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> lis
             f"cytosol mask; if {stains[0]} is the nuclear stain, give --nuclear-channel {stains[0]} "
             f"(nuclear_channel={stains[0]!r}), or none if no channel is"
         ]
-    if not were_chosen:
+    if not were_chosen or names[at] in stains or len(slide.masks) < 2:
         return []
     return [
         f"channel {names[at]} is cut with the nucleus mask, being number {at} of those chosen; "

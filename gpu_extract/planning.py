@@ -163,6 +163,7 @@ def make_plan(
     *,
     allow_empty: bool = False,
     trust: Collection[Trust] = (),
+    in_um: bool = False,
 ) -> Plan:
     """Plan an extraction. This reads the label planes, but not the image.
 
@@ -178,6 +179,8 @@ def make_plan(
         Whether a plan without any cell is valid. A slide without cells always is, if another one has cells.
     trust : collection of str
         Findings of `gpu_extract.checks` to accept.
+    in_um : bool
+        Whether lengths in um are asked for.
 
     Raises
     ------
@@ -199,7 +202,7 @@ def make_plan(
     announce("planning")
     if not allow_empty:
         _check_not_empty(slides, given)
-    checked = check_slides(slides, given, recipe, trust)
+    checked = check_slides(slides, given, recipe, trust, in_um=in_um)
     prepared = [_prepare(slide, planes, recipe, statistics) for slide, planes in zip(slides, given, strict=True)]
     tables = [_all_cells(of_slide, index, recipe.tile_size) for index, of_slide in enumerate(prepared)]
     reasons = np.concatenate(

@@ -42,6 +42,8 @@ def check_slides(
     planes: Sequence[Sequence[LabelStatistics]],
     recipe: Recipe,
     trust: Collection[Trust] = (),
+    *,
+    in_um: bool = False,
 ) -> Checked:
     """Check the label planes of slides that are alike in their planes; the image is not read.
 
@@ -54,6 +56,8 @@ def check_slides(
     recipe : Recipe
     trust : collection of str
         What the user accepts; see `Trust`.
+    in_um : bool
+        Whether lengths in um are asked for, so that pixel sizes matter.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def check_slides(
         found, ids = check_pairs(some, of_some, recipe)
         findings += found
         doubtful.append(ids)
-    findings += check_sizes(some, of_some) + check_repeats(some, of_some)
+    findings += check_sizes(some, of_some, in_um=in_um) + check_repeats(some, of_some)
     for index, *of_slide in zip(rows, *doubtful, strict=True):
         if any(map(len, of_slide)):
             unsure[index] = np.unique(np.concatenate(of_slide))
@@ -88,10 +92,15 @@ def check_slides(
 
 
 def check_labels(
-    slide: Slide, planes: Sequence[LabelStatistics], recipe: Recipe, trust: Collection[Trust] = ()
+    slide: Slide,
+    planes: Sequence[LabelStatistics],
+    recipe: Recipe,
+    trust: Collection[Trust] = (),
+    *,
+    in_um: bool = False,
 ) -> Checked:
     """Check the label planes of one slide; see `check_slides`, which tells more of slides that belong together."""
-    return check_slides([slide], [planes], recipe, trust)
+    return check_slides([slide], [planes], recipe, trust, in_um=in_um)
 
 
 def check_images(

@@ -36,7 +36,7 @@ class Finding:
     remedy : str
         What to do.
     trust : Trust or None
-        The word by which the user accepts it; None for what is never an error.
+        The word by which the user accepts it; None for what the remedy settles.
     is_error : bool
         Whether cells would surely be wrong.
     slide : str
@@ -110,8 +110,8 @@ def conclude(
             if first.is_error:
                 trusted.append(f"{first.trust}: {problem}")
         elif first.is_error:
-            accepts = f'--trust {first.trust} (trust="{first.trust}") accepts it'
-            raise LabelError(f"{problem}; {first.remedy}; {accepts}")
+            accepts = f'; --trust {first.trust} (trust="{first.trust}") accepts it' if first.trust else ""
+            raise LabelError(f"{problem}; {first.remedy}{accepts}")
         else:
             warnings.append(f"{problem}; {first.remedy}" if first.remedy else problem)
     return Checked(tuple(warnings), tuple(trusted), tuple(unsure))

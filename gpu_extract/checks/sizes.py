@@ -21,7 +21,9 @@ N_CELLS, N_COMPARED = 3, 10
 DIFFERENT = 2.0
 
 
-def check_sizes(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]]) -> list[Finding]:
+def check_sizes(
+    slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistics]], *, in_um: bool = False
+) -> list[Finding]:
     """Return a finding for each slide whose cells would be too large or too small for cells.
 
     Parameters
@@ -29,6 +31,9 @@ def check_sizes(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatisti
     slides : sequence of Slide
     planes : sequence
         Of each slide, the statistics of its label planes; none is empty.
+    in_um : bool
+        Whether lengths in um are asked for. Tiles are then surely wrong if the pixel size of a file is, and one that
+        the user gives is that of other cells.
     """
     findings = []
     for slide, of_slide in zip(slides, planes, strict=True):
@@ -37,7 +42,7 @@ def check_sizes(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatisti
         area = float(np.median(of_slide[-1].counts)) * slide.pixel_size[0] * slide.pixel_size[1]
         diameter = 2 * math.sqrt(area / math.pi)
         if not SMALLEST <= diameter <= LARGEST:
-            findings.append(_finding(slide, diameter))
+            findings.append(_finding(slide, diameter, is_error=in_um and slide.pixel_size_source != "as given"))
     return findings + _different(slides, planes)
 
 
@@ -61,7 +66,7 @@ def _different(slides: Sequence[Slide], planes: Sequence[Sequence[LabelStatistic
     return [Finding("different sizes", problem, remedy)]
 
 
-def _finding(slide: Slide, diameter: float) -> Finding:
+def _finding(slide: Slide, diameter: float, *, is_error: bool) -> Finding:
     """Return the finding that cells of a slide have that diameter, in um."""
     assert slide.pixel_size is not None
     y, x = (side / scale for side, scale in zip(slide.pixel_size, slide.scale, strict=True))
@@ -70,4 +75,4 @@ def _finding(slide: Slide, diameter: float) -> Finding:
     cells = f"cells of slide {slide.name} have a median diameter of {diameter:.3g} um"
     problem = f"{cells} with pixels of {size} um ({source})"
     remedy = "the pixel size is likely wrong: give it in um with --pixel-size (pixel_size=)"
-    return Finding("size", problem, remedy, slide=slide.name)
+    return Finding("size", problem, remedy, is_error=is_error, slide=slide.name)

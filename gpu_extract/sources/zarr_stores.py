@@ -222,7 +222,12 @@ def _root(location: Location) -> Node:
         store, within = StrictStore.at(location), location.inside.strip("/")
         if within and not _is_inside(within):
             raise SourceError(f"{location} leads out of the store; check the path")
-        node = zarr.open(store, mode="r", path=within)
+        try:
+            node = zarr.open(store, mode="r", path=within)
+        except FileNotFoundError as error:
+            what = "does not exist in the store" if within else "is no Zarr store"
+            where = "check the address" if location.is_url else "check the path"
+            raise SourceError(f"{location} {what}; {where}") from error
         if location.is_url or isinstance(node, zarr.Array):
             return node
         # Consolidated metadata may be out of date.
