@@ -26,7 +26,10 @@ from gpu_extract.sources.slide_table import SlideInput, as_slide_input
 from gpu_extract.store import CellStore, Claim, Contents, FinishedError, check_output, choose_layout, claim_output
 from gpu_extract.surveying import Survey
 
-__all__ = ["extract", "extract_many", "iter_cells", "survey", "survey_many"]
+__all__ = ["NOTHING_WRITTEN", "extract", "extract_many", "iter_cells", "survey", "survey_many"]
+
+# Said of a run that is stopped while it plans, or soon after.
+NOTHING_WRITTEN = "stopped before any cell was written"
 
 
 def extract(
@@ -111,10 +114,15 @@ def extract_many(
     check_options(options, ExtractOptions, "slides", "output", "progress")
     inputs = [as_slide_input(given) for given in slides]
     path = Path(os.path.expanduser(output))
-    with shown(progress) as show, _claimed(inputs, path, options) as claim:
-        job = _prepare(inputs, claim.target.path, options)
-        report = _extracted(job, claim, show)
-    warn(report.warnings[len(job.plan.warnings) :])
+    try:
+        with shown(progress) as show, _claimed(inputs, path, options) as claim:
+            job = _prepare(inputs, claim.target.path, options)
+            cut_off = pipeline.truncation(job.plan)
+            warn(cut_off)
+            report = _extracted(job, claim, show)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or NOTHING_WRITTEN) from None
+    warn(report.warnings[len(job.plan.warnings) + len(cut_off) :])
     return report
 
 
@@ -332,7 +340,7 @@ def _prepare(inputs: Sequence[SlideInput], output: Path | None, options: Extract
 def _what_was_kept(store: CellStore, n_cells: int) -> str:
     """Return what a run that was stopped leaves, as text."""
     if not store.n_kept:
-        return "stopped before any cell was written"
+        return NOTHING_WRITTEN
     return (
         f"stopped at {store.n_kept:,} of {n_cells:,} cells, which are kept in {store.partial}; go on with --resume "
         "(resume=True)"

@@ -63,9 +63,6 @@ gpu-extract verify cells.h5sc
 gpu-extract verify *.h5sc --threads 4 --json > checked.json
 """
 
-# Said of a run that is stopped while it plans.
-NOTHING_WRITTEN = "stopped before any cell was written"
-
 app = typer.Typer(
     name="gpu-extract",
     help="Extract one centered, masked and normalized image per cell from microscopy slides, all into one file.",
@@ -109,7 +106,7 @@ def run(
 ) -> None:
     """Extract every cell of one or more slides into OUT (.h5sc, or .h5 with --layout sparcspy)."""
     check_not_read(output, request.read)
-    with _stopped_cleanly(NOTHING_WRITTEN):
+    with _stopped_cleanly(api.NOTHING_WRITTEN):
         report = api.extract_many(request.slides, output=output, progress=not request.quiet, **request.options)
     _print_report(report)
 
@@ -172,7 +169,7 @@ def demo(
 
     sample = demo_data.paths()
     cells, picture = output / "cells.h5sc", output / "gallery.png"
-    with _stopped_cleanly(NOTHING_WRITTEN):
+    with _stopped_cleanly(api.NOTHING_WRITTEN):
         report = api.extract(
             sample.image,
             nucleus=sample.nucleus,

@@ -257,7 +257,7 @@ def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> lis
             f"cytosol mask; if {stains[0]} is the nuclear stain, give --nuclear-channel {stains[0]} "
             f"(nuclear_channel={stains[0]!r}), or none if no channel is"
         ]
-    if not were_chosen or names[at] in stains or len(slide.masks) < 2:
+    if not were_chosen or names[at] in stains:
         return []
     return [
         f"channel {names[at]} is cut with the nucleus mask, being number {at} of those chosen; "

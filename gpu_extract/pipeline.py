@@ -33,7 +33,7 @@ from gpu_extract.planning import Plan, batches
 from gpu_extract.sources.retries import read_patiently
 from gpu_extract.store import CellStore, ChunkFormat, EncodedCells, encode, whole_chunks
 
-__all__ = ["Progress", "Report", "report_of_finished", "run", "tiles"]
+__all__ = ["Progress", "Report", "report_of_finished", "run", "tiles", "truncation"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -163,7 +163,8 @@ def run(
     if written:
         plan = replace(plan, rows=store.rows_to_do())
         n_flat += sum(_n_flat(record.limits) for record in store.resumed)
-    announce("extracting %s cells", f"{len(plan.cells) - written:,}")
+    n_to_do = len(plan.cells) - written
+    announce("extracting %s", f"{n_to_do:,} cells" if n_to_do != 1 else "1 cell")
     try:
         with worker_threads(threads, "gpu-extract") as workers:
             for chunks in encoded_batches(plan, backend, store.format, workers, threads, watch):
@@ -192,7 +193,13 @@ def run(
         threads=threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(*plan.warnings, *_warnings(plan, n_flat.tolist()), *backend.warnings, *store.warnings),
+        warnings=(
+            *plan.warnings,
+            *truncation(plan),
+            *_flat_channels(plan, n_flat.tolist()),
+            *backend.warnings,
+            *store.warnings,
+        ),
         resumed=store.n_resumed,
     )
 
@@ -208,7 +215,7 @@ def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -
         threads=threads,
         seconds=0.0,
         stage_seconds={},
-        warnings=(*plan.warnings, *_warnings(plan, [0] * len(plan.program.cut))),
+        warnings=(*plan.warnings, *truncation(plan)),
         resumed=len(plan.cells),
     )
 
@@ -350,8 +357,8 @@ def checked_limits(plan: Plan) -> list[NDArray[np.float64] | None]:
     if plan.program.recipe.nonfinite == "error":
         for index in indices:
             check_finite(plan.slides[index])
-    if plan.program.recipe.quantile_scope == "dataset" and indices:
-        return slide_limits(plan.slides, plan.program)
+    if plan.program.recipe.quantile_scope == "dataset":
+        return slide_limits(plan.slides, plan.program) if indices else [None] * len(plan.slides)
     limits: list[NDArray[np.float64] | None] = [None] * len(plan.slides)
     for index, of_slide in zip(indices, slide_limits([plan.slides[i] for i in indices], plan.program), strict=True):
         limits[index] = of_slide
@@ -423,16 +430,19 @@ def _n_flat(limits: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray(np.count_nonzero(limits[:, :, 0] == limits[:, :, 1], axis=0))
 
 
-def _warnings(plan: Plan, n_flat: list[int]) -> Iterator[str]:
+def truncation(plan: Plan) -> list[str]:
+    """Return a warning if tiles cut off cells."""
     n_truncated, S = int(plan.cells.truncated.sum()), plan.program.recipe.tile_size
-    if n_truncated:
-        # If the masks of an id are not of one cell, their box does not tell how large tiles should be.
-        is_any_sure = bool((plan.cells.truncated & plan.sure()).any())
-        needs = f"; 99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
-        yield (
-            f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off"
-            f"{needs if is_any_sure else ''}"
-        )
+    if not n_truncated:
+        return []
+    # If the masks of an id are not of one cell, their box does not tell how large tiles should be.
+    is_any_sure = bool((plan.cells.truncated & plan.sure()).any())
+    needs = f"; 99 % need {plan.fitting_tile_size(0.99)}, all need {plan.fitting_tile_size(1.0)}"
+    line = f"{n_truncated} of {len(plan.cells)} cells do not fit in a tile of {S} pixels and are cut off"
+    return [line + (needs if is_any_sure else "")]
+
+
+def _flat_channels(plan: Plan, n_flat: list[int]) -> Iterator[str]:
     for name, n in zip(plan.slides[0].channel_names, n_flat, strict=True):
         if n:
             yield f"channel {name} is flat in {n} of {len(plan.cells)} cells (its lower and upper value are equal)"

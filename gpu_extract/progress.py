@@ -18,6 +18,8 @@ __all__ = ["RecentRate", "progress_on_stderr", "shown"]
 
 # Seconds between two lines in a log: often enough to show that the run is alive, without filling the disk.
 LOG_INTERVAL = 10.0
+# A rate over a shorter time says nothing: the first batches are finished together.
+MIN_SECONDS = 0.5
 # Seconds after which a log shows what is going on.
 TICK = 1.0
 
@@ -52,11 +54,18 @@ def shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
 
 
 def _display(doing: str) -> AbstractContextManager[Display]:
-    if sys.stderr.isatty():
+    if _is_terminal():
         return _terminal(doing)
     if "ipykernel" in sys.modules and find_spec("tqdm"):
         return _notebook(doing)
     return _log()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # none at all, as after 2>&-, a stand-in of a notebook, or a closed one
+        return False
 
 
 @contextmanager
@@ -67,8 +76,14 @@ def _terminal(doing: str) -> Iterator[Display]:
     from rich.progress import Progress as Bar
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
-    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    with suppress(OSError):
+        bar.start()
+    try:
         yield _Terminal(doing, bar, bar.add_task("starting", total=None, done=""))
+    finally:
+        with suppress(OSError):  # the terminal may be gone
+            bar.stop()
 
 
 class _Terminal:
@@ -150,7 +165,7 @@ class _Log:
     def _print(self) -> None:
         self._printed, self._printed_at = self._now, time.monotonic()
         # A full disk under the log, or `| head`, is no reason to stop a run; a closed stream raises ValueError.
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             print(self._printed[1], file=sys.stderr, flush=True)
 
 
@@ -180,10 +195,10 @@ class RecentRate:
         self._marks: deque[tuple[float, int]] = deque()
 
     def update(self, n_cells: int) -> float | None:
-        """Record the number of cells finished by now; return the rate, None before the second record."""
+        """Record the number of cells finished by now; return the rate, None while it means nothing."""
         now, marks = self._clock(), self._marks
         marks.append((now, n_cells))
         while len(marks) > 2 and marks[1][0] <= now - self._seconds:
             marks.popleft()
         elapsed = now - marks[0][0]
-        return (n_cells - marks[0][1]) / elapsed if elapsed > 0 else None
+        return (n_cells - marks[0][1]) / elapsed if elapsed >= MIN_SECONDS else None

@@ -177,3 +177,29 @@ def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch, error):
     monkeypatch.setattr(sys, "stderr", Full())
     with progress_on_stderr(quiet=False) as show:
         show(2, 2)
+
+
+class Closed(io.StringIO):
+    """A stream that was closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.close()
+
+
+@pytest.mark.parametrize("stream", [None, object(), Closed()])
+def test_no_stderr_is_no_error(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_on_stderr(quiet=False) as show:
+        announce("planning")
+        show(2, 2)
+
+
+def test_a_terminal_that_goes_away_stops_nothing(monkeypatch):
+    def gone(console):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with progress_on_stderr(quiet=False) as show:
+        monkeypatch.setattr("rich.console.Console._check_buffer", gone)
+        show(2, 2)

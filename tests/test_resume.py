@@ -379,3 +379,42 @@ def test_a_file_without_cells_is_resumed(tmp_path):
         assert (report.n_cells, report.resumed) == (0, 0)
     with h5py.File(tmp_path / "cells.h5sc") as file:
         assert len(file["obsm/single_cell_images"]) == 0
+
+
+def test_slides_in_another_order_are_refused(slides, tmp_path):
+    """Their cells have the same ids and places, as those of one field in two rounds of staining."""
+    first = slides[0]
+    second = first | {"image": first["image"][:, ::-1, ::-1].copy()}
+    rounds = [
+        gx.SlideInput(each["image"], each["nucleus"], each["cytosol"], name=name)
+        for each, name in ((first, "A"), (second, "B"))
+    ]
+    output = tmp_path / "cells.h5sc"
+    stopped(rounds, output, trust="placement")
+    with pytest.raises(gx.OutputError, match=r'order of slides: \["B", "A"\] now, \["A", "B"\] then'):
+        gx.extract_many(rounds[::-1], output=output, resume=True, trust="placement", **OPTIONS)
+    gx.extract_many(rounds, output=output, resume=True, trust="placement", **OPTIONS)
+    with pytest.raises(gx.OutputError, match="order of slides"):
+        gx.extract_many(rounds[::-1], output=output, resume=True, trust="placement", **OPTIONS)
+
+
+@pytest.mark.parametrize("scope", ["cell", "slide", "dataset"])
+def test_only_the_finish_may_be_left(slides, tmp_path, scope):
+    n_cells = len(gx.plan_many(slides, tile_size=16, border="keep").cells)
+    stopped(slides, tmp_path / "cells.h5sc", n_cells, quantile_scope=scope)
+    report = gx.extract_many(slides, output=tmp_path / "cells.h5sc", resume=True, quantile_scope=scope, **OPTIONS)
+    assert report.resumed == report.n_cells == n_cells
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_cells_that_were_lost_are_told(slides, tmp_path, is_there):
+    output = tmp_path / "cells.h5sc"
+    stopped(slides, output)
+    partial = tmp_path / "cells.h5sc.partial"
+    if is_there:
+        os.truncate(partial, partial.stat().st_size - 20)
+    else:
+        partial.unlink()
+    with pytest.warns(gx.ExtractionWarning, match=r"\d+ cells that .*journal lists are .*; they are extracted again"):
+        report = gx.extract_many(slides, output=output, resume=True, **OPTIONS)
+    assert report.resumed < 40

@@ -84,6 +84,7 @@ def _fingerprint(
         "planes": list(planes),
         "unique ids": texts.get("unique_ids", "no"),
         "recipe": tomllib.loads(texts["recipe"]),
+        "order of slides": [slide["slide"] for slide in json.loads(texts["sources"])],
         "slide": {slide["slide"]: _slide(slide) for slide in json.loads(texts["sources"])},
         "input of": json.loads(texts.get("inputs", "{}")),
         "number of cells": n_cells,

@@ -51,7 +51,7 @@ MAGIC = b"gxcells\0"
 FORMAT = 3
 BEGINNING = struct.Struct("<8sI")
 OWNER_NBYTES = 256
-HEADER = struct.Struct("<QIQQ?")
+HEADER = struct.Struct("<QIQQQ")
 RECORD = struct.Struct("<QQ")
 CRC = struct.Struct("<I")
 
@@ -157,8 +157,8 @@ class Journal:
         N and C of the finished file.
     skeleton : bytes
         The HDF5 file without its tiles. It says what is extracted from what, and how; see `fingerprint`.
-    overwrite : bool
-        Whether the finished file replaces an existing one.
+    replaces : int, ns
+        When the file was written that the finished one may replace; 0 if it may replace none.
     records : tuple of Record
         The durable cells, in the order of the partial file.
     nbytes : int, bytes
@@ -168,7 +168,7 @@ class Journal:
     n_cells: int
     n_channels: int
     skeleton: bytes
-    overwrite: bool
+    replaces: int
     records: tuple[Record, ...]
     nbytes: int
 
@@ -192,10 +192,10 @@ def join(records: Sequence[Record]) -> Record:
     )
 
 
-def pack_header(skeleton: bytes, n_cells: int, n_channels: int, *, overwrite: bool = False) -> bytes:
+def pack_header(skeleton: bytes, n_cells: int, n_channels: int, *, replaces: int = 0) -> bytes:
     """Return the header of a new journal, which follows its `Owner`."""
     packed = isal_zlib.compress(skeleton, 1)
-    fields = _with_crc(HEADER.pack(n_cells, n_channels, len(skeleton), len(packed), overwrite))
+    fields = _with_crc(HEADER.pack(n_cells, n_channels, len(skeleton), len(packed), replaces))
     return fields + _with_crc(packed)
 
 
@@ -238,14 +238,14 @@ def read_journal(path: str | Path) -> Journal:
     fields = _without_crc(data[begin:start])
     if fields is None:
         raise OutputError(f"{path} is damaged")
-    n_cells, n_channels, n_skeleton, n_packed, overwrite = HEADER.unpack(fields)
+    n_cells, n_channels, n_skeleton, n_packed, replaces = HEADER.unpack(fields)
     end = start + n_packed + CRC.size
     packed = _without_crc(data[start:end])
     if packed is None:
         raise (OutputError(f"{path} is damaged") if end < len(data) else BlankError(f"{path} is cut short"))
     skeleton = isal_zlib.decompress(packed, bufsize=n_skeleton)
     records, nbytes = _read_records(data, end, n_channels)
-    return Journal(n_cells, n_channels, skeleton, overwrite, records, nbytes)
+    return Journal(n_cells, n_channels, skeleton, replaces, records, nbytes)
 
 
 def _read_records(data: memoryview, start: int, n_channels: int) -> tuple[tuple[Record, ...], int]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+from contextlib import suppress
 from typing import Any
 
-__all__ = ["lock"]
+__all__ = ["lock", "unlock"]
 
 # What flock(2) reports on file systems without locks; 524 is Linux' own ENOTSUPP, which NFS leaks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524)
@@ -39,3 +40,10 @@ def lock(descriptor: int, *, shared: bool = False) -> bool:
             raise
         return False
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Release a lock now. Closing the file is not enough if the process has forked: the child has the lock, too."""
+    with suppress(ImportError, OSError):
+        fcntl: Any = importlib.import_module("fcntl")
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import h5py
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from gpu_extract.errors import OutputError
 from gpu_extract.hdf5_files import open_to_read
+from gpu_extract.messages import warn
 from gpu_extract.store.chunks import ChunkFormat, checksum
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.fingerprint import Fingerprint, check_same, stated_in
-from gpu_extract.store.journal import Journal, Record
+from gpu_extract.store.journal import Journal, Record, read_journal
 from gpu_extract.store.target import START_AGAIN, Target
 
 __all__ = ["FinishedError", "Partial", "open_partial"]
@@ -62,20 +64,34 @@ def open_partial(target: Target, asked: Fingerprint, format: ChunkFormat) -> Par
         check_same(target.path, asked, stated)
         raise FinishedError
     if journal is None:
+        with suppress(OutputError):  # no journal, or an empty one
+            _warn_of_lost(target, read_journal(target.journal).n_written)
         return None
     with reporting_damage(target.journal), h5py.File(io.BytesIO(journal.skeleton), "r") as file:
         stated = stated_in(file)
     check_same(target.partial, asked, stated)
+    if target.path.exists() and target.path.stat().st_mtime_ns != journal.replaces:
+        raise OutputError(
+            f"{target.path} was written after the run began that {target.partial} is of; move one of them away"
+        )
     rows = np.concatenate([record.rows for record in journal.records])
     if rows.min() < 0 or rows.max() >= journal.n_cells or len(np.unique(rows)) < len(rows):
         raise OutputError(f"{target.journal} is damaged: it lists cells twice, or that are none; {START_AGAIN}")
     flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(target.partial, flags)
     try:
-        return Partial(descriptor, _intact(journal, descriptor, format))
+        intact = _intact(journal, descriptor, format)
+        _warn_of_lost(target, journal.n_written - intact.n_written)
+        return Partial(descriptor, intact)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _warn_of_lost(target: Target, n_cells: int) -> None:
+    if n_cells:
+        lost = f"{n_cells:,} cells that {target.journal} lists are damaged in {target.partial}, or no longer there"
+        warn([f"{lost}; they are extracted again"])
 
 
 def _intact(journal: Journal, partial: int, format: ChunkFormat) -> Journal:

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["summarize"]
 
 # Texts that have an entry of their own in a summary, or, as its columns show unique ids, need none.
-OWN_TEXTS = ("version", "recipe", "sources", "notices", "trusted", "dropped", "unique_ids", "compression")
+OWN_TEXTS = (
+    "version",
+    "recipe",
+    "sources",
+    "notices",
+    "trusted",
+    "dropped",
+    "unique_ids",
+    "compression",
+    "cells_digest",
+)
 
 
 def summarize(cells: Cells, tables: Tables) -> dict[str, Any]:

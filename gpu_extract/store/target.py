@@ -15,7 +15,7 @@ from gpu_extract.store.codecs import choose_codec
 from gpu_extract.store.folders import make_folders, nearest_existing, remove_folders
 from gpu_extract.store.hdf5.layouts import choose_layout
 from gpu_extract.store.journal import BlankError, Journal, Owner, read_journal
-from gpu_extract.store.locks import lock
+from gpu_extract.store.locks import lock, unlock
 
 __all__ = ["START_AGAIN", "Claim", "Target", "check_output", "claim_output", "unfinished"]
 
@@ -54,6 +54,12 @@ class Target:
     def journal(self) -> Path:
         """Path of the journal of `partial`. A lock on it keeps other runs out."""
         return self.path.with_name(self.path.name + ".journal")
+
+    def replaced(self) -> int:
+        """Return when the file was written that a run may replace, in ns; 0 if there is none, or it may not."""
+        with suppress(FileNotFoundError):
+            return self.path.stat().st_mtime_ns if self.overwrite else 0
+        return 0
 
     def check(self) -> None:
         """Check that the path can be written to and is not taken.
@@ -287,6 +293,7 @@ class Claim:
                     target.journal.unlink(missing_ok=True)
             remove_folders(self.made)
         finally:
+            unlock(self.journal)
             os.close(self.journal)
 
 

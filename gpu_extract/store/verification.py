@@ -111,6 +111,8 @@ def verify(
     if threads < 1:
         raise InputError(f"threads is {threads}; it must be 1 or more")
     remains = unfinished(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give a file of cells")
     if not path.is_file():
         raise OutputError(f"{path} does not exist" + (f"; {remains}" if remains else ""))
     if path.suffix == ".partial" and not h5py.is_hdf5(path):

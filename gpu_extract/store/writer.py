@@ -62,7 +62,7 @@ class CellStore:
         self._layout_warnings = layout.warnings(contents)
         self._claim, self._target = claim, claim.target
         if partial is not None:
-            self._target = replace(claim.target, overwrite=partial.journal.overwrite)
+            self._target = replace(claim.target, overwrite=bool(partial.journal.replaces))
         self._n_cells = len(contents.cells)
         executor = ThreadPoolExecutor(1, "gpu-extract-tables")
         if partial is None:
@@ -161,7 +161,7 @@ class CellStore:
         """Create the partial file and the journal, up to the first tile."""
         with reporting_libraries():
             head = skeleton(contents, layout, self.format)
-        header = pack_header(head, self._n_cells, len(contents.program.cut), overwrite=self._target.overwrite)
+        header = pack_header(head, self._n_cells, len(contents.program.cut), replaces=self._target.replaced())
         partial = _create_partial(self._claim, len(head), header, (self._row_nbytes or 0) * self._n_cells)
         return self._log_of(partial, len(head), OWNER_NBYTES + len(header))
 

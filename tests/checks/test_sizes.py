@@ -4,7 +4,7 @@ import pytest
 import tifffile
 from made.mistakes import ht29_planes
 
-from gpu_extract import plan, plan_many
+from gpu_extract import LabelError, plan, plan_many
 
 IMAGE, NUCLEUS, CYTOSOL = ht29_planes()
 
@@ -64,3 +64,23 @@ def test_slides_of_other_magnifications_are_told_of():
     assert "of 23.4 pixels and those of slide slide of 10.4" in line
     part = {"image": IMAGE[:, :300], "nucleus": NUCLEUS[:300]}
     assert not [line for line in plan_many([large, part]).warnings if "magnification" in line]
+
+
+@pytest.mark.parametrize("lengths", [{"tile_size_um": 40}, {"scale": 0.6}])
+def test_lengths_in_um_by_a_wrong_pixel_size_of_a_file_are_an_error(tmp_path, lengths):
+    metadata = {"axes": "CYX", "PhysicalSizeX": 6.5, "PhysicalSizeY": 6.5}
+    tifffile.imwrite(tmp_path / "a.ome.tif", IMAGE, metadata=metadata, photometric="minisblack")
+    with pytest.raises(LabelError) as error:
+        plan(tmp_path / "a.ome.tif", nucleus=NUCLEUS, cytosol=CYTOSOL, **lengths)
+    assert str(error.value) == (
+        "cells of slide a have a median diameter of 152 um with pixels of 6.5 um (OME-XML); "
+        "the pixel size is likely wrong: give it in um with --pixel-size (pixel_size=)"
+    )
+    assert sizes(plan(tmp_path / "a.ome.tif", nucleus=NUCLEUS, cytosol=CYTOSOL, pixel_size=0.325, **lengths)) == []
+
+
+def test_doubts_about_a_pixel_size_are_settled_by_giving_one(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE[0], resolution=(1550, 1550), resolutionunit="CENTIMETER")
+    doubts = [line for line in plan(tmp_path / "a.tif", nucleus=NUCLEUS).warnings if "camera" in line]
+    assert len(doubts) == 1
+    assert plan(tmp_path / "a.tif", nucleus=NUCLEUS, pixel_size=0.325).warnings == ()

@@ -234,6 +234,7 @@ def test_a_warning_says_which_selected_channel_is_nuclear_unless_it_was_named():
     ):
         assert warnings(channels=["actin", "DNA"], **quiet) == ()
     assert warnings(channels=["DNA"], recipe="scportrait", border="keep") == ()
+    assert warnings(channels=["DNA", "actin"]) == ()  # by its name the right one
 
 
 def test_no_channel_is_nuclear_with_none():

@@ -190,3 +190,12 @@ def test_a_damaged_member_is_an_error(tmp_path):
 def test_archives_of_numpy_arrays_are_still_read(tmp_path):
     np.savez(tmp_path / "a.npz", image=IMAGE)
     np.testing.assert_array_equal(open_image(tmp_path / "a.npz").read(*BOX), crop(IMAGE))
+
+
+def test_a_path_that_is_not_in_the_archive_is_named(tmp_path):
+    path = tmp_path / "cells.zarr.zip"
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        zarr.create_group(store).create_group("masks").create_array("0", data=np.ones((8, 8), np.uint16))
+    with pytest.raises(SourceError) as error:
+        gx.plan(np.zeros((1, 8, 8), np.uint16), nucleus=f"{path}/masks/7")
+    assert str(error.value) == f"nucleus label plane {path}:/masks/7 does not exist in the store; check the path"

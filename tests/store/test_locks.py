@@ -251,3 +251,22 @@ def test_macos_writes_with_what_it_has(tmp_path, monkeypatch):
     for compression in ("gzip", "none"):
         path = write(tmp_path / f"{compression}.h5sc", make_contents(5), compression=compression)
         assert verify(path).n_cells == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_of_the_process_does_not_keep_the_lock(tmp_path):
+    path = tmp_path / "cells.h5sc"
+    claim = claim_output(path)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(theirs)
+        os.read(ours, 1)  # until the parent closes its end
+        os._exit(0)
+    try:
+        claim.release(discard=True)
+        claim_output(path).release(discard=True)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+        os.waitpid(child, 0)

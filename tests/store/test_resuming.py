@@ -232,7 +232,28 @@ def test_a_run_that_was_to_replace_a_file_replaces_it(path):
 def test_a_file_that_appeared_is_not_replaced(path):
     contents, images = stopped(path)
     path.write_text("theirs")
-    with pytest.raises(OutputError, match="was created by another program in the meantime"):
+    with pytest.raises(OutputError, match="was written after the run began"):
+        resume(path, contents, images)
+    assert path.read_text() == "theirs"
+
+
+def test_a_file_that_took_the_place_of_the_one_to_be_replaced_is_not(path):
+    write(path, make_contents(3))
+    contents, images = stopped(path, overwrite=True)
+    path.unlink()
+    write(path.with_name("other.h5sc"), make_contents(2))
+    path.with_name("other.h5sc").rename(path)
+    os.utime(path, ns=(1, 1))
+    before = files(path)
+    with pytest.raises(OutputError, match="was written after the run began"):
+        resume(path, contents, images)
+    assert files(path) == before
+
+
+def test_without_a_file_to_replace_none_is_replaced_later(path):
+    contents, images = stopped(path, overwrite=True)
+    path.write_text("theirs")
+    with pytest.raises(OutputError, match="was written after the run began"):
         resume(path, contents, images)
     assert path.read_text() == "theirs"
 

@@ -88,7 +88,7 @@ class CodeCache(NullCache):
                 with suppress(OSError):
                     path.unlink()
                 _warn(f"compiled code in {path} is damaged ({_line(error)}) and is compiled again")
-        announce("compiling kernels for these types of pixels and labels, once; this takes 15 to 30 s")
+        announce("compiling kernels for these types, once (15 to 30 s)")
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
