@@ -56,6 +56,8 @@ def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[I
         if failure is not None:
             raise failure
     finally:
+        # The frames of the error, with a slide in a GPU's memory, would live until the next collection of garbage.
+        failure = None
         for future in waiting:
             future.cancel()
 
