@@ -441,6 +441,8 @@ def _report_lines(report: Report) -> Iterator[str]:
     yield size + (f"; {report.resumed:,} of them were written before" if report.resumed else "")
     for reason, n in report.dropped.items():
         yield f"dropped {n:,}: {reason}"
+    if report.masking:
+        yield report.masking
     seconds = time.perf_counter() - interrupts.STARTED
     yield (
         f"device {report.device}, {report.threads} threads, {seconds:.1f} s in all, "

@@ -72,6 +72,8 @@ class Report:
         Time spent in ``read``, ``compute``, ``encode`` and ``write``, summed over threads.
     warnings : tuple of str
         Warnings about the input and the file, one line each.
+    masking : str
+        See `Plan`.
     resumed : int
         Number of those cells that an earlier run has written; see ``resume``.
     """
@@ -85,6 +87,7 @@ class Report:
     seconds: float
     stage_seconds: dict[str, float]
     warnings: tuple[str, ...]
+    masking: str = ""
     resumed: int = 0
 
     def __repr__(self) -> str:
@@ -200,6 +203,7 @@ def run(
             *backend.warnings,
             *store.warnings,
         ),
+        masking=plan.masking,
         resumed=store.n_resumed,
     )
 
@@ -216,6 +220,7 @@ def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -
         seconds=0.0,
         stage_seconds={},
         warnings=(*plan.warnings, *truncation(plan)),
+        masking=plan.masking,
         resumed=len(plan.cells),
     )
 

@@ -117,3 +117,13 @@ def test_other_warnings_are_shown_as_ever(capsys):
     with pytest.warns(UserWarning, match="something else"), cli._printed_warnings():
         warnings.warn("something else", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == ""
+
+
+def test_which_channel_is_cut_with_the_nucleus_mask_is_said(files, call):
+    line = "channel ch0 is cut with the nucleus mask, the others with the cytosol mask"
+    assert line in call(*RUN, "--size", "24")[1].splitlines()
+    assert line in call("plan", *RUN[1:6], "--size", "24")[1].splitlines()
+    for silent in (["--raw"], ["--nuclear-channel", "none"]):
+        assert "nucleus mask" not in call(*RUN, "--size", "24", "--overwrite", *silent)[1]
+    nuclei = [*RUN[:4], *RUN[6:]]
+    assert "nucleus mask" not in call(*nuclei, "--size", "24", "--overwrite")[1]

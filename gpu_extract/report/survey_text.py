@@ -20,6 +20,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for reason, n in cells.dropped.counts().items():
         yield f"dropped {n:,}: {reason}"
     yield f"planes: {', '.join(plan.plane_names)}"
+    if plan.masking:
+        yield plan.masking
     yield f"tiles of {_square(recipe.tile_size)} pixels{_in_um(plan)}, {plan.program.output_dtype}"
     yield from _sizes(plan)
     yield f"{plan.nbytes / 1e6:,.1f} MB before compression"
