@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from gpu_extract import backends, pipeline, surveying
-from gpu_extract.cpus import default_threads
-from gpu_extract.errors import InputError
 from gpu_extract.inputs import plan_slides
 from gpu_extract.messages import warn
 from gpu_extract.model import CellImages
 from gpu_extract.options import ExtractOptions, ImageInput, LabelInput, PlanOptions, check_options
 from gpu_extract.overwriting import check_not_read
-from gpu_extract.parallel import worker_threads
+from gpu_extract.parallel import as_threads, worker_threads
 from gpu_extract.planning import Plan
 from gpu_extract.progress import shown
 from gpu_extract.sources.fingerprints import slide_fingerprint
@@ -249,15 +247,6 @@ def iter_cells(
 def choose_backend(device: str, gpu_memory: float | None) -> backends.Backend:
     """Return the backend of a device name; on a GPU it uses at most ``gpu_memory`` GiB."""
     return backends.choose(device, None if gpu_memory is None else int(gpu_memory * 2**30))
-
-
-def as_threads(threads: int | None) -> int:
-    """Return a valid number of threads; None becomes the number of cores that this process may use."""
-    if threads is None:
-        return default_threads()
-    if threads < 1:
-        raise InputError(f"threads is {threads}; it must be 1 or more")
-    return threads
 
 
 @dataclass(frozen=True)

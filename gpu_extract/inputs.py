@@ -247,20 +247,20 @@ def _nuclear_warnings(recipe: Recipe, slide: Slide, *, were_chosen: bool) -> lis
     were_chosen : bool
         Whether the channels are a choice of the user, so that the place of the nuclear one may be another than meant.
     """
-    at, names = recipe.nuclear_channel, slide.channel_names
-    if not isinstance(at, int) or at >= len(names) or not recipe.apply_masks:
+    at, nuclear = recipe.nuclear_channel, recipe.nuclear_name(slide.channel_names)
+    if nuclear is None:
         return []
-    stains = [name for name in names if NUCLEAR_STAIN.search(name)]
-    if stains and names[at] not in stains and len(slide.masks) > 1:
+    stains = [name for name in slide.channel_names if NUCLEAR_STAIN.search(name)]
+    if stains and nuclear not in stains and len(slide.masks) > 1:
         return [
-            f"channel {names[at]} is cut with the nucleus mask, being number {at}, and {listed(stains)} with the "
+            f"channel {nuclear} is cut with the nucleus mask, being number {at}, and {listed(stains)} with the "
             f"cytosol mask; if {stains[0]} is the nuclear stain, give --nuclear-channel {stains[0]} "
             f"(nuclear_channel={stains[0]!r}), or none if no channel is"
         ]
-    if not were_chosen or names[at] in stains:
+    if not were_chosen or nuclear in stains:
         return []
     return [
-        f"channel {names[at]} is cut with the nucleus mask, being number {at} of those chosen; "
+        f"channel {nuclear} is cut with the nucleus mask, being number {at} of those chosen; "
         "name another or none with --nuclear-channel (nuclear_channel=)"
     ]
 

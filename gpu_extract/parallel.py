@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from gpu_extract.cpus import default_threads
+from gpu_extract.errors import InputError
 
-__all__ = ["in_order", "parallel_map", "worker_threads"]
+__all__ = ["as_threads", "in_order", "parallel_map", "worker_threads"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -30,6 +31,15 @@ def worker_threads(n_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         workers.shutdown(wait=waits, cancel_futures=not waits)
+
+
+def as_threads(threads: int | None) -> int:
+    """Return a valid number of threads; None becomes the number of cores that this process may use."""
+    if threads is None:
+        return default_threads()
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be 1 or more")
+    return threads
 
 
 def in_order(workers: Executor, function: Callable[[In], Out], items: Iterable[In], ahead: int) -> Iterator[Out]:

@@ -187,29 +187,35 @@ def run(
     except BaseException:
         store.keep()
         raise
-    return Report(
-        path=path,
-        n_cells=len(plan.cells),
-        n_truncated=int(plan.cells.truncated.sum()),
-        dropped=plan.cells.dropped.counts(),
-        device=backend.device,
-        threads=threads,
+    return _report(
+        plan,
+        backend,
+        path,
+        threads,
         seconds=time.perf_counter() - start,
         stage_seconds=watch.seconds,
-        warnings=(
-            *plan.warnings,
-            *truncation(plan),
-            *_flat_channels(plan, n_flat.tolist()),
-            *backend.warnings,
-            *store.warnings,
-        ),
-        masking=plan.masking,
+        warnings=[*_flat_channels(plan, n_flat.tolist()), *backend.warnings, *store.warnings],
         resumed=store.n_resumed,
     )
 
 
 def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -> Report:
     """Return the report of a run that found its file complete."""
+    return _report(plan, backend, path, threads, seconds=0.0, stage_seconds={}, warnings=[], resumed=len(plan.cells))
+
+
+def _report(
+    plan: Plan,
+    backend: Backend,
+    path: Path,
+    threads: int,
+    *,
+    seconds: float,
+    stage_seconds: dict[str, float],
+    warnings: list[str],
+    resumed: int,
+) -> Report:
+    """Return a report; ``warnings`` come after those of the plan."""
     return Report(
         path=path,
         n_cells=len(plan.cells),
@@ -217,11 +223,11 @@ def report_of_finished(plan: Plan, backend: Backend, path: Path, threads: int) -
         dropped=plan.cells.dropped.counts(),
         device=backend.device,
         threads=threads,
-        seconds=0.0,
-        stage_seconds={},
-        warnings=(*plan.warnings, *truncation(plan)),
+        seconds=seconds,
+        stage_seconds=stage_seconds,
+        warnings=(*plan.warnings, *truncation(plan), *warnings),
         masking=plan.masking,
-        resumed=len(plan.cells),
+        resumed=resumed,
     )
 
 

@@ -135,12 +135,12 @@ class Plan:
     @property
     def masking(self) -> str:
         """Which channel is cut with the nucleus mask, as a line; empty unless the others are cut with another mask."""
-        slide, recipe = self.slides[0], self.program.recipe
-        at, names = recipe.nuclear_channel, slide.channel_names
-        if len(slide.masks) < 2 or not recipe.apply_masks or not isinstance(at, int) or at >= len(names):
+        slide = self.slides[0]
+        nuclear = self.program.recipe.nuclear_name(slide.channel_names)
+        if nuclear is None or len(slide.masks) < 2:
             return ""
-        others = ", the others with the cytosol mask" if len(names) > 1 else ""
-        return f"channel {names[at]} is cut with the nucleus mask{others}"
+        others = ", the others with the cytosol mask" if len(slide.channel_names) > 1 else ""
+        return f"channel {nuclear} is cut with the nucleus mask{others}"
 
     def fitting_tile_size(self, share: float) -> int:
         """Return the smallest even tile size, in pixels, at which that share of the cells fits; 0 without cells.

@@ -201,6 +201,13 @@ class Recipe:
                 raise RecipeError(f"unknown recipe parameter {name!r}{_nearest(name, known)}")
         return dataclasses.replace(self, **changes)
 
+    def nuclear_name(self, channel_names: tuple[str, ...]) -> str | None:
+        """Return the name of the channel that is cut with the nucleus mask; None if no channel is, by its number."""
+        at = self.nuclear_channel
+        if not self.apply_masks or not isinstance(at, int) or at >= len(channel_names):
+            return None
+        return channel_names[at]
+
     def program(
         self,
         mask_names: tuple[str, ...],

@@ -14,10 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_extract.cpus import default_threads
-from gpu_extract.errors import InputError, OutputError
+from gpu_extract.errors import OutputError
 from gpu_extract.hdf5_files import open_to_read
-from gpu_extract.parallel import in_order
+from gpu_extract.parallel import as_threads, in_order
 from gpu_extract.store.damage import reporting_damage
 from gpu_extract.store.hdf5.datasets import check_chunks, compression_of
 from gpu_extract.store.hdf5.layout import require
@@ -107,9 +106,7 @@ def verify(
         If ``threads`` is not positive.
     """
     path = Path(os.path.expanduser(path))
-    threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise InputError(f"threads is {threads}; it must be 1 or more")
+    threads = as_threads(threads)
     remains = unfinished(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file of cells")
